@@ -1,0 +1,89 @@
+"""Sphinx settings. The API pages come from docstrings, the command reference from the program."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+import typer
+import yaml
+
+from mlff_distiller import cli
+from mlff_distiller.config import Config, to_plain
+
+project = "MLFF Distiller"
+author = "MLFF Distiller contributors"
+copyright = f"2026, {author}"
+release = importlib.metadata.version("mlff-distiller")
+version = release
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
+exclude_patterns = ["_build", "generated/commands.md"]
+templates_path = ["_templates"]
+html_theme = "furo"
+html_title = f"{project} {release}"
+
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+autosummary_generate = True
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_inherit_docstrings = False
+# Teachers' libraries are never needed to read about them.
+autodoc_mock_imports = ["chgnet", "fennol", "jax", "mace", "orb_models", "sevenn", "torchani"]
+napoleon_google_docstring = False
+napoleon_use_ivar = True
+
+
+def _command_pages(command: Any, name: str) -> list[str]:
+    """Markdown of one command of the command line and of those below it."""
+    commands = getattr(command, "commands", None)
+    if commands:
+        pages = (_command_pages(below, f"{name} {key}") for key, below in commands.items())
+        return [line for page in pages for line in page]
+    arguments, options = _shown(command, "argument"), _shown(command, "option")
+    usage = [name, *(_metavar(argument) for argument in arguments), "[OPTIONS]"]
+    about = "\n\n".join(text.strip() for text in (command.help, command.epilog) if text)
+    lines = [f"## `{name}`", "", "```text", " ".join(usage), "", about, "```"]
+    for parameter in [*arguments, *options]:
+        flags = [_metavar(parameter)] if parameter in arguments else parameter.opts
+        flags = [f"`{flag}`" for flag in [*flags, *parameter.secondary_opts]]
+        text = " ".join((getattr(parameter, "help", None) or parameter.name).split())
+        if parameter.default not in (None, False, ..., (), []):
+            text += f" Default: `{parameter.default}`."
+        lines += ["", ", ".join(flags), f": {text}"]
+    return [*lines, ""]
+
+
+def _metavar(argument: Any) -> str:
+    return argument.name.upper() + ("..." if argument.nargs == -1 else "")
+
+
+def _shown(command: Any, kind: str) -> list[Any]:
+    return [
+        parameter
+        for parameter in command.params
+        if parameter.param_type_name == kind and not getattr(parameter, "hidden", False)
+    ]
+
+
+def _write_generated_pages() -> None:
+    """What cli.md and configuration.md include, taken from the program itself."""
+    folder = Path(__file__).parent / "generated"
+    folder.mkdir(exist_ok=True)
+    commands = _command_pages(typer.main.get_command(cli.app), "mlff-distiller")
+    (folder / "commands.md").write_text("\n".join(commands) + "\n", encoding="utf-8")
+    settings = yaml.safe_dump(to_plain(Config()), sort_keys=False)
+    (folder / "settings.yaml").write_text(settings, encoding="utf-8")
+
+
+_write_generated_pages()

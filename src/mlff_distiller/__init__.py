@@ -1,0 +1,24 @@
+"""MLFF Distiller: a slow, accurate force field in; a fast one for your chemistry out."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlff_distiller.deploy import StudentCalculator
+    from mlff_distiller.pipeline import distill
+    from mlff_distiller.teachers import load_teacher
+
+__all__ = ["StudentCalculator", "distill", "load_teacher"]
+
+_HOMES = {
+    "StudentCalculator": "mlff_distiller.deploy",
+    "distill": "mlff_distiller.pipeline",
+    "load_teacher": "mlff_distiller.teachers",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when first used: torch alone takes two seconds, and `--help` needs none of it.
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,230 @@
+"""``mlff-distiller``: parses, calls, shows progress. What does the work is imported when needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mlff_distiller.errors import DistillerError
+from mlff_distiller.progress import Display
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Turn a slow, accurate force field into a fast one for your chemistry.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Look at and check label datasets.")
+app.add_typer(data_app, name="data")
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+
+
+@app.command(epilog="Example: mlff-distiller distill silicon.extxyz --teacher 7net-0 --out run")
+def distill(
+    structures: Annotated[
+        list[str],
+        typer.Argument(help="Files ASE reads; every frame is a seed. KEY=VALUE: a setting."),
+    ],
+    teacher: Annotated[
+        str, typer.Option(help="A name from 'teachers', FAMILY:PATH, or ase:module:factory.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the run; the same command continues it.")],
+    student: Annotated[str | None, typer.Option(help="Architecture of the student: nep.")] = None,
+    temperature: Annotated[
+        list[float] | None, typer.Option(help="Sampling temperature, K; repeatable.")
+    ] = None,
+    labels: Annotated[
+        int | None, typer.Option(help="How many structures the teacher labels.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings.")] = None,
+    teacher_python: Annotated[
+        str | None, typer.Option(help="Python of another environment for the teacher.")
+    ] = None,
+    allow_download: Annotated[
+        bool, typer.Option(help="Let the teacher fetch its weights.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Distil a teacher on STRUCTURES: sample, label, train, test, report."""
+    from mlff_distiller import pipeline
+    from mlff_distiller.config import load_config
+
+    files = [word for word in structures if not _is_setting(word)]
+    settings = load_config(
+        config,
+        [word for word in structures if _is_setting(word)],
+        student=student,
+        sampling__temperature_K=temperature or None,
+        labels=labels,
+        device=device,
+    )
+    with Display(console, quiet=quiet) as display:
+        report = pipeline.distill(
+            files,
+            teacher,
+            out,
+            settings,
+            teacher_python=teacher_python,
+            allow_download=allow_download,
+            on_progress=display,
+        )
+    if not quiet:
+        _print_verdict(report, out)
+
+
+def _is_setting(word: str) -> bool:
+    return "=" in word and not Path(word).exists()
+
+
+def _print_verdict(report: dict[str, Any], out: Path) -> None:
+    status = report["verdict"]["status"]
+    colour = "green" if status == "approved" else "red"
+    table = Table(
+        title=f"[bold {colour}]{status}[/]", title_justify="left", box=None, padding=(0, 2)
+    )
+    for heading in ("", "check", "measured", "limit"):
+        table.add_column(heading, justify="right" if heading in ("measured", "limit") else "left")
+    for check in report["verdict"]["checks"]:
+        mark = "[green]✓[/]" if check["passed"] else "[red]✗[/]"
+        value = "not measured" if check["value"] is None else f"{check['value']:.4g}"
+        table.add_row(mark, check["name"], value, f"{check['limit']:g}")
+    console.print(table)
+    console.print(f"\nreport   {out / 'report.html'}", soft_wrap=True)
+    console.print(f"student  {out / 'student'}", soft_wrap=True)
+
+
+@app.command(epilog="Example: mlff-distiller teachers")
+def teachers() -> None:
+    """List the teachers this version knows, and what each needs."""
+    from mlff_distiller.teachers import registered_teachers
+
+    table = Table(box=None, padding=(0, 2))
+    for heading in ("teacher", "family", "licence", "install", ""):
+        table.add_column(heading)
+    for row in registered_teachers():
+        table.add_row(row.name, row.family, row.licence, escape(row.install), row.description)
+    console.print(table)
+
+
+@app.command(epilog="Example: mlff-distiller info run/student")
+def info(
+    path: Annotated[Path, typer.Argument(help="A student's folder, a nep.txt, or a run.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Describe a student: elements, size, cutoff, teacher."""
+    from mlff_distiller.students import load_student, read_config
+
+    folder = path / "student" if (path / "student").is_dir() else path
+    student = load_student(folder)
+    about = read_config(folder)["about"] if folder.is_dir() else {}
+    facts = {
+        "architecture": student.architecture,
+        "elements": list(student.elements),
+        "n_parameters": sum(parameter.numel() for parameter in student.parameters()),
+        "cutoff": student.cutoff,
+        "reference_energies": dict(
+            zip(student.elements, student.reference_energies.tolist(), strict=True)
+        ),
+        "teacher": about.get("teacher", {}).get("name"),
+        "n_labels": about.get("n_labels"),
+        "temperature_K": about.get("temperature_K"),
+    }
+    _print_facts(facts, as_json)
+
+
+@data_app.command("info", epilog="Example: mlff-distiller data info run/dataset")
+def data_info(
+    path: Annotated[Path, typer.Argument(help="A dataset's folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Count the labels of a dataset and say whose they are."""
+    from mlff_distiller.dataset import Dataset
+
+    dataset = Dataset(path)
+    facts = {
+        "n_labels": len(dataset),
+        "n_atoms": int(sum(dataset.n_atoms)),
+        "n_branches": len(set(dataset.groups.tolist())),
+        "teacher": dataset.metadata.get("teacher", {}).get("name"),
+    }
+    _print_facts(facts, as_json)
+
+
+@data_app.command("verify", epilog="Example: mlff-distiller data verify run/dataset")
+def data_verify(
+    path: Annotated[Path, typer.Argument(help="A dataset's folder, or one shard.")],
+) -> None:
+    """Check every record of a dataset against its checksum; exit code 1 if anything is damaged."""
+    from mlff_distiller.dataset import verify
+
+    report = verify(path)
+    for problem in report.problems:
+        errors.print(f"[red]✗[/] {escape(problem)}", soft_wrap=True)
+    console.print(f"{report.n_records} records read, {len(report.problems)} problems")
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def _print_facts(facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(facts, indent=1))
+        return
+    table = Table(box=None, padding=(0, 2), show_header=False)
+    for key, value in facts.items():
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+        table.add_row(key, escape(str(shown)) if value is not None else "unknown")
+    console.print(table)
+
+
+@app.callback()
+def _root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True)
+    ] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        console.print(installed("mlff-distiller"))
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point: errors as text, exit codes for scripts (130 and 143 when interrupted)."""
+
+    def terminated(signum: int, frame: object) -> None:
+        raise SystemExit(128 + signum)
+
+    signal.signal(signal.SIGTERM, terminated)
+    # Idle OpenMP threads that spin make a shared machine's every small operation wait for a time
+    # slice: a step was seen to slow down twentyfold. Read when torch loads, here and in teachers.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        app(standalone_mode=True)
+    except DistillerError as error:
+        if "--debug" in sys.argv:
+            raise
+        errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        errors.print("interrupted; the same command continues where it stopped")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""The settings of a whole run: the stages' own dataclasses, composed; strict YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as validated
+
+from mlff_distiller.errors import ConfigError
+from mlff_distiller.evaluate.assess import EvaluationSettings
+from mlff_distiller.sampling import RattleSettings
+from mlff_distiller.students import NEPSettings
+from mlff_distiller.training import TrainingSettings
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+_STRICT = ConfigDict(extra="forbid")
+
+
+@validated(frozen=True, config=_STRICT)
+class Config:
+    """Everything ``distill`` depends on, besides the structures and the teacher."""
+
+    labels: Annotated[int, Field(ge=10)] = 300
+    student: Literal["nep"] = "nep"
+    device: str = "auto"
+    seed: Annotated[int, Field(ge=0)] = 0
+    test_fraction: Fraction = 0.1
+    validation_fraction: Fraction = 0.1
+    sampling: RattleSettings = field(default_factory=RattleSettings)
+    nep: NEPSettings = field(default_factory=NEPSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML (no tags that build objects) in which a repeated key is an error."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key {key!r} is given twice", node.start_mark
+            )
+    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping; tags, repeated keys and anything but a mapping are refused."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}", found=error.strerror) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not plain YAML", found=error) from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"{path} is no mapping", expected="lines of 'key: value'", found=type(content).__name__
+        )
+    return content
+
+
+def load_config(file: Path | None, overrides: Sequence[str] = (), **direct: Any) -> Config:
+    """Defaults, then ``file``, then ``direct`` dotted keys, then ``KEY=VALUE`` overrides.
+
+    A key of ``direct`` uses ``__`` for the dot; its value None means "not given".
+    """
+    content = read_yaml(file) if file is not None else {}
+    for name, value in direct.items():
+        if value is not None:
+            _set(content, name.replace("__", "."), value)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(
+                f"cannot read the setting {override!r}",
+                expected="KEY=VALUE, for example training.learning_rate=0.002",
+            )
+        try:
+            _set(content, key, yaml.load(text, Loader=_Loader))
+        except yaml.YAMLError as error:
+            raise ConfigError(f"cannot read the value of {key}", found=text) from error
+    try:
+        return TypeAdapter(Config).validate_python(content)
+    except ValidationError as error:
+        raise _readable(error) from error
+
+
+def _set(content: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        content = content.setdefault(parent, {})
+        if not isinstance(content, dict):
+            raise ConfigError(f"{parent} in {dotted} is a value, not a section")
+    content[last] = value
+
+
+def _readable(error: ValidationError) -> ConfigError:
+    lines = []
+    for problem in error.errors(include_url=False):
+        where = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "unexpected_keyword_argument":
+            lines.append(f"{where}: there is no such setting")
+        else:
+            lines.append(f"{where}: {problem['msg']} (found {problem['input']!r})")
+    return ConfigError(
+        "invalid settings:\n    " + "\n    ".join(lines),
+        remedy="docs/configuration.md lists every setting with its default",
+    )
+
+
+def to_plain(config: Config) -> dict[str, Any]:
+    """As nested dicts and lists that YAML and JSON can hold."""
+    return {key: _plain(value) for key, value in asdict(config).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(own) for key, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(own) for own in value]
+    return value
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """``key: old -> new`` for every leaf of two nested mappings that is not the same."""
+    lines = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key}: {a} -> {b}")
+    return lines

@@ -1,0 +1,19 @@
+"""The store of labelled structures: crash-safe, checked on every read, split by kinship."""
+
+from mlff_distiller.dataset.record import Record, label_key, structure_hash
+from mlff_distiller.dataset.split import Split, split_by_group
+from mlff_distiller.dataset.store import Dataset
+from mlff_distiller.dataset.verify import VerifyReport, verify
+from mlff_distiller.dataset.writer import DatasetWriter
+
+__all__ = [
+    "Dataset",
+    "DatasetWriter",
+    "Record",
+    "Split",
+    "VerifyReport",
+    "label_key",
+    "split_by_group",
+    "structure_hash",
+    "verify",
+]

@@ -1,0 +1,204 @@
+"""The one writer of a dataset.
+
+An append writes one new shard, then replaces the manifest, each durably; whoever dies at any
+instant costs at most the batch in flight. Thirty-two shards of equal rank at the end are merged
+into one, so a million appends of one record leave about a hundred files, each record having been
+rewritten at most a few times. Record numbers never change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlff_distiller import durable
+from mlff_distiller.dataset.columns import Rows, concatenate
+from mlff_distiller.dataset.disk import WriterLock, explaining
+from mlff_distiller.dataset.flatten import to_rows
+from mlff_distiller.dataset.layout import image
+from mlff_distiller.dataset.manifest import (
+    MANIFEST,
+    SHARD_NAME,
+    Manifest,
+    ShardEntry,
+    differences,
+    plain_metadata,
+    read_manifest,
+    shard_name,
+    write_manifest,
+)
+from mlff_distiller.dataset.record import Record, labels_of
+from mlff_distiller.dataset.shards import ShardSequence
+from mlff_distiller.errors import DatasetError, DistillerError
+
+MERGED_AT_ONCE = 32
+LARGEST_MERGED = 128 * 2**20
+"""Bytes. Larger files save nothing; merging holds about three times this in memory."""
+
+
+class DatasetWriter:
+    """The one writer of ``folder``, which is made if need be. Use as a context manager.
+
+    ``metadata`` is kept in the manifest; opening again needs equal metadata. Opening takes the
+    lock, reads every shard's index and removes what killed writers left. ``DatasetError`` if
+    another process writes, metadata differ, or anything the manifest lists is missing or damaged.
+    """
+
+    def __init__(self, folder: Path | str, metadata: Mapping[str, Any]) -> None:
+        self.folder = Path(folder)
+        self._metadata = plain_metadata(metadata)
+        self._shards = ShardSequence(self.folder, ())
+        self._numbers: dict[bytes, int] = {}
+        self._is_current = False
+        self._lock = WriterLock(self.folder)
+        try:
+            self._load()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> DatasetWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the lock; a second call does nothing. Everything appended is already safe."""
+        self._lock.release()
+
+    def __len__(self) -> int:
+        return len(self._current())
+
+    def __contains__(self, key: object) -> bool:
+        self._current()
+        return isinstance(key, str) and key.encode() in self._numbers
+
+    def labels(self, key: str) -> dict[str, np.ndarray]:
+        """Labels of a record exactly as any later read gives them; missing ones are absent.
+
+        ``KeyError`` if there is no such record.
+        """
+        shards = self._current()
+        with explaining(self.folder):
+            return labels_of(shards.read(np.array([self._numbers[key.encode()]])), 0)
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Add ``records``, all or none; on return they are on the disk. Takes some 5 ms.
+
+        ``DatasetError`` names a wrong label, a key that is already there, or what the disk
+        refused; the writer can be used again. Nothing has changed then, unless the disk failed
+        in the very last step: ``key in writer`` tells.
+        """
+        shards = self._current()
+        if not records:
+            return
+        rows = to_rows(records)
+        self._refuse_duplicates(rows)
+        with self._all_or_nothing():
+            self._merge()
+            entry = self._write_shard(rows, tier=0)
+            self._commit((*self._shards.entries, entry))
+            for number, key in enumerate(rows.columns["key"].tolist(), start=len(shards)):
+                self._numbers[key] = number
+
+    def _current(self) -> ShardSequence:
+        if not self._lock.held:
+            raise DatasetError(
+                f"the writer of dataset {self.folder} is closed", remedy="open a new DatasetWriter"
+            )
+        if not self._is_current:
+            self._load()
+        return self._shards
+
+    def _load(self) -> None:
+        """Take the state from the disk, and remove what the manifest does not list."""
+        with explaining(self.folder):
+            if not (self.folder / MANIFEST).exists():
+                self._begin()
+            manifest = read_manifest(self.folder)
+            changes = differences(self._metadata, manifest.metadata)
+            if changes:
+                raise DatasetError(
+                    f"dataset {self.folder} was made with other metadata (now != then):\n    "
+                    + "\n    ".join(changes),
+                    remedy="use the same teacher, settings and inputs, or choose another folder",
+                )
+            shards = self._shards.replaced_by(manifest.shards)
+            keys = shards.keys().tolist()
+            durable.remove_partials(self.folder)
+            listed = {entry.name for entry in manifest.shards}
+            for path in self.folder.glob("*.h5"):
+                if path.name not in listed and SHARD_NAME.fullmatch(path.name):
+                    path.unlink()
+        self._shards, self._numbers = shards, {key: number for number, key in enumerate(keys)}
+        self._is_current = True
+
+    def _begin(self) -> None:
+        """Write the first manifest, unless there are shards that a lost one has listed."""
+        shards = [path.name for path in self.folder.glob("*.h5")]
+        if shards:
+            raise DatasetError(
+                f"dataset {self.folder} has lost its {MANIFEST}",
+                found=f"{len(shards)} *.h5 files without it",
+                remedy=f"restore {MANIFEST} from a copy, or choose another folder",
+            )
+        write_manifest(self.folder, Manifest(self._metadata, ()))
+
+    def _refuse_duplicates(self, rows: Rows) -> None:
+        seen = set()
+        for number, key in enumerate(rows.columns["key"].tolist()):
+            if key in seen or key in self._numbers:
+                where = f"record {self._numbers[key]}" if key in self._numbers else "this batch"
+                raise DatasetError(
+                    f"record {number} of the batch has a key that {where} already has",
+                    found=key.decode(),
+                    remedy="ask `key in writer` first, and take its labels from writer.labels(key)",
+                )
+            seen.add(key)
+
+    @contextlib.contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """After any failure, whatever the disk now holds is the state."""
+        try:
+            with explaining(self.folder):
+                yield
+        except BaseException:
+            self._is_current = False
+            with contextlib.suppress(DistillerError, OSError):
+                self._load()
+            raise
+
+    def _merge(self) -> None:
+        """Replace the last shards by one, as long as enough of them are of one tier."""
+        while True:
+            kept, last = (
+                self._shards.entries[:-MERGED_AT_ONCE],
+                self._shards.entries[-MERGED_AT_ONCE:],
+            )
+            too_few = len(last) < MERGED_AT_ONCE or len({entry.tier for entry in last}) > 1
+            if too_few or sum(entry.n_bytes for entry in last) > LARGEST_MERGED:
+                return
+            shards = [self._shards.shard(entry) for entry in last]
+            rows = concatenate([shard.read(np.arange(len(shard))) for shard in shards])
+            self._commit((*kept, self._write_shard(rows, last[0].tier + 1)))
+            for entry in last:  # a reader that meets the gap looks into the manifest again
+                with contextlib.suppress(OSError):
+                    (self.folder / entry.name).unlink()
+
+    def _write_shard(self, rows: Rows, tier: int) -> ShardEntry:
+        content = image(rows)
+        sha256 = hashlib.sha256(content).hexdigest()
+        number = max((entry.number for entry in self._shards.entries), default=-1) + 1
+        name = shard_name(number, sha256)
+        durable.write_bytes(self.folder / name, content)
+        return ShardEntry(name, len(rows), int(rows.offsets[-1]), len(content), sha256, tier)
+
+    def _commit(self, entries: tuple[ShardEntry, ...]) -> None:
+        write_manifest(self.folder, Manifest(self._metadata, entries))
+        self._shards = self._shards.replaced_by(entries)

@@ -1,0 +1,39 @@
+"""The one table of physical properties: it drives the HDF5 schema, labels, units and tests.
+
+Conventions are ASE's. Energies are absolute, as the teacher gives them. ``forces = -dE/dr``.
+``stress = (1/V) dE/dstrain``, positive under tension, symmetric 3x3 inside the package and
+Voigt (xx yy zz yz xz xy) only in ASE calculators. The virial is ``-V * stress``.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Property:
+    """One row: ``shape`` is that of a single atom's or a single system's value."""
+
+    per: Literal["atom", "system"]
+    shape: tuple[int, ...]
+    unit: str
+    dtype: str
+    meaning: str
+    required: bool = False
+
+
+STRUCTURE: dict[str, Property] = {
+    "positions": Property("atom", (3,), "Å", "float64", "Cartesian positions", required=True),
+    "atomic_numbers": Property("atom", (), "1", "uint8", "proton numbers Z", required=True),
+    "cell": Property("system", (3, 3), "Å", "float64", "lattice vectors as rows", required=True),
+    "pbc": Property("system", (3,), "1", "bool", "periodic along each vector", required=True),
+    "charge": Property("system", (), "e", "float64", "total charge"),
+    "spin": Property("system", (), "1", "float64", "spin multiplicity"),
+}
+"""What defines a structure."""
+
+LABELS: dict[str, Property] = {
+    "energy": Property("system", (), "eV", "float64", "total energy", required=True),
+    "forces": Property("atom", (3,), "eV/Å", "float32", "-dE/dr", required=True),
+    "stress": Property("system", (3, 3), "eV/Å³", "float64", "(1/V) dE/dstrain, tension > 0"),
+}
+"""What a teacher says of it. A missing optional label is NaN."""

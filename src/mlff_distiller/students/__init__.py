@@ -1,0 +1,20 @@
+"""Students: small models of per-atom energies with exact forces and stress."""
+
+from mlff_distiller.students.artefact import load_student, read_config, save_student
+from mlff_distiller.students.base import Prediction, Student
+from mlff_distiller.students.nep import NEP
+from mlff_distiller.students.nep_file import read_nep, write_nep
+from mlff_distiller.students.nep_setup import NEPSettings, nep_for
+
+__all__ = [
+    "NEP",
+    "NEPSettings",
+    "Prediction",
+    "Student",
+    "load_student",
+    "nep_for",
+    "read_config",
+    "read_nep",
+    "save_student",
+    "write_nep",
+]

@@ -1,0 +1,106 @@
+"""A student on disk: ``config.json``, ``weights.safetensors``, ``README.md`` and ``nep.txt``.
+
+No pickle anywhere: the configuration is JSON, the tensors are safetensors, and what they may
+contain is fixed by the architecture.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from mlff_distiller.durable import replacing, sha256_of_file
+from mlff_distiller.errors import StudentError
+from mlff_distiller.students.base import Student
+from mlff_distiller.students.nep import NEP
+from mlff_distiller.students.nep_file import read_nep, write_nep
+
+SCHEMA = 1
+ARCHITECTURES: dict[str, type[NEP]] = {NEP.architecture: NEP}
+
+
+def save_student(
+    student: NEP, folder: Path, *, about: dict[str, Any], card: str, max_neighbors: tuple[int, int]
+) -> None:
+    """Durably write ``student`` as ``folder``.
+
+    ``about`` (JSON: teacher, data, training, ...) goes into ``config.json``, ``card`` is the
+    model card in Markdown, ``max_neighbors`` sizes the tables that engines allocate.
+    """
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+        weights = temporary / "weights.safetensors"
+        tensors = {name: value.detach().cpu() for name, value in student.state_dict().items()}
+        weights.write_bytes(save({name: value.contiguous() for name, value in tensors.items()}))
+        write_nep(student, temporary / "nep.txt", max_neighbors=max_neighbors)
+        config = {
+            "schema": SCHEMA,
+            "architecture": student.architecture,
+            "model": student.config(),
+            "weights_sha256": sha256_of_file(weights),
+            "about": about,
+        }
+        (temporary / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+
+
+def load_student(path: str | Path) -> Student:
+    """Read a student's folder, or a bare NEP4 file, in evaluation mode on the CPU."""
+    path = Path(path)
+    if path.is_file():
+        return read_nep(path).eval()
+    config = read_config(path)
+    architecture = ARCHITECTURES.get(config["architecture"])
+    if architecture is None:
+        raise StudentError(
+            f"{path} holds a student of an unknown architecture",
+            expected=f"one of {', '.join(ARCHITECTURES)}",
+            found=config["architecture"],
+            remedy="update mlff-distiller",
+        )
+    weights = path / "weights.safetensors"
+    try:
+        if sha256_of_file(weights) != config["weights_sha256"]:
+            raise StudentError(
+                f"{weights} does not belong to its config.json",
+                expected=f"sha256 {config['weights_sha256']}",
+                found=f"sha256 {sha256_of_file(weights)}",
+                remedy="copy the whole folder again from where it was made",
+            )
+        student = architecture.from_config(config["model"])
+        tensors = load_file(weights)
+        student.to(tensors["w0"].dtype)
+        student.load_state_dict(tensors)
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
+        if isinstance(error, StudentError):
+            raise
+        raise StudentError(
+            f"{path} holds a damaged student", found=f"{type(error).__name__}: {error}"
+        ) from error
+    return student.eval()
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """``config.json`` of a student's folder, its schema checked."""
+    file = Path(path) / "config.json"
+    try:
+        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        schema = config["schema"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StudentError(
+            f"{path} is no student",
+            expected="a folder with config.json and weights.safetensors, or a nep.txt",
+            found=f"{type(error).__name__}: {error}",
+        ) from error
+    if schema != SCHEMA:
+        raise StudentError(
+            f"{path} was written by another version",
+            expected=f"schema {SCHEMA}",
+            found=f"schema {schema}",
+            remedy="update mlff-distiller, or distil the student again",
+        )
+    return config

@@ -1,0 +1,120 @@
+"""What every student is: per-atom energies of local environments, and their exact derivatives."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from ase.data import atomic_numbers, chemical_symbols
+from torch import Tensor, nn
+
+from mlff_distiller.batch import Batch
+from mlff_distiller.errors import UnknownElementError
+from mlff_distiller.neighbors import Neighbors, edge_vectors
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Names, shapes and units of ``properties.LABELS``, and the energy of each atom.
+
+    Sums are float64. ``stress`` of a system without volume is NaN.
+    """
+
+    energy: Tensor  # (n_systems,) eV, float64
+    energies: Tensor  # (n_atoms,) eV, float64
+    forces: Tensor  # (n_atoms, 3) eV/Å, the student's dtype
+    stress: Tensor  # (n_systems, 3, 3) eV/Å³, float64
+
+
+class Student(nn.Module, ABC):
+    """Energy is a sum over atoms of ``E0(element) + U(environment within cutoff)``.
+
+    A subclass gives ``site_energies``; forces and stress follow here by automatic
+    differentiation by the edge vectors. One that knows its gradient in closed form overrides
+    ``site_energies_and_gradients``.
+    """
+
+    architecture: ClassVar[str]
+    reference_energies: Tensor  # (n_types,) eV, float64 whatever the dtype of the module
+    types_of_numbers: Tensor  # (119,) int64, -1 for unknown elements
+
+    def __init__(self, elements: tuple[str, ...], cutoff: float) -> None:
+        super().__init__()
+        self.elements, self.cutoff = elements, cutoff
+        lookup = torch.full((len(chemical_symbols) + 1,), -1, dtype=torch.int64)
+        lookup[[atomic_numbers[symbol] for symbol in elements]] = torch.arange(len(elements))
+        self.register_buffer("types_of_numbers", lookup, persistent=False)
+        self.register_buffer("reference_energies", torch.zeros(len(elements), dtype=torch.float64))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        exact = self.reference_energies
+        super()._apply(fn, recurse)
+        # .float() must not round total energies.
+        self.reference_energies = exact.to(self.reference_energies.device)
+        return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.reference_energies.device
+
+    def parameter_groups(self) -> list[tuple[float, list[nn.Parameter]]]:
+        """Parameters for an optimiser, each group with a factor of the learning rate."""
+        return [(1.0, list(self.parameters()))]
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """Keyword arguments of the constructor, as JSON."""
+
+    @abstractmethod
+    def site_energies(self, types: Tensor, i: Tensor, j: Tensor, vectors: Tensor) -> Tensor:
+        """U (n_atoms,) in eV of atoms with ``types`` (n_atoms,) and edges i, j, r_ij."""
+
+    def site_energies_and_gradients(
+        self, types: Tensor, i: Tensor, j: Tensor, vectors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """U (n_atoms,) in eV, and d(sum U)/dr_ij (n_edges, 3) in eV/Å."""
+        with torch.enable_grad():
+            leaf = vectors if vectors.requires_grad else vectors.detach().requires_grad_()
+            energies = self.site_energies(types, i, j, leaf)
+            (gradients,) = torch.autograd.grad(energies.sum(), leaf, create_graph=self.training)
+        return energies, gradients
+
+    def types(self, atomic_numbers_: Tensor) -> Tensor:
+        """Indices into ``elements`` (n_atoms,); an element the student lacks is an error."""
+        types = self.types_of_numbers[atomic_numbers_]
+        if bool((types < 0).any()):
+            unknown = sorted(set(atomic_numbers_[types < 0].tolist()))
+            raise UnknownElementError(
+                "the student does not know "
+                + ", ".join(chemical_symbols[z] if z < 119 else str(z) for z in unknown),
+                expected=f"only {', '.join(self.elements)}",
+                remedy="distil a student from structures that contain it",
+            )
+        return types
+
+    def forward(self, batch: Batch, neighbors: Neighbors) -> Prediction:
+        """Predict a batch whose ``neighbors`` reach at least ``cutoff``."""
+        i, j = neighbors.i, neighbors.j
+        types = self.types(batch.atomic_numbers)
+        vectors = edge_vectors(batch, neighbors)
+        site, gradients = self.site_energies_and_gradients(types, i, j, vectors.to(self.dtype))
+
+        forces = site.new_zeros((batch.n_atoms, 3)).index_add(0, i, gradients)
+        forces = forces.index_add(0, j, -gradients)
+        energies = self.reference_energies[types] + site.double()
+        energy = energies.new_zeros(batch.n_systems).index_add(0, batch.system_idx, energies)
+        outer = vectors.detach().unsqueeze(2) * gradients.double().unsqueeze(1)
+        strain_gradient = outer.new_zeros((batch.n_systems, 3, 3)).index_add(
+            0, batch.system_idx[i], outer
+        )
+        strain_gradient = 0.5 * (strain_gradient + strain_gradient.mT)
+        volume = batch.volume
+        volume = torch.where(volume > 0, volume, torch.nan)
+        return Prediction(energy, energies, forces, strain_gradient / volume[:, None, None])

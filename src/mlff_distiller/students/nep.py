@@ -1,0 +1,139 @@
+"""``nep``: the fast tier, exactly the NEP4 form, trained by gradients."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, ClassVar
+
+import torch
+from ase.data import atomic_numbers
+from torch import Tensor, nn
+
+from mlff_distiller.kernels.nep import (
+    Geometry,
+    Parameters,
+    Repulsion,
+    Shape,
+    Slots,
+    descriptors,
+    energies_and_gradients,
+)
+from mlff_distiller.students.base import Student
+
+
+class NEP(Student):
+    """The neuroevolution potential NEP4 (Song et al., Nat. Commun. 15, 10208, 2024).
+
+    The parameters are those of the file. For training the network's input is centred: with the
+    data's mean descriptor ``q0`` of each element, ``w0 s q - b0 = w0 s (q - q0) - b0'``; ``b0'``
+    is what is trained. Otherwise gradients by ``w0`` and ``b0`` are nearly parallel, and Adam
+    crawls.
+
+    Parameters
+    ----------
+    cutoffs
+        Radial and angular cutoff (Å) of each element; a pair uses the mean of its two.
+    zbl
+        ``zbl[t][u]`` = inner and outer radius (Å) and a1, b1 .. a4, b4; None for no repulsion.
+    """
+
+    architecture: ClassVar[str] = "nep"
+    cutoff_radial: Tensor  # (T, T) Å
+    cutoff_angular: Tensor  # (T, T) Å
+    zbl_charges: Tensor  # (T,)
+    zbl_table: Tensor | None  # (T, T, 10)
+    scaler: Tensor  # (D,)
+    q_center: Tensor  # (T, D)
+
+    def __init__(
+        self,
+        elements: tuple[str, ...],
+        shape: Shape,
+        cutoffs: tuple[tuple[float, float], ...],
+        zbl: tuple[tuple[tuple[float, ...], ...], ...] | None = None,
+    ) -> None:
+        super().__init__(elements, max(max(pair) for pair in cutoffs))
+        self.shape, self.cutoffs, self.zbl = shape, cutoffs, zbl
+        n_types, n_descriptors = len(elements), shape.n_descriptors
+        per_type = torch.tensor(cutoffs, dtype=torch.float64)  # (T, 2)
+        pair = 0.5 * (per_type[:, None] + per_type[None])
+        self.register_buffer("cutoff_radial", pair[..., 0].clone(), persistent=False)
+        self.register_buffer("cutoff_angular", pair[..., 1].clone(), persistent=False)
+        charges = torch.tensor([float(atomic_numbers[symbol]) for symbol in elements])
+        self.register_buffer("zbl_charges", charges.double(), persistent=False)
+        table = None if zbl is None else torch.tensor(zbl, dtype=torch.float64)
+        self.register_buffer("zbl_table", table, persistent=False)
+        self.register_buffer("scaler", torch.ones(n_descriptors, dtype=torch.float64))
+        center = torch.zeros(n_types, n_descriptors, dtype=torch.float64)
+        self.register_buffer("q_center", center)
+
+        def parameter(*sizes: int) -> nn.Parameter:
+            return nn.Parameter(torch.zeros(sizes, dtype=torch.float64))
+
+        n, k = shape.n_max_radial + 1, shape.basis_size_radial + 1
+        self.c_radial = parameter(n_types, n_types, n, k)
+        n, k = shape.n_max_angular + 1, shape.basis_size_angular + 1
+        self.c_angular = parameter(n_types, n_types, n, k)
+        self.w0 = parameter(n_types, shape.neurons, n_descriptors)
+        self.b0 = parameter(n_types, shape.neurons)
+        self.w1 = parameter(n_types, shape.neurons)
+        self.b1 = parameter()
+
+    def parameter_groups(self) -> list[tuple[float, list[nn.Parameter]]]:
+        """The basis learns slower: a step in it shifts every descriptor under the network."""
+        basis = [self.c_radial, self.c_angular]
+        return [(0.2, basis), (1.0, [self.w0, self.b0, self.w1, self.b1])]
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "elements": list(self.elements),
+            "shape": asdict(self.shape),
+            "cutoffs": [list(pair) for pair in self.cutoffs],
+            "zbl": self.zbl,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> NEP:
+        return cls(
+            tuple(config["elements"]),
+            Shape(**config["shape"]),
+            tuple((float(radial), float(angular)) for radial, angular in config["cutoffs"]),
+            config["zbl"] and tuple(tuple(tuple(pair) for pair in row) for row in config["zbl"]),
+        )
+
+    def nep4(self) -> Parameters:
+        """The parameters as NEP4 defines them, differentiable."""
+        b0 = self.b0 + (self.w0 @ (self.scaler * self.q_center).unsqueeze(-1)).squeeze(-1)
+        return Parameters(
+            self.c_radial,
+            self.c_angular,
+            self.w0,
+            b0,
+            self.w1,
+            self.b1,
+            self.scaler,
+            self.cutoff_radial,
+            self.cutoff_angular,
+            None if self.zbl_table is None else Repulsion(self.zbl_table, self.zbl_charges),
+        )
+
+    def slots(self, types: Tensor, i: Tensor, j: Tensor, vectors: Tensor) -> Slots:
+        return Slots.from_edges(types, i, j, vectors, far=2.0 * self.cutoff)
+
+    def site_energies(self, types: Tensor, i: Tensor, j: Tensor, vectors: Tensor) -> Tensor:
+        slots = self.slots(types, i, j, vectors)
+        return energies_and_gradients(self.shape, self.nep4(), types, slots)[0]
+
+    def site_energies_and_gradients(
+        self, types: Tensor, i: Tensor, j: Tensor, vectors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        slots = self.slots(types, i, j, vectors)
+        energies, table = energies_and_gradients(self.shape, self.nep4(), types, slots)
+        return energies, table[slots.rows, slots.columns]
+
+    def descriptors(self, types: Tensor, i: Tensor, j: Tensor, vectors: Tensor) -> Tensor:
+        """Unscaled q (n_atoms, D), without gradients."""
+        with torch.no_grad():
+            parameters = self.nep4()
+            geometry = Geometry.of(self.shape, parameters, types, self.slots(types, i, j, vectors))
+            return descriptors(self.shape, parameters, types, geometry)[0]

@@ -1,0 +1,171 @@
+"""A NEP student made for a data set: sizes, cutoffs, repulsion, scaler and starting weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated
+
+import numpy as np
+import torch
+from ase.data import atomic_numbers, chemical_symbols, covalent_radii
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as validated
+from torch import Tensor
+
+from mlff_distiller.batch import Batch
+from mlff_distiller.errors import TrainingError
+from mlff_distiller.kernels.nep import Shape
+from mlff_distiller.kernels.nep.reference import ZBL_TERMS
+from mlff_distiller.neighbors import edge_vectors, neighbor_list
+from mlff_distiller.students.nep import NEP
+
+_LARGEST_DESCRIPTOR = 103  # GPUMD's limit
+_PROBE_FRAMES = 64
+"""Frames that set scaler and repulsion: more change neither."""
+
+Length = Annotated[float, Field(gt=0.5, le=12.0)]
+Count = Annotated[int, Field(ge=0, le=16)]
+
+
+@validated(frozen=True, config=ConfigDict(extra="forbid"))
+class NEPSettings:
+    """Sizes of the student; None lets the data decide."""
+
+    cutoff_radial_A: Length | None = None
+    cutoff_angular_A: Length | None = None
+    n_max_radial: Count | None = None
+    n_max_angular: Count | None = None
+    basis_size_radial: Count = 10
+    basis_size_angular: Count = 10
+    l_max: Annotated[int, Field(ge=1, le=4)] = 4
+    four_body: bool = True
+    five_body: bool = True
+    neurons: Annotated[int, Field(ge=1, le=200)] = 50
+    zbl: bool = True
+
+
+def nep_for(frames: Sequence[Batch], settings: NEPSettings, seed: int) -> NEP:
+    """A float32 student ready to be trained on ``frames``, which carry energies and forces.
+
+    Reference energies are the least-squares fit of total energies to composition. The scaler is
+    1/(max q - min q) over the atoms, as NEP4 defines it.
+    """
+    elements = _elements(frames)
+    radial, angular = _cutoffs(frames, settings)
+    shape = _shape(settings, len(elements))
+    probes = Batch.concatenate(frames[:: math.ceil(len(frames) / _PROBE_FRAMES)])
+    zbl = _repulsion(probes, elements, angular) if settings.zbl else None
+    student = NEP(elements, shape, ((radial, angular),) * len(elements), zbl)
+    student.reference_energies.copy_(reference_energies(frames, student))
+    _initialise(student, probes, torch.Generator().manual_seed(seed))
+    return student.float()
+
+
+def _elements(frames: Sequence[Batch]) -> tuple[str, ...]:
+    numbers = torch.unique(torch.cat([frame.atomic_numbers for frame in frames]))
+    return tuple(chemical_symbols[number] for number in numbers.tolist())
+
+
+def _cutoffs(frames: Sequence[Batch], settings: NEPSettings) -> tuple[float, float]:
+    """Molecules and anything with hydrogen: 5 / 4 Å. Else 6 / 5 Å, less in dense matter.
+
+    Dense: where 6 Å would hold more than some 90 neighbours, the cutoff shrinks to hold that many.
+    """
+    light = any(bool((frame.atomic_numbers == 1).any()) for frame in frames)
+    radial = 5.0 if light else 6.0
+    densities = [
+        frame.n_atoms / float(frame.volume[0]) for frame in frames if bool(frame.pbc[0].all())
+    ]
+    if densities and not light:
+        radial = min(
+            radial, (90.0 / (4.0 / 3.0 * math.pi * float(np.median(densities)))) ** (1 / 3)
+        )
+    radial = settings.cutoff_radial_A or round(radial, 1)
+    return radial, settings.cutoff_angular_A or round(min(radial, max(4.0, radial - 1.0)), 1)
+
+
+def _shape(settings: NEPSettings, n_types: int) -> Shape:
+    """Eight radial and eight angular functions n; fewer if the descriptor would be too long."""
+    invariants = settings.l_max + int(settings.four_body) + int(settings.five_body)
+    n_radial = settings.n_max_radial if settings.n_max_radial is not None else 8
+    n_angular = settings.n_max_angular if settings.n_max_angular is not None else 8
+    shape = Shape(
+        n_radial,
+        n_angular,
+        settings.basis_size_radial,
+        settings.basis_size_angular,
+        settings.l_max,
+        settings.four_body and settings.l_max >= 2,
+        settings.five_body,
+        settings.neurons,
+    )
+    if shape.n_descriptors > _LARGEST_DESCRIPTOR:
+        raise TrainingError(
+            "the NEP descriptor is too long for GPUMD",
+            expected=f"at most {_LARGEST_DESCRIPTOR} components",
+            found=f"{shape.n_descriptors} = {n_radial + 1} + {n_angular + 1} x {invariants}",
+            remedy="lower n_max_angular, n_max_radial or l_max",
+        )
+    return shape
+
+
+def reference_energies(frames: Sequence[Batch], student: NEP) -> Tensor:
+    """(n_types,) eV: least squares of energies on composition; minimum norm if undetermined."""
+    composition = torch.stack(
+        [
+            torch.bincount(student.types(frame.atomic_numbers), minlength=len(student.elements))
+            for frame in frames
+        ]
+    ).double()
+    energies = torch.cat([frame.labels["energy"] for frame in frames]).double()
+    return torch.from_numpy(np.linalg.lstsq(composition.numpy(), energies.numpy(), rcond=None)[0])
+
+
+def _repulsion(
+    probes: Batch, elements: tuple[str, ...], angular: float
+) -> tuple[tuple[tuple[float, ...], ...], ...]:
+    """ZBL of each pair, switched off well inside the shortest distance that the data hold.
+
+    A pair never seen closer than its covalent radii takes these instead.
+    """
+    pairs = neighbor_list(probes, angular)
+    lengths = edge_vectors(probes, pairs).norm(dim=1).numpy()
+    numbers = probes.atomic_numbers.numpy()
+    zi, zj = numbers[pairs.i.numpy()], numbers[pairs.j.numpy()]
+    universal = tuple(number for term in ZBL_TERMS for number in term)
+
+    def row(first: str, second: str) -> tuple[float, ...]:
+        a, b = atomic_numbers[first], atomic_numbers[second]
+        bond = float(covalent_radii[a] + covalent_radii[b])
+        seen = lengths[(zi == a) & (zj == b)]
+        shortest = min(bond, float(seen.min())) if len(seen) else bond
+        outer = round(min(0.75 * shortest, angular), 3)
+        return (round(0.5 * outer, 3), outer, *universal)
+
+    return tuple(tuple(row(first, second) for second in elements) for first in elements)
+
+
+@torch.no_grad()
+def _initialise(student: NEP, probes: Batch, generator: torch.Generator) -> None:
+    """Random expansion coefficients, then a network whose inputs and output fit the data."""
+
+    def normal(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator, dtype=like.dtype)
+
+    for c in (student.c_radial, student.c_angular):
+        c.copy_(normal(c) / math.sqrt(c.shape[-1]))
+    pairs = neighbor_list(probes, student.cutoff)
+    types = student.types(probes.atomic_numbers)
+    q = student.descriptors(types, pairs.i, pairs.j, edge_vectors(probes, pairs))
+    student.scaler.copy_(1.0 / (q.max(0).values - q.min(0).values).clamp(min=1e-6))
+    for t in range(len(student.elements)):
+        student.q_center[t] = q[types == t].mean(0)
+    spread = ((q - student.q_center[types]) * student.scaler).std(0, correction=0).mean()
+    student.w0.copy_(normal(student.w0) * 0.5 / spread.clamp(min=1e-3) / math.sqrt(q.shape[1]))
+    student.b0.copy_(normal(student.b0) * 0.5)
+    sizes = probes.atoms_per_system
+    baseline = torch.zeros(probes.n_systems, dtype=torch.float64)
+    baseline.index_add_(0, probes.system_idx, student.reference_energies[types])
+    residual = ((probes.labels["energy"] - baseline) / sizes).std(correction=0).clamp(min=1e-3)
+    student.w1.copy_(normal(student.w1) * residual / math.sqrt(student.shape.neurons))

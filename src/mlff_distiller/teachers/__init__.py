@@ -1,0 +1,23 @@
+"""Teachers: slow, accurate force fields, each run in a process of its own.
+
+Importing this imports neither PyTorch nor any teacher's library.
+"""
+
+from mlff_distiller.teachers.base import (
+    FeNNolTeacherCalculator,
+    Labelled,
+    TeacherCalculator,
+    load_teacher,
+)
+from mlff_distiller.teachers.registry import RegisteredTeacher, registered_teachers
+from mlff_distiller.teachers.session import TeacherIdentity
+
+__all__ = [
+    "FeNNolTeacherCalculator",
+    "Labelled",
+    "RegisteredTeacher",
+    "TeacherCalculator",
+    "TeacherIdentity",
+    "load_teacher",
+    "registered_teachers",
+]

@@ -1,0 +1,111 @@
+"""ANI-1x: eight networks for H, C, N, O, whose weights the torchani 2.2.4 wheel carries.
+
+``torchani.models.ANI1x()`` itself fails there (an index file is empty), so the parts are put
+together as it would. Energies and forces are the mean over the networks, in float64.
+
+Reference: J. S. Smith et al., J. Chem. Phys. 148, 241733 (2018).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+import ase.units
+import numpy as np
+from ase import Atoms
+
+from mlff_distiller.errors import TeacherError
+from mlff_distiller.teachers.family import (
+    Evaluation,
+    Family,
+    Loaded,
+    force_spread,
+    licence_of,
+    no_argument,
+    torch_device,
+)
+
+_N_NETWORKS = 8
+
+
+def _resolve(name: str, argument: str | None) -> tuple[str, dict[str, Any]]:
+    if name == "ani":
+        raise TeacherError(
+            "the family 'ani' has registered teachers only", expected="ani-1x", found=name
+        )
+    no_argument(name, argument)
+    return name, {}
+
+
+FAMILY = Family(
+    name="ani",
+    package="torchani",
+    install='"mlff-distiller[ani]"',
+    requirements='"torchani==2.2.4" "setuptools<81"',
+    licence="MIT",
+    usage="",
+    teachers={
+        "ani-1x": "ANI-1x: organic molecules of H, C, N, O, wB97X/6-31G(d), with force spread"
+    },
+    resolve=_resolve,
+)
+
+
+def load(arguments: dict[str, Any], device: str, allow_download: bool) -> Loaded:
+    """Put the ensemble together; see `mlff_distiller.teachers.family`."""
+    import torch
+    import torchani
+    from torchani import neurochem
+
+    device = torch_device(device)
+    folder = Path(torchani.__file__).parent / "resources" / "ani-1x_8x"
+    parameters = folder / "rHCNO-5.2R_16-3.5A_a4-8.params"
+    if not parameters.is_file() or parameters.stat().st_size == 0:
+        raise TeacherError(
+            "this torchani does not carry the weights of ANI-1x",
+            expected="torchani 2.2.4",
+            found=f"torchani {importlib.metadata.version('torchani')}",
+            remedy='pip install "torchani==2.2.4" "setuptools<81"',
+        )
+    constants = neurochem.Constants(str(parameters))
+    environments = torchani.AEVComputer(**constants).double().to(device)
+    networks = neurochem.load_model_ensemble(constants.species, f"{folder}/train", _N_NETWORKS)
+    networks = networks.double().to(device).requires_grad_(False)
+    shifts = neurochem.load_sae(str(folder / "sae_linfit.dat")).to(device)
+    indices = torchani.utils.ChemicalSymbolsToInts(constants.species)
+
+    def evaluate(atoms: Atoms, stress: bool) -> Evaluation:
+        atoms.wrap(eps=0)  # the library takes an atom outside the cell for one without images
+        species = indices(atoms.get_chemical_symbols()).to(device)[None]
+        positions = torch.tensor(atoms.positions, device=device, requires_grad=True)
+        strain = torch.eye(3, dtype=torch.float64, device=device).requires_grad_()
+        cell = torch.tensor(atoms.cell.complete().array, device=device) @ strain
+        periodic = {"cell": cell, "pbc": torch.tensor(atoms.pbc, device=device)}
+        vectors = environments(
+            (species, (positions @ strain)[None]), **(periodic if atoms.pbc.any() else {})
+        )
+        energies = torch.stack([shifts(network(vectors)).energies[0] for network in networks])
+        gradients = [  # one pass a network: the committee's spread needs each one's forces
+            torch.autograd.grad(energy, (positions, strain), retain_graph=True)
+            for energy in energies
+        ]
+        forces = -ase.units.Hartree * np.stack([by_atom.cpu().numpy() for by_atom, _ in gradients])
+        slope = ase.units.Hartree * torch.stack([by_strain for _, by_strain in gradients]).mean(0)
+        return Evaluation(
+            energy=ase.units.Hartree * float(energies.mean()),
+            forces=forces.mean(0),
+            stress=slope.cpu().numpy() / atoms.get_volume() if stress else None,
+            extra={"forces_spread": force_spread(forces)},
+        )
+
+    return Loaded(
+        evaluate=evaluate,
+        version=importlib.metadata.version("torchani"),
+        licence=licence_of("torchani"),
+        device=device,
+        weights=[parameters, folder / "sae_linfit.dat", *sorted(folder.glob("train*/networks/*"))],
+        elements=(1, 6, 7, 8),
+        settings={"networks": _N_NETWORKS, "precision": "float64"},
+    )

@@ -1,0 +1,200 @@
+"""FeNNol: models from files (``.fnx``); several files are an ensemble and answer by their mean.
+
+Mended here: the library's default is float32 on absolute energies (an error of meV), so it runs in
+float64, with the per-element constants unrounded; one evaluation gives energy, forces and stress,
+where its ASE calculator needs two; nothing of the previous structure is kept but compiled code,
+which members of one architecture share.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ase.units
+import numpy as np
+from ase import Atoms
+from ase.data import atomic_numbers
+
+from mlff_distiller.errors import StructureError, TeacherError
+from mlff_distiller.teachers.family import (
+    Evaluation,
+    Family,
+    Loaded,
+    force_spread,
+    local_file,
+    total_charge,
+)
+
+
+def _resolve(name: str, argument: str | None) -> tuple[str, dict[str, Any]]:
+    spec = name if argument is None else f"{name}:{argument}"
+    paths = [local_file(path.strip(), spec) for path in (argument or "").split(",")]
+    return "fennol:" + ",".join(Path(path).name for path in paths), {"paths": paths}
+
+
+FAMILY = Family(
+    name="fennol",
+    package="fennol",
+    install='"mlff-distiller[fennol]"',
+    requirements='fennol "jax[cpu]" ase',
+    licence="see the model's source",
+    usage="fennol:PATH[,PATH...]",
+    teachers={},
+    resolve=_resolve,
+)
+
+
+def load(arguments: dict[str, Any], device: str, allow_download: bool) -> Loaded:
+    """Load every file; see `mlff_distiller.teachers.family`."""
+    import jax
+
+    settings: Any = jax.config
+    settings.update("jax_enable_x64", True)
+    from fennol import FENNIX
+
+    platform = _platform(jax, device)
+    members: list[tuple[Any, Any]] = []  # model (compiled code), its weights
+    for path in arguments["paths"]:
+        model = FENNIX.load(path)
+        twin = next((known for known, _ in members if _form(known) == _form(model)), model)
+        members.append((twin, _exact_constants(model)))
+
+    def evaluate(atoms: Atoms, stress: bool) -> Evaluation:
+        return _evaluate(members, atoms, stress)
+
+    return Loaded(
+        evaluate=evaluate,
+        version=importlib.metadata.version("fennol"),
+        licence="see the model's source",
+        device=platform,
+        weights=[Path(path) for path in arguments["paths"]],
+        elements=_elements(model for model, _ in members),
+        settings={"members": len(members), "precision": "float64"},
+        uses=("charge",) if all(_heeds_charge(model) for model, _ in members) else (),
+    )
+
+
+def _evaluate(members: list[tuple[Any, Any]], atoms: Atoms, stress: bool) -> Evaluation:
+    inputs = _inputs(atoms)
+    prepared: dict[int, Any] = {}
+    energies, forces, stresses = [], [], []
+    for model, weights in members:
+        if id(model) not in prepared:
+            prepared[id(model)] = model.preprocess(**inputs)
+        data = prepared[id(model)]
+        unit = ase.units.Hartree / model.Ha_to_model_energy
+        if stress:  # dE/dstrain comes with the forces
+            energy, force, slope, _ = model._energy_and_forces_and_virial(weights, data)
+            stresses.append(unit * np.asarray(slope[0]) / atoms.get_volume())
+        else:
+            energy, force, _ = model._energy_and_forces(weights, data)
+        energies.append(unit * float(energy[0]))
+        forces.append(unit * np.asarray(force))
+    committee = np.stack(forces)
+    several = len(members) > 1
+    return Evaluation(
+        energy=float(np.mean(energies)),
+        forces=committee.mean(0),
+        stress=np.mean(stresses, axis=0) if stress else None,
+        extra={"forces_spread": force_spread(committee)} if several else {},
+    )
+
+
+def _inputs(atoms: Atoms) -> dict[str, np.ndarray]:
+    """FeNNol's input arrays; `StructureError` for what it would answer wrongly."""
+    if atoms.pbc.any() and not atoms.pbc.all():
+        raise StructureError(
+            "FeNNol models take a structure as periodic in all directions or in none",
+            expected="atoms.pbc all True or all False",
+            found=atoms.pbc.tolist(),
+            remedy="add vacuum along the other directions and set atoms.pbc = True",
+        )
+    inputs = {
+        "species": atoms.numbers.astype(np.int32),
+        "coordinates": atoms.positions.copy(),
+        "natoms": np.array([len(atoms)], dtype=np.int32),
+        "batch_index": np.zeros(len(atoms), dtype=np.int32),
+        "total_charge": np.array([total_charge(atoms)], dtype=np.int32),
+    }
+    if atoms.pbc.all():
+        cell = atoms.cell.array
+        inputs |= {"cells": cell[None], "reciprocal_cells": np.linalg.inv(cell)[None]}
+    return inputs
+
+
+def _platform(jax: Any, device: str) -> str:
+    found = str(jax.default_backend())
+    found = "cuda" if found == "gpu" else found
+    if device.startswith("cuda") and found != "cuda":
+        raise TeacherError(
+            f"device {device!r} is not available to the teacher",
+            expected="a CUDA device that JAX can use",
+            found=f"JAX {jax.__version__} on {found}",
+            remedy='use device "cpu", or pip install "jax[cuda12]"',
+        )
+    _, _, index = device.partition(":")
+    if index:
+        jax.config.update("jax_default_device", jax.devices()[int(index)])
+    return found
+
+
+def _form(model: Any) -> str:
+    """Everything of a model but its weights."""
+    form = {**model._input_args, "energy_terms": model.energy_terms}
+    return json.dumps(form, sort_keys=True, default=repr)
+
+
+def _elements(models: Iterator[Any]) -> list[int] | None:
+    """Atomic numbers common to all lists of species in the models; None if they hold none."""
+    common: set[str] | None = None
+    for model in models:
+        for symbols in _species_lists(model._input_args["modules"]):
+            common = symbols if common is None else common & symbols
+    return None if common is None else sorted(atomic_numbers[symbol] for symbol in common)
+
+
+def _species_lists(form: Any) -> Iterator[set[str]]:
+    """Lists of chemical symbols, and keys that all are, anywhere in a model's definition."""
+    if (
+        isinstance(form, (list, tuple, dict))
+        and form
+        and all(isinstance(symbol, str) and symbol in atomic_numbers for symbol in form)
+    ):
+        yield set(form)
+    elif isinstance(form, dict):
+        for part in form.values():
+            yield from _species_lists(part)
+
+
+def _exact_constants(model: Any) -> dict[str, Any]:
+    """Weights with per-element constants as in the model's definition, not as rounded to float32.
+
+    The rounding alone is up to 1e-4 eV an atom. Constants that were trained since stay as they are.
+    """
+    import jax.numpy as jnp
+
+    parameters = dict(model.variables.get("params", {}))
+    for name, form in model._input_args["modules"].items():
+        stored = parameters.get(name, {}).get("constant")
+        if stored is None or not isinstance(form.get("value"), dict):
+            continue
+        exact = np.zeros(len(stored))
+        for symbol, value in form["value"].items():
+            exact[atomic_numbers[symbol]] = value
+        unchanged = exact.astype(np.float32) == np.asarray(stored)
+        mended = np.where(unchanged, exact, np.asarray(stored, dtype=np.float64))
+        parameters[name] = {**parameters[name], "constant": jnp.asarray(mended)}
+    return {**model.variables, "params": parameters}
+
+
+def _heeds_charge(model: Any) -> bool:
+    return any(
+        "total_charge_key" in {field.name for field in dataclasses.fields(module)}
+        for module, _ in model.modules.layers
+        if dataclasses.is_dataclass(module)
+    )

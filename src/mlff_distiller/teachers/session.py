@@ -1,0 +1,272 @@
+"""A teacher that answers: its process, who it is, and the checks around every question."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.data import chemical_symbols
+
+from mlff_distiller.errors import StructureError, TeacherError, UnknownElementError
+from mlff_distiller.properties import LABELS
+from mlff_distiller.teachers.process import Worker, environment, find_python
+from mlff_distiller.teachers.registry import parse_spec
+
+STATE_IN_INFO = ("charge", "spin")
+"""Keys of ``atoms.info`` that define a structure's electronic state."""
+
+_NEUTRAL = {"charge": (0,), "spin": (0, 1)}
+_ANSWER_BYTES_PER_ATOM = 4096
+"""Four float64 an atom are expected; a committee may send more."""
+
+
+@dataclass(frozen=True)
+class TeacherIdentity:
+    """What a label depends on, beside the structure. ``device`` is told, but is no part of it."""
+
+    name: str
+    family: str
+    version: str
+    """Of the teacher's library."""
+    weights_sha256: str | None
+    """Of the weight file, or over the digests of several; None if there are no weights."""
+    licence: str
+    device: str
+    settings: dict[str, Any]
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the canonical JSON of everything but ``device``."""
+        content = asdict(self)
+        del content["device"]
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One structure's results, checked: of the right shapes, finite, float64."""
+
+    energy: float  # eV
+    free_energy: float  # eV; its derivative is the forces
+    forces: np.ndarray  # (n_atoms, 3) eV/Å
+    stress: np.ndarray | None  # (3, 3) eV/Å³; None unless periodic in three directions
+    extra: dict[str, np.ndarray]
+    seconds: float
+
+
+class Session:
+    """Asks a teacher, starting its process when there is none. Not for two threads at a time.
+
+    ``ask`` raises `StructureError` if the structure is refused before it reaches the library, and
+    `TeacherError` if the library fails; its process is then ended, for what a failure left behind
+    is not to be trusted, and the next question starts another.
+    """
+
+    def __init__(self, spec: str, device: str, python: str | None, allow_download: bool) -> None:
+        self.source = parse_spec(spec)
+        self._device, self._python, self._allow_download = device, python, allow_download
+        self._interpreter = find_python(python)
+        self._folder = os.getcwd()
+        self._identity: TeacherIdentity | None = None
+        self._elements: frozenset[int] | None = None
+        self._uses: tuple[str, ...] | None = None
+        self._warned = False
+        self._worker: Worker | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the process: a copy starts one of its own."""
+        return {**vars(self), "_worker": None}
+
+    @property
+    def identity(self) -> TeacherIdentity:
+        """Who answers; starts the process if it never ran."""
+        if self._identity is None:
+            self.start()
+        if self._identity is None:
+            raise TeacherError(f"teacher {self.source.name!r} did not say who it is")
+        return self._identity
+
+    @property
+    def elements(self) -> frozenset[int] | None:
+        """Atomic numbers it was made for; None if it does not say. Starts it if it never ran."""
+        return self._elements if self.identity else None
+
+    @property
+    def pid(self) -> int | None:
+        """Id of the running process, if there is one."""
+        return self._worker.pid if self._worker is not None and self._worker.usable else None
+
+    def close(self) -> None:
+        """End the process."""
+        if self._worker is not None:
+            self._worker.close()
+        self._worker = None
+
+    def start(self) -> Worker:
+        """The process, started and loaded; `TeacherError` if that fails."""
+        if self._worker is not None and self._worker.usable:
+            return self._worker
+        self.close()
+        variables = environment(self._python, self._device, self._allow_download)
+        worker = Worker(self.source.name, self._interpreter, self._folder, variables)
+        try:
+            told, _ = worker.request(
+                {
+                    "command": "load",
+                    "name": self.source.name,
+                    "module": self.source.module,
+                    "arguments": self.source.arguments,
+                    "device": self._device,
+                    "allow_download": self._allow_download,
+                    "remedy": self.source.install_into(self._python),
+                }
+            )
+            self._accept(told)
+        except BaseException:
+            worker.close(at_once=True)
+            raise
+        self._worker = worker
+        return worker
+
+    def _accept(self, told: dict[str, Any]) -> None:
+        if "error" in told:
+            raise _raised(told["error"], f"teacher {self.source.name!r} could not be loaded: ")
+        elements, uses = told.pop("elements"), told.pop("uses")
+        identity = TeacherIdentity(name=self.source.name, family=self.source.family, **told)
+        if self._identity and self._identity.fingerprint() != identity.fingerprint():
+            raise TeacherError(
+                f"teacher {self.source.name!r} is another since it was first started",
+                expected=self._identity,
+                found=identity,
+                remedy="make a new calculator for it; do not mix their labels",
+            )
+        self._identity = identity
+        self._elements = None if elements is None else frozenset(elements)
+        self._uses = None if uses is None else tuple(uses)
+
+    def ask(self, atoms: Atoms) -> Answer:
+        """Evaluate one structure; see the class for what is raised."""
+        from mlff_distiller.batch import check_structure  # imports torch; late, for a quick import
+
+        check_structure(atoms)
+        state = _state(atoms)
+        worker = self.start()
+        self._check_known(atoms, state)
+        header = {"command": "evaluate", "info": state, "stress": is_crystal(atoms)}
+        largest = (1 << 20) + _ANSWER_BYTES_PER_ATOM * len(atoms)
+        told, arrays = worker.request(header, _arrays(atoms), largest)
+        try:
+            if "error" in told:
+                raise _raised(
+                    told["error"], f"teacher {self.source.name!r} failed on {_named(atoms)}: "
+                )
+            return self._checked(atoms, arrays, float(told["seconds"]))
+        except TeacherError:
+            worker.close(at_once=True)
+            raise
+
+    def _check_known(self, atoms: Atoms, state: Mapping[str, float]) -> None:
+        unknown = set() if self._elements is None else set(atoms.numbers.tolist()) - self._elements
+        if unknown:
+            raise UnknownElementError(
+                f"teacher {self.source.name!r} was not made for "
+                + ", ".join(chemical_symbols[z] for z in sorted(unknown)),
+                expected=" ".join(chemical_symbols[z] for z in sorted(self._elements or ())),
+                found=_named(atoms),
+                remedy="remove the structure, or choose another teacher",
+            )
+        if self._warned or self._uses is None:
+            return
+        for key in STATE_IN_INFO:
+            if key not in self._uses and state.get(key, 0) not in _NEUTRAL[key]:
+                self._warned = True
+                warnings.warn(
+                    f"teacher {self.source.name!r} takes no notice of {key}={state[key]:g}",
+                    stacklevel=2,
+                )
+
+    def _checked(self, atoms: Atoms, arrays: dict[str, np.ndarray], seconds: float) -> Answer:
+        for name in ("energy", "free_energy", "forces", "stress"):
+            row = LABELS["energy" if name == "free_energy" else name]
+            shape = (len(atoms), *row.shape) if row.per == "atom" else row.shape
+            value = arrays.get(name)
+            if value is None and not row.required:
+                continue
+            if value is not None and value.shape == shape and np.isfinite(value).all():
+                continue
+            found = "nothing" if value is None else f"shape {value.shape}"
+            if value is not None and value.shape == shape:
+                found = "NaN or infinity"
+            raise TeacherError(
+                f"teacher {self.source.name!r} gave bad {name} for {_named(atoms)}",
+                expected=f"finite {row.unit}, shape {shape}",
+                found=found,
+            )
+        return Answer(
+            float(arrays["energy"]),
+            float(arrays["free_energy"]),
+            arrays["forces"],
+            arrays.get("stress"),
+            {k.removeprefix("extra."): v for k, v in arrays.items() if k.startswith("extra.")},
+            seconds,
+        )
+
+
+def is_crystal(atoms: Atoms) -> bool:
+    """Whether stress is defined: periodic in three directions, with a volume."""
+    return bool(atoms.pbc.all() and atoms.cell.rank == 3)
+
+
+def _arrays(atoms: Atoms) -> dict[str, np.ndarray]:
+    arrays = {
+        "numbers": atoms.numbers,
+        "positions": atoms.positions,
+        "cell": atoms.cell.array,
+        "pbc": atoms.pbc,
+    }
+    for name, key in (("initial_charges", "charges"), ("initial_magmoms", "magmoms")):
+        if atoms.has(name):
+            arrays[key] = atoms.get_array(name)
+    return arrays
+
+
+def _state(atoms: Atoms) -> dict[str, float]:
+    """What ``info`` says of charge and spin; `StructureError` if that is no number."""
+    state = {}
+    for key in STATE_IN_INFO:
+        value = atoms.info.get(key)
+        if value is None:
+            continue
+        try:
+            state[key] = float(value)
+        except (TypeError, ValueError):
+            state[key] = np.nan
+        if not np.isfinite(state[key]):
+            raise StructureError(
+                f"{key} of {_named(atoms)} is no number",
+                expected=f"a finite number, or no atoms.info[{key!r}]",
+                found=repr(value),
+            )
+    return state
+
+
+def _named(atoms: Atoms) -> str:
+    return f"{atoms.get_chemical_formula()} ({len(atoms)} atoms)"
+
+
+def _raised(error: Mapping[str, Any], context: str) -> TeacherError | StructureError:
+    """The worker's exception as ours; ``clean``: the library never saw the structure."""
+    kind = StructureError if error["clean"] else TeacherError
+    return kind(
+        (context if error["foreign"] else "") + error["problem"],
+        expected=error["expected"],
+        found=error["found"],
+        remedy=error["remedy"],
+    )

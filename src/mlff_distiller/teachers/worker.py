@@ -1,0 +1,226 @@
+"""The teacher's side of the process boundary: run by file path, it answers until end of file.
+
+The interpreter may be another environment's, with only NumPy, ASE and the teacher's library. So
+``mlff_distiller`` is not imported: a stand-in package with the same ``__path__`` is put in its
+place, through which the few light modules needed here are found, whereas ``__init__.py`` is read
+only if somebody asks it for a name. Nothing here may import what such an interpreter lacks.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+_TEACHERS = Path(__file__).resolve().parent
+
+
+class _Package(ModuleType):
+    """A package whose ``__init__.py`` runs when a name of it is first asked for."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        super().__init__(name)
+        self.__path__ = [str(folder)]
+        self.__package__ = name
+
+    def __getattr__(self, name: str) -> Any:
+        initializer = Path(self.__path__[0]) / "__init__.py"
+        if name.startswith("__") or "__file__" in vars(self) or not initializer.is_file():
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        self.__file__ = str(initializer)
+        exec(compile(initializer.read_bytes(), initializer, "exec"), vars(self))
+        return getattr(self, name)
+
+
+def _isolate() -> None:
+    """Make our light modules importable, and nothing beside them.
+
+    Run by path, Python puts this folder first on ``sys.path``, where a family's file would hide
+    the library it is named after.
+    """
+    sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve() != _TEACHERS]
+    sys.modules["mlff_distiller"] = _Package("mlff_distiller", _TEACHERS.parent)
+    sys.modules["mlff_distiller.teachers"] = _Package("mlff_distiller.teachers", _TEACHERS)
+
+
+def _claim_pipes() -> tuple[Any, Any]:
+    """Take the parent's pipes for the protocol; whatever the library prints goes to stderr."""
+    requests = os.fdopen(os.dup(0), "rb", buffering=0)
+    replies = os.fdopen(os.dup(1), "wb", buffering=0)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+
+    def close_in_child() -> None:
+        requests.close()
+        replies.close()
+
+    # A child that kept them open would hide this process's death from the parent.
+    os.register_at_fork(after_in_child=close_in_child)
+    return requests, replies
+
+
+def _end() -> None:
+    """End at once, and with us whatever the library started; never returns."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+    os._exit(0)
+
+
+def _watch_parent() -> None:
+    """End when the parent dies, even in the middle of a long evaluation."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        _end()
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _stay_offline() -> None:
+    """Refuse connections and look-ups beyond this machine, whichever library tries them."""
+    own = {"", "localhost", "127.0.0.1", "::1", "0.0.0.0", "::", os.uname().nodename}
+
+    def audit(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "socket.connect":
+            address = arguments[1]
+            host = address[0] if isinstance(address, tuple) else ""
+        elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
+            host = arguments[0] or ""
+        else:
+            return
+        if (host.decode() if isinstance(host, bytes) else str(host)) not in own:
+            raise ConnectionRefusedError(
+                f"the teacher tried to reach {host!r}; downloads need allow_download=True"
+            )
+
+    sys.addaudithook(audit)
+
+
+def _load(header: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    from mlff_distiller.errors import TeacherError
+    from mlff_distiller.teachers.family import digest
+
+    if not header["allow_download"]:
+        _stay_offline()
+    try:
+        family = importlib.import_module(header["module"])
+        loaded = family.load(header["arguments"], header["device"], header["allow_download"])
+    except ModuleNotFoundError as error:
+        raise TeacherError(
+            f"teacher {header['name']!r} needs the Python package {error.name!r}",
+            expected=f"{error.name!r} importable by {sys.executable}",
+            found=error,
+            remedy=header["remedy"],
+        ) from error
+    return loaded, {
+        "version": loaded.version,
+        "licence": loaded.licence,
+        "device": loaded.device,
+        "weights_sha256": digest([Path(path) for path in loaded.weights]),
+        "settings": dict(loaded.settings),
+        "elements": None if loaded.elements is None else [int(z) for z in loaded.elements],
+        "uses": None if loaded.uses is None else list(loaded.uses),
+    }
+
+
+def _evaluate(loaded: Any, header: dict[str, Any], arrays: dict[str, Any]) -> tuple[Any, Any]:
+    from ase import Atoms
+
+    from mlff_distiller.teachers.family import full_stress
+
+    atoms = Atoms(
+        arrays["numbers"], arrays["positions"], cell=arrays["cell"], pbc=arrays["pbc"].astype(bool)
+    )
+    if "charges" in arrays:
+        atoms.set_initial_charges(arrays["charges"])
+    if "magmoms" in arrays:
+        atoms.set_initial_magnetic_moments(arrays["magmoms"])
+    atoms.info.update(header["info"])
+    started = time.perf_counter()
+    answer = loaded.evaluate(atoms, header["stress"])
+    seconds = time.perf_counter() - started
+    free = answer.energy if answer.free_energy is None else answer.free_energy
+    results = {"energy": float(answer.energy), "free_energy": float(free), "forces": answer.forces}
+    if header["stress"] and answer.stress is not None:
+        results["stress"] = full_stress(answer.stress)
+    extra = {f"extra.{name}": value for name, value in answer.extra.items()}
+    return {"seconds": seconds}, {**results, **extra}
+
+
+def _described(error: BaseException) -> dict[str, Any]:
+    """An exception as JSON; ``clean`` if the library never saw the structure."""
+    from mlff_distiller.errors import DistillerError, StructureError
+
+    if not isinstance(error, DistillerError):
+        return {
+            "problem": f"{type(error).__name__}: {error}"[:4000],
+            "expected": None,
+            "found": f"raised at {_place(error)}",
+            "remedy": "",
+            "foreign": True,
+            "clean": False,
+        }
+    return {
+        "problem": error.problem,
+        "expected": None if error.expected is None else str(error.expected)[:4000],
+        "found": None if error.found is None else str(error.found)[:4000],
+        "remedy": error.remedy,
+        "foreign": False,
+        "clean": isinstance(error, StructureError),
+    }
+
+
+def _place(error: BaseException) -> str:
+    """File, line and text of where ``error`` was raised."""
+    frames = traceback.format_tb(error.__traceback__)
+    return frames[-1].strip()[:1000] if frames else "an unknown place"
+
+
+def main() -> None:
+    """Answer ``load`` once, then ``evaluate`` until end of file."""
+    _isolate()
+    requests, replies = _claim_pipes()
+    _watch_parent()
+    try:
+        import ase  # noqa: F401
+        import numpy  # noqa: F401
+    except ModuleNotFoundError as error:
+        sys.exit(
+            f"{sys.executable} lacks {error.name!r}, which every teacher's environment needs; "
+            f"run: {sys.executable} -m pip install numpy ase"
+        )
+    from mlff_distiller.teachers.wire import read_frame, write_frame
+
+    loaded = None
+    while True:
+        try:
+            header, arrays = read_frame(requests)
+        except EOFError:
+            _end()
+        answer: dict[str, Any]
+        results: dict[str, Any] = {}
+        try:
+            if header["command"] == "load":
+                loaded, answer = _load(header)
+            else:
+                answer, results = _evaluate(loaded, header, arrays)
+        except (Exception, SystemExit) as error:
+            traceback.print_exc()
+            answer, results = {"error": _described(error)}, {}
+        write_frame(replies, answer, results)
+
+
+if __name__ == "__main__":
+    main()

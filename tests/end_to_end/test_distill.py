@@ -1,0 +1,301 @@
+"""The command from a user's chair: a real run on a cheap teacher, killed, continued, refused."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from ase.io import write
+
+from mlff_distiller import StudentCalculator
+from mlff_distiller.dataset import Dataset, verify
+
+COUNTED = '''
+import hashlib, os
+from ase.calculators.emt import EMT
+
+class Counted(EMT):
+    """EMT that leaves a line for every structure it computes."""
+    def calculate(self, atoms=None, properties=("energy",), system_changes=()):
+        super().calculate(atoms, properties, system_changes)
+        line = hashlib.sha256(atoms.positions.tobytes()).hexdigest() + "\\n"
+        descriptor = os.open(os.environ["CALLS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(descriptor, line.encode())
+        os.close(descriptor)
+'''
+SMALL = [
+    "labels=40",
+    "training.epochs=40",
+    "training.checkpoint_seconds=0",
+    "nep.neurons=8",
+    "nep.n_max_radial=3",
+    "nep.n_max_angular=2",
+    "nep.basis_size_radial=5",
+    "nep.basis_size_angular=5",
+    "evaluation.time_ps=0.1",
+    "evaluation.equilibration_ps=0.02",
+    "evaluation.n_frames=5",
+    "evaluation.min_md_atoms=4",
+    "evaluation.speed_sizes=[4, 16]",
+]
+
+
+class Bench:
+    """A folder with a structure and a teacher that counts its calls."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "counted.py").write_text(COUNTED)
+        write(folder / "cu.extxyz", bulk("Cu", cubic=True))
+
+    def start(
+        self, out: str, *words: str, teacher: str = "ase:counted:Counted"
+    ) -> subprocess.Popen:
+        command = [sys.executable, "-m", "mlff_distiller.cli", "distill", "cu.extxyz"]
+        command += ["--teacher", teacher, "--out", out, "--device", "cpu", *SMALL, *words]
+        environment = {
+            **os.environ,
+            "CALLS": str(self.folder / f"{out}.calls"),
+            "OMP_NUM_THREADS": "1",
+        }
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, out: str, *words: str, **options: str) -> subprocess.CompletedProcess:
+        process = self.start(out, *words, **options)
+        output, errors = process.communicate(timeout=240)
+        return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+    def calls(self, out: str) -> list[str]:
+        return (self.folder / f"{out}.calls").read_text().split()
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory) -> Bench:
+    return Bench(tmp_path_factory.mktemp("distill"))
+
+
+@pytest.fixture(scope="module")
+def straight(bench) -> tuple[Path, float]:
+    """An uninterrupted run and how long it took."""
+    began = time.monotonic()
+    done = bench.run("straight")
+    assert done.returncode == 0, done.stderr
+    assert "report" in done.stdout
+    return bench.folder / "straight", time.monotonic() - began
+
+
+def content(folder: Path) -> dict[str, tuple[bytes, bytes]]:
+    data = Dataset(folder)
+    frames = data.read(np.arange(len(data))).systems()
+    return {
+        key: (frame.labels["energy"].numpy().tobytes(), frame.labels["forces"].numpy().tobytes())
+        for key, frame in zip(data.keys, frames, strict=True)
+    }
+
+
+def test_run_holds_what_it_promises(straight):
+    run = straight[0]
+    names = {path.name for path in run.iterdir()}
+    assert names >= {"config.yaml", "dataset", "student", "report.html", "report.json", "log.jsonl"}
+    report = json.loads((run / "report.json").read_text())
+    assert report["schema"] == 1
+    assert report["data"]["n_labels"] == 40 == len(Dataset(run / "dataset"))
+    assert (
+        report["data"]["n_train"] + report["data"]["n_validation"] + report["data"]["n_test"] == 40
+    )
+    assert report["teacher"]["name"] == "ase:counted:Counted"
+    assert {row["n_atoms"] for row in report["speed"]} == {4, 16}
+    assert report["accuracy"]["student_md"]["n_frames"] == 5
+    assert report["verdict"]["status"] in ("approved", "rejected")
+    assert verify(run / "dataset").ok
+    assert verify(run / "student_md").ok
+    assert "nep student of ase:counted:Counted" in (run / "student" / "README.md").read_text()
+
+
+def test_student_runs_in_ase(straight):
+    atoms = bulk("Cu", cubic=True) * (2, 2, 2)
+    atoms.rattle(0.05, seed=0)
+    folder, file = (
+        StudentCalculator(straight[0] / "student" / name, device="cpu") for name in ("", "nep.txt")
+    )
+    assert np.abs(folder.get_forces(atoms) - file.get_forces(atoms)).max() < 2e-5
+    assert np.abs(folder.get_forces(atoms)).max() > 0.05
+
+
+def test_same_command_again_does_nothing(bench, straight):
+    before = {
+        path: path.stat().st_mtime_ns for path in straight[0].rglob("*") if path.name != ".lock"
+    }
+    again = bench.run("straight")
+    assert again.returncode == 0
+    assert "finished earlier" in again.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "shown"),
+    [
+        (["seed=1"], {}, "config.seed: 0 -> 1"),
+        (
+            [],
+            {"teacher": "ase:ase.calculators.emt:EMT"},
+            "inputs.teacher: ase:counted:Counted -> ase:ase",
+        ),
+    ],
+)
+def test_other_inputs_are_refused_with_the_difference(bench, straight, words, options, shown):
+    refused = bench.run("straight", *words, **options)
+    assert refused.returncode == 1
+    assert shown in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_other_structures_are_refused(bench, straight):
+    write(bench.folder / "cu.extxyz", bulk("Cu", cubic=True, a=3.7))
+    try:
+        refused = bench.run("straight")
+    finally:
+        write(bench.folder / "cu.extxyz", bulk("Cu", cubic=True))
+    assert refused.returncode == 1
+    assert "inputs.structures" in refused.stderr
+
+
+def test_two_at_once_are_refused(bench, straight):
+    first = bench.start("twice")
+    lock = bench.folder / "twice" / ".lock"
+    while not (lock.exists() and lock.read_text()):
+        time.sleep(0.05)
+    second = bench.run("twice")
+    first.terminate()
+    first.communicate(timeout=60)
+    assert second.returncode == 1
+    assert f"process {first.pid}" in second.stderr
+    assert first.returncode == 143
+
+
+@pytest.mark.slow
+def test_killed_ten_times_and_continued(bench, straight):
+    run, duration = straight
+    rng = random.Random(7)
+    stages = set()
+    for _ in range(10):
+        process = bench.start("killed")
+        time.sleep(rng.uniform(0.15, 1.0) * duration)
+        process.send_signal(signal.SIGKILL)
+        output, _ = process.communicate(timeout=60)
+        stages |= {line.split()[0] for line in output.splitlines() if line.split()}
+    done = bench.run("killed")
+    assert done.returncode == 0, done.stderr
+    assert "label" in stages
+    killed = bench.folder / "killed"
+    assert content(killed / "dataset") == content(run / "dataset")
+    assert content(killed / "student_md") == content(run / "student_md")
+    for name in ("weights.safetensors", "nep.txt"):
+        same = [
+            hashlib.sha256((folder / "student" / name).read_bytes()).digest()
+            for folder in (run, killed)
+        ]
+        assert same[0] == same[1], name
+    assert verify(killed / "dataset").ok
+    report = json.loads((killed / "report.json").read_text())
+    straight_report = json.loads((run / "report.json").read_text())
+    for part in ("data", "accuracy", "stability", "observables"):
+        a, b = report[part], straight_report[part]
+        a.pop("teacher_seconds", None), b.pop("teacher_seconds", None)
+        assert a == b, part
+    # A structure in flight when the process died is computed again; no other is.
+    data = Dataset(killed / "dataset")
+    frames = data.read(np.arange(1, len(data))).to_atoms()
+    own = {hashlib.sha256(atoms.positions.tobytes()).hexdigest() for atoms in frames}
+    calls = [call for call in bench.calls("killed") if call in own]
+    assert len(set(calls)) == len(own)
+    assert len(calls) - len(own) <= 10
+
+
+def test_mistakes_are_errors_not_tracebacks(bench):
+    for words, shown in (
+        (["--teacher", "7net-9"], "7net-0"),
+        (["--teacher", "ase:counted:Nothing"], "Nothing"),
+    ):
+        refused = bench.run("mistake", teacher=words[1])
+        assert refused.returncode == 1
+        assert shown in refused.stderr
+        assert "Traceback" not in refused.stderr
+
+
+def test_unreadable_structure_is_named(bench):
+    (bench.folder / "bad.xyz").write_text("no structure\n")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "mlff_distiller.cli",
+            "distill",
+            "bad.xyz",
+            "--teacher",
+            "ase:counted:Counted",
+            "--out",
+            "bad",
+        ],
+        cwd=bench.folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert "cannot read structures from bad.xyz" in done.stderr
+
+
+def test_help_is_quick_and_has_an_example():
+    environment = {**os.environ, "COLUMNS": "120"}
+    for command in ([], ["distill"], ["teachers"], ["info"], ["data", "verify"], ["data", "info"]):
+        done = subprocess.run(
+            [sys.executable, "-X", "importtime", "-m", "mlff_distiller.cli", *command, "--help"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=environment,
+        )
+        assert done.returncode == 0
+        assert "torch" not in {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+        assert not command or "Example: mlff-distiller" in done.stdout
+
+
+def test_distill_from_python(tmp_path):
+    from mlff_distiller import distill
+    from mlff_distiller.config import load_config
+
+    seed = bulk("Cu", cubic=True)
+    news = []
+    report = distill(
+        [seed, Atoms(seed)],
+        "ase:ase.calculators.emt:EMT",
+        tmp_path / "run",
+        load_config(None, [*SMALL, "labels=30", "training.epochs=3"]),
+        on_progress=lambda *event: news.append(event),
+    )
+    assert report["data"]["n_labels"] == 30
+    assert {stage for stage, *_ in news} >= {
+        "label",
+        "train",
+        "student MD",
+        "re-score",
+        "speed",
+        "report",
+    }

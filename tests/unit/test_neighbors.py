@@ -1,0 +1,103 @@
+"""The neighbour list against a brute-force sum over images."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.conftest import structures
+
+from mlff_distiller.batch import Batch
+from mlff_distiller.neighbors import Neighbors, edge_vectors, find_pairs, neighbor_list
+
+
+def brute_force(atoms: Atoms, cutoff: float) -> np.ndarray:
+    """Sorted distances of all ordered pairs and images; slow and obviously right."""
+    cell, pbc = atoms.cell.array, atoms.pbc
+    reach = np.zeros(3, dtype=int)
+    inverse = np.linalg.pinv(cell)
+    span = np.abs((atoms.positions[:, None] - atoms.positions) @ inverse).max((0, 1))
+    for axis in np.flatnonzero(pbc):
+        height = 1.0 / np.linalg.norm(inverse[:, axis])
+        reach[axis] = int(np.ceil(cutoff / height + span[axis])) + 1
+    lengths = []
+    for image in itertools.product(*(range(-n, n + 1) for n in reach)):
+        vectors = atoms.positions[None] - atoms.positions[:, None] + np.array(image) @ cell
+        distances = np.linalg.norm(vectors, axis=2)
+        if image == (0, 0, 0):
+            np.fill_diagonal(distances, np.inf)
+        lengths.append(distances[distances < cutoff])
+    return np.sort(np.concatenate(lengths))
+
+
+def lengths_of(atoms: Atoms, cutoff: float) -> np.ndarray:
+    batch = Batch.from_atoms([atoms])
+    return np.sort(edge_vectors(batch, neighbor_list(batch, cutoff)).norm(dim=1).numpy())
+
+
+@pytest.mark.parametrize("box", structures())
+@pytest.mark.parametrize("cutoff", [1.2, 3.0, 5.5])
+def test_same_pairs_as_brute_force(box, cutoff):
+    atoms = structures()[box]
+    assert lengths_of(atoms, cutoff) == pytest.approx(brute_force(atoms, cutoff), abs=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    n=st.integers(1, 6),
+    pbc=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    size=st.floats(2.0, 8.0),
+    skew=st.floats(0.0, 1.2),
+)
+def test_random_boxes(seed, n, pbc, size, skew):
+    rng = np.random.default_rng(seed)
+    cell = size * (np.eye(3) + skew * np.triu(rng.uniform(-1, 1, (3, 3)), 1))
+    atoms = Atoms(f"H{n}", rng.uniform(-size, 2 * size, (n, 3)), cell=cell, pbc=pbc)
+    assert lengths_of(atoms, 3.5) == pytest.approx(brute_force(atoms, 3.5), abs=1e-9)
+
+
+def test_box_just_around_the_cutoff_counts_images_once():
+    for edge in (2.999, 3.0, 3.001, 5.999, 6.001):
+        atoms = Atoms("H", cell=[edge] * 3, pbc=True)
+        assert len(lengths_of(atoms, 3.0)) == len(brute_force(atoms, 3.0))
+
+
+def test_sorted_by_i_and_mirrored():
+    i, j, shifts = find_pairs(
+        *(getattr(structures()["skewed cell"], name) for name in ("positions",)),
+        structures()["skewed cell"].cell.array,
+        structures()["skewed cell"].pbc,
+        4.0,
+    )
+    assert (np.diff(i) >= 0).all()
+    forward = {(a, b, *s) for a, b, s in zip(i, j, shifts.astype(int), strict=True)}
+    backward = {(b, a, *(-s)) for a, b, s in zip(i, j, shifts.astype(int), strict=True)}
+    assert forward == backward
+
+
+def test_batch_is_the_union_of_its_systems():
+    frames = list(structures().values())
+    batch = Batch.from_atoms(frames)
+    together = neighbor_list(batch, 4.0)
+    parts = [neighbor_list(own, 4.0) for own in batch.systems()]
+    joined = Neighbors.concatenate(parts, [len(atoms) for atoms in frames])
+    for name in ("i", "j", "shifts"):
+        assert torch.equal(getattr(together, name), getattr(joined, name))
+
+
+def test_edge_vectors_differentiate_by_positions_and_cell():
+    atoms = structures()["small cell"]
+    batch = Batch.from_atoms([atoms])
+    pairs = neighbor_list(batch, 3.0)
+
+    def vectors(positions, cell):
+        return edge_vectors(
+            Batch(positions, batch.atomic_numbers, batch.system_idx, cell, batch.pbc), pairs
+        )
+
+    inputs = batch.positions.clone().requires_grad_(), batch.cell.clone().requires_grad_()
+    assert torch.autograd.gradcheck(vectors, inputs)
