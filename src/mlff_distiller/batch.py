@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -109,10 +110,9 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on ``device``; dtypes stay."""
-        return Batch(
-            *(getattr(self, name).to(device) for name in _TENSORS),
-            labels={name: value.to(device) for name, value in self.labels.items()},
-        )
+        tensors: list[Any] = [getattr(self, name).to(device) for name in _TENSORS]
+        labels = {name: value.to(device) for name, value in self.labels.items()}
+        return replace(Batch(*tensors), labels=labels)
 
     @classmethod
     def concatenate(cls, batches: Sequence[Batch]) -> Batch:
@@ -121,17 +121,16 @@ class Batch:
         system_idx = [
             batch.system_idx + int(start) for batch, start in zip(batches, starts[:-1], strict=True)
         ]
-        columns = {
-            name: torch.cat([getattr(batch, name) for batch in batches]) for name in _TENSORS
-        }
-        columns["system_idx"] = torch.cat(system_idx)
+        tensors: list[Any] = [
+            torch.cat([getattr(own, name) for own in batches]) for name in _TENSORS
+        ]
         shared = set(batches[0].labels).intersection(*(batch.labels for batch in batches))
         labels = {
             name: torch.cat([batch.labels[name] for batch in batches])
             for name in LABELS
             if name in shared
         }
-        return replace(cls(**columns), labels=labels)
+        return replace(cls(*tensors), system_idx=torch.cat(system_idx), labels=labels)
 
     def systems(self) -> list[Batch]:
         """One batch a system, sharing memory with this one."""

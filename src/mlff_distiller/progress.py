@@ -75,6 +75,8 @@ class Display:
             self._printed = now
             elapsed = now - self._began
             gained = done - self._first  # since this call: a continued stage does not start at 0
-            left = f", {elapsed / gained * (total - done):.0f} s left" if 0 < gained else ""
-            line = f"{stage:<10} {done}/{total}  {elapsed:.0f} s{left if done < total else ''}  {news}"
+            left = f", {elapsed / gained * (total - done):.0f} s left" if gained > 0 else ""
+            line = (
+                f"{stage:<10} {done}/{total}  {elapsed:.0f} s{left if done < total else ''}  {news}"
+            )
             self._console.print(escape(line.rstrip()), soft_wrap=True)

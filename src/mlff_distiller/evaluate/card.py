@@ -65,7 +65,8 @@ Neutral systems only.
 {rows}
 
 NVE at {stability["temperature_K"]:g} K, {stability["n_steps"]} steps of
-{stability["time_step_fs"]:g} fs: drift {_number(stability["nve_drift_meV_per_atom_per_ps"], 5)} meV/atom/ps, fluctuation
+{stability["time_step_fs"]:g} fs:
+drift {_number(stability["nve_drift_meV_per_atom_per_ps"], 5)} meV/atom/ps, fluctuation
 {_number(stability["nve_fluctuation_meV_per_atom"], 4)} meV/atom.
 
 ## Speed (ASE velocity Verlet, ms a step)

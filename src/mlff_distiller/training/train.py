@@ -28,7 +28,7 @@ Sample = tuple[Batch, Neighbors]
 
 @validated(frozen=True, config=ConfigDict(extra="forbid"))
 class TrainingSettings:
-    """Settings of the loop. ``epochs`` None: as many as make some 12,000 updates."""
+    """Settings of the loop. ``epochs`` None: as many as make some 8,000 updates."""
 
     epochs: Annotated[int, Field(ge=1)] | None = None
     atoms_per_batch: Annotated[int, Field(ge=1)] = 256
@@ -41,7 +41,7 @@ class TrainingSettings:
     loss: LossSettings = field(default_factory=LossSettings)
 
 
-_UPDATES = 12_000
+_UPDATES = 8_000
 
 
 def train(

@@ -1,0 +1,45 @@
+"""Time of an ASE velocity Verlet step with a student, silicon from 64 atoms up, on one device.
+
+python benchmarks/ase_step.py --device cuda --out benchmarks/results/ase_step_h100.json
+"""
+
+import argparse
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from ase.build import bulk
+from lean_calculator import student
+
+from mlff_distiller import StudentCalculator
+from mlff_distiller.evaluate.benchmark import ms_per_step
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", default="auto")
+    arguments = parser.parse_args()
+    calculator = StudentCalculator(student(), device=arguments.device)
+    on_gpu = calculator.student.device.type == "cuda"
+    rows = []
+    for cells in ((2, 2, 2), (3, 3, 3), (5, 5, 5), (8, 8, 8), *([(10, 10, 10)] if on_gpu else [])):
+        atoms = bulk("Si", cubic=True) * cells
+        n_steps = 50 if on_gpu or len(atoms) < 500 else 5
+        time = ms_per_step(atoms, calculator, n_steps=n_steps, warm_up=10, repeats=7)
+        rows.append({"n_atoms": len(atoms), "ms_per_step": round(time, 4)})
+        print(json.dumps(rows[-1]), flush=True)
+    about = {
+        "device": torch.cuda.get_device_name() if on_gpu else platform.machine(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("ase", "torch", "numpy", "vesin")},
+        "model": "nep reference (PyTorch), float32, cutoff 6/5 Å, n_max 8 8, 50 neurons",
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
