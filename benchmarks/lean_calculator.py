@@ -22,11 +22,11 @@ import torch
 from ase import units
 from ase.build import bulk
 from ase.calculators.calculator import Calculator, all_changes
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.md.verlet import VelocityVerlet
 
 from mlff_distiller import StudentCalculator
 from mlff_distiller.batch import Batch
+from mlff_distiller.evaluate.stability import thermalise
 from mlff_distiller.students import NEPSettings, nep_for
 
 
@@ -70,7 +70,7 @@ def student():
 def dynamics(n_cells, calculator):
     atoms = bulk("Si", cubic=True) * n_cells
     atoms.calc = calculator
-    MaxwellBoltzmannDistribution(atoms, temperature_K=300, rng=np.random.default_rng(0))
+    thermalise(atoms, 300.0, np.random.default_rng(0))
     return atoms, VelocityVerlet(atoms, 0.5 * units.fs)
 
 

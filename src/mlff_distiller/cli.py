@@ -190,18 +190,23 @@ def _print_facts(facts: dict[str, Any], as_json: bool) -> None:
     console.print(table)
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        console.print(version("mlff-distiller"))
+        raise typer.Exit
+
+
 @app.callback()
 def _root(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", is_eager=True)
+        bool,
+        typer.Option("--version", help="Print the version.", is_eager=True, callback=_version),
     ] = False,
 ) -> None:
-    if version:
-        from importlib.metadata import version as installed
-
-        console.print(installed("mlff-distiller"))
-        raise typer.Exit
+    pass
 
 
 def main() -> None:

@@ -4,10 +4,12 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,10 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.io import write
+from typer.testing import CliRunner
 
 from mlff_distiller import StudentCalculator
+from mlff_distiller.cli import app
 from mlff_distiller.dataset import Dataset, verify
 
 COUNTED = '''
@@ -146,6 +150,35 @@ def test_same_command_again_does_nothing(bench, straight):
     assert again.returncode == 0
     assert "finished earlier" in again.stdout
     assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def command(*words: str) -> tuple[int, str]:
+    done = CliRunner().invoke(app, list(words), env={"COLUMNS": "200"})
+    return done.exit_code, done.output
+
+
+def test_info_teachers_and_data(straight):
+    run = straight[0]
+    code, output = command("info", str(run), "--json")
+    assert code == 0
+    facts = json.loads(output)
+    assert facts["elements"] == ["Cu"]
+    assert facts["teacher"] == "ase:counted:Counted"
+    assert "Cu" in command("info", str(run / "student"))[1]
+    assert json.loads(command("data", "info", str(run / "dataset"), "--json")[1])["n_labels"] == 40
+    assert "7net-0" in command("teachers")[1]
+    assert command("--version")[1].strip() == version("mlff-distiller")
+
+
+def test_data_verify_says_what_is_damaged(straight, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(straight[0] / "dataset", folder)
+    assert command("data", "verify", str(folder))[0] == 0
+    shard = max(folder.glob("*.h5"), key=lambda path: path.stat().st_size)
+    damaged = bytearray(shard.read_bytes())
+    damaged[len(damaged) // 2] ^= 4
+    shard.write_bytes(damaged)
+    assert command("data", "verify", str(folder))[0] == 1
 
 
 @pytest.mark.parametrize(

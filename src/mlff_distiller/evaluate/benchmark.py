@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from ase import Atoms, units
 from ase.calculators.calculator import Calculator
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.md.verlet import VelocityVerlet
+
+from mlff_distiller.evaluate.stability import thermalise
 
 
 def ms_per_step(
@@ -23,7 +24,7 @@ def ms_per_step(
     """
     atoms = atoms.copy()
     atoms.calc = calculator
-    MaxwellBoltzmannDistribution(atoms, temperature_K=300.0, rng=np.random.default_rng(0))
+    thermalise(atoms, 300.0, np.random.default_rng(0))
     dynamics = VelocityVerlet(atoms, 0.5 * units.fs)
     dynamics.run(warm_up)
     samples = []

@@ -9,7 +9,7 @@ import numpy as np
 from ase import Atoms, units
 from ase.calculators.calculator import Calculator
 from ase.md.langevin import Langevin
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary, ZeroRotation
+from ase.md.velocitydistribution import Stationary, ZeroRotation
 from ase.md.verlet import VelocityVerlet
 
 from mlff_distiller.errors import DistillerError
@@ -74,7 +74,7 @@ def run_nve(
     atoms = atoms.copy()
     atoms.calc = calculator
     rng = np.random.default_rng(seed)
-    MaxwellBoltzmannDistribution(atoms, temperature_K=2.0 * temperature_K, rng=rng)
+    thermalise(atoms, 2.0 * temperature_K, rng)
     _still(atoms)
     step = time_step_fs * units.fs
     n_steps = max(1, round(1e3 * time_ps / time_step_fs))
@@ -126,6 +126,12 @@ def run_nve(
         frames,
         why,
     )
+
+
+def thermalise(atoms: Atoms, temperature_K: float, rng: np.random.Generator) -> None:
+    """Draw momenta from the Maxwell-Boltzmann distribution."""
+    spread = np.sqrt(units.kB * temperature_K * atoms.get_masses())
+    atoms.set_momenta(rng.normal(size=(len(atoms), 3)) * spread[:, None])
 
 
 def _still(atoms: Atoms) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -159,20 +158,20 @@ def _harmonic_tables(l_max: int, dtype: torch.dtype, device: torch.device) -> tu
             if power:
                 slope[power - 1, column] = power * coefficient
         c3b[column, l - 1] = C3B[l - 1][m] * (2 if m else 1)
-    # Re (x+iy)^m and Im (x+iy)^m stand at 2m and 2m + 1 of the stack of powers.
-    this = 2 * order + imaginary
-    lower = 2 * (order - 1).clamp(min=0) + imaginary  # d/dx Re z^m = m Re z^(m-1), Im likewise
-    crossed = 2 * (order - 1).clamp(min=0) + 1 - imaginary  # d/dy Re = -m Im, d/dy Im = m Re
-    sign = torch.where(imaginary == 1, 1.0, -1.0) * order
-    tables = (legendre, slope, c3b, this, lower, order.to(dtype), crossed, sign.to(dtype))
-    return tuple(table.to(device) for table in tables)
+    # Re (x+iy)^m and Im (x+iy)^m stand at 2m and 2m + 1 of the stack of powers; each matrix picks
+    # one of them for every column: d/dx z^m = m z^(m-1), d/dy Re = -m Im, d/dy Im = m Re.
+    each = torch.arange(len(columns))
+    lower = 2 * (order - 1).clamp(min=0)
+    pick, by_x, by_y = (torch.zeros(2 * l_max + 2, len(columns), dtype=dtype) for _ in range(3))
+    pick[2 * order + imaginary, each] = 1.0
+    by_x[lower + imaginary, each] = order.to(dtype)
+    by_y[lower + 1 - imaginary, each] = (order * (2 * imaginary - 1)).to(dtype)
+    return tuple(table.to(device) for table in (legendre, slope, c3b, pick, by_x, by_y))
 
 
-def harmonics(unit: Tensor, l_max: int) -> tuple[Tensor, Tensor]:
-    """Polynomials b_lm (..., H) of ``unit`` (..., 3) and their gradients by it (..., H, 3)."""
-    legendre, slope, _, this, lower, order, crossed, sign = _harmonic_tables(
-        l_max, unit.dtype, unit.device
-    )
+def harmonics(unit: Tensor, l_max: int) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """Polynomials b_lm (..., H) of ``unit`` (..., 3), and their derivatives by x, y and z of it."""
+    legendre, slope, _, pick, by_x, by_y = _harmonic_tables(l_max, unit.dtype, unit.device)
     x, y, z = unit.unbind(-1)
     z_powers = [torch.ones_like(z)]
     real, imag = [torch.ones_like(z)], [torch.zeros_like(z)]
@@ -181,15 +180,8 @@ def harmonics(unit: Tensor, l_max: int) -> tuple[Tensor, Tensor]:
         real, imag = [*real, real[-1] * x - imag[-1] * y], [*imag, real[-1] * y + imag[-1] * x]
     powers = torch.stack(z_powers, -1)
     plane = torch.stack([part for pair in zip(real, imag, strict=True) for part in pair], -1)
-    polar, in_plane = powers @ legendre, plane[..., this]
-    gradient = torch.stack(
-        (
-            polar * plane[..., lower] * order,
-            polar * plane[..., crossed] * sign,
-            (powers @ slope) * in_plane,
-        ),
-        -1,
-    )
+    polar, in_plane = powers @ legendre, plane @ pick
+    gradient = (polar * (plane @ by_x), polar * (plane @ by_y), (powers @ slope) * in_plane)
     return polar * in_plane, gradient
 
 
@@ -231,7 +223,7 @@ class Geometry:
     angular: Tensor  # (N, J, T*K)
     angular_slope: Tensor
     harmonics: Tensor  # (N, J, H)
-    harmonics_gradient: Tensor  # (N, J, H, 3), by the unit vector
+    harmonics_gradient: tuple[Tensor, Tensor, Tensor]  # (N, J, H) each, by the unit vector
     pair_cutoffs: tuple[Tensor, Tensor]
 
     @classmethod
@@ -253,21 +245,14 @@ class Geometry:
 
 
 def _many_body(s: Tensor, shape: Shape) -> tuple[Tensor, list[Tensor]]:
-    """Invariants (N, n, I) of s (N, n, H), and the derivative of each by s (N, n, H)."""
+    """Invariants (N, n, I) of s (N, n, H), and d/ds (N, n, H) of those beyond three bodies."""
     c3b = _harmonic_tables(shape.l_max, s.dtype, s.device)[2]
     invariants, derivatives = [(s * s) @ c3b], []
-    for l, (start, end) in enumerate(pairwise(k * k - 1 for k in range(1, shape.l_max + 2))):
-        derivative = torch.zeros_like(s)
-        derivative[..., start:end] = 2.0 * s[..., start:end] * c3b[start:end, l]
-        derivatives.append(derivative)
-    if shape.has_q222:
-        value, derivative = _q222(s)
-        invariants.append(value.unsqueeze(-1))
-        derivatives.append(derivative)
-    if shape.has_q1111:
-        value, derivative = _q1111(s)
-        invariants.append(value.unsqueeze(-1))
-        derivatives.append(derivative)
+    for wanted, form in ((shape.has_q222, _q222), (shape.has_q1111, _q1111)):
+        if wanted:
+            value, derivative = form(s)
+            invariants.append(value.unsqueeze(-1))
+            derivatives.append(derivative)
     return torch.cat(invariants, -1), derivatives
 
 
@@ -306,14 +291,15 @@ def _q1111(s: Tensor) -> tuple[Tensor, Tensor]:
 
 def descriptors(
     shape: Shape, parameters: Parameters, types: Tensor, geometry: Geometry
-) -> tuple[Tensor, list[Tensor]]:
-    """q (N, D), unscaled, in NEP4's order; and dq_angular/ds of every invariant."""
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """q (N, D), unscaled, in NEP4's order; s (N, n, H); dq/ds of the four- and five-body ones."""
     c_radial = parameters.c_radial[types].transpose(1, 2).flatten(2)  # (N, n, T*K)
     c_angular = parameters.c_angular[types].transpose(1, 2).flatten(2)
     radial = (c_radial @ geometry.radial.sum(1).unsqueeze(-1)).squeeze(-1)
     density = geometry.angular.transpose(1, 2) @ geometry.harmonics  # (N, T*K, H)
-    invariants, derivatives = _many_body(c_angular @ density, shape)
-    return torch.cat((radial, invariants.transpose(1, 2).flatten(1)), 1), derivatives
+    s = c_angular @ density
+    invariants, derivatives = _many_body(s, shape)
+    return torch.cat((radial, invariants.transpose(1, 2).flatten(1)), 1), s, derivatives
 
 
 def network(parameters: Parameters, types: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
@@ -361,13 +347,16 @@ def energies_and_gradients(
     Forces are ``F_i = sum_j (dU_i/dr_ij - dU_j/dr_ji)``, the virial ``-sum_ij r_ij dU_i/dr_ij``.
     """
     geometry = Geometry.of(shape, parameters, types, slots)
-    q, derivatives = descriptors(shape, parameters, types, geometry)
+    q, s, derivatives = descriptors(shape, parameters, types, geometry)
     energies, dq = network(parameters, types, q)
 
     n_radial, n_angular = shape.n_max_radial + 1, shape.n_max_angular + 1
     dq_radial = dq[:, :n_radial]
     dq_angular = dq[:, n_radial:].unflatten(1, (shape.n_invariants, n_angular))
-    ds = sum(d * dq_angular[:, k].unsqueeze(-1) for k, d in enumerate(derivatives))
+    c3b = _harmonic_tables(shape.l_max, s.dtype, s.device)[2]
+    ds = 2.0 * s * (dq_angular[:, : shape.l_max].transpose(1, 2) @ c3b.T)
+    for k, derivative in enumerate(derivatives):
+        ds = ds + derivative * dq_angular[:, shape.l_max + k].unsqueeze(-1)
     c_radial = parameters.c_radial[types].transpose(1, 2).flatten(2)
     c_angular = parameters.c_angular[types].transpose(1, 2).flatten(2)
     weight_radial = c_radial.transpose(1, 2) @ dq_radial.unsqueeze(-1)  # (N, T*K, 1)
@@ -379,7 +368,7 @@ def energies_and_gradients(
         half, slope = zbl(parameters.zbl, types, slots, geometry)
         energies, along = energies + half, along + slope
     turning = geometry.angular @ weight_angular  # (N, J, H)
-    turn = (turning.unsqueeze(-2) @ geometry.harmonics_gradient).squeeze(-2)
+    turn = torch.stack([(turning * own).sum(-1) for own in geometry.harmonics_gradient], -1)
     turn = turn - geometry.unit * (turn * geometry.unit).sum(-1, keepdim=True)
     gradients = along.unsqueeze(-1) * geometry.unit + turn / geometry.r.unsqueeze(-1)
     return energies, gradients
