@@ -42,7 +42,7 @@ from mlff_distiller.evaluate.assess import Assessment, assess
 from mlff_distiller.evaluate.card import model_card
 from mlff_distiller.evaluate.report import write_report
 from mlff_distiller.neighbors import edge_vectors, neighbor_list
-from mlff_distiller.sampling import grow
+from mlff_distiller.sampling import enlarge, grow
 from mlff_distiller.students import NEP, Student, load_student, nep_for, read_config, save_student
 from mlff_distiller.teachers import TeacherCalculator
 from mlff_distiller.training import train
@@ -93,10 +93,13 @@ def distill(
                 on_progress("report", 1, 1, "finished earlier; nothing to do")
                 return report
         log = Log(out / "log.jsonl")
+        smallest = config.sampling.min_atoms
+        seeds = [enlarge(atoms, smallest) if atoms.pbc.any() else atoms for atoms in seeds]
         with TeacherCalculator(
             teacher, device=config.device, python=teacher_python, allow_download=allow_download
         ) as source:
             on_progress("teacher", 0, 1, f"starting {teacher}")
+            on_progress("teacher", 1, 1, source.identity.name)
             labels = label_stage(out, seeds, source, config, log, on_progress)
             split = split_labels(labels, config)
             student = train_stage(out, labels, split, source, config, log, on_progress)

@@ -48,7 +48,7 @@ SMALL = [
     "evaluation.time_ps=0.1",
     "evaluation.equilibration_ps=0.02",
     "evaluation.n_frames=5",
-    "evaluation.min_md_atoms=4",
+    "sampling.min_atoms=4",
     "evaluation.speed_sizes=[4, 16]",
 ]
 

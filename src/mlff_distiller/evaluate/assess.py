@@ -16,7 +16,7 @@ from mlff_distiller.dataset import Dataset, Split
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.errors import DistillerError
 from mlff_distiller.evaluate.accuracy import Comparison, compare, force_errors
-from mlff_distiller.evaluate.benchmark import enlarge, speed_table
+from mlff_distiller.evaluate.benchmark import speed_table
 from mlff_distiller.evaluate.evidence import Curve, Evidence, Sampling, Trajectory
 from mlff_distiller.evaluate.physics import msd, rdf
 from mlff_distiller.evaluate.stability import Run, default_time_step_fs, run_nve
@@ -35,14 +35,13 @@ class EvaluationSettings:
     """How the student is tested. None: from the data.
 
     ``temperature_K`` None is the highest sampling temperature; ``time_step_fs`` None is 0.5 with
-    hydrogen and 1 without. A periodic structure with fewer than ``min_md_atoms`` is enlarged.
+    hydrogen and 1 without.
     """
 
     temperature_K: Positive | None = None
     time_ps: Positive = 5.0
     equilibration_ps: Annotated[float, Field(ge=0)] = 1.0
     time_step_fs: Positive | None = None
-    min_md_atoms: Annotated[int, Field(ge=1)] = 32
     n_frames: Annotated[int, Field(ge=2)] = 20
     speed_sizes: tuple[Annotated[int, Field(ge=1)], ...] = (64, 216, 512)
     limits: Limits = field(default_factory=Limits)
@@ -148,14 +147,13 @@ def student_runs(
     ]
     runs = []
     for index, atoms in enumerate(chosen):
-        start = enlarge(atoms, settings.min_md_atoms) if atoms.pbc.any() else atoms
 
         def on_step(done: int, total: int, index: int = index) -> None:
             on_progress("student MD", index * total + done, len(chosen) * total, "")
 
         runs.append(
             run_nve(
-                start,
+                atoms,
                 calculator,
                 temperature_K=temperature_K,
                 time_ps=settings.time_ps,

@@ -13,6 +13,7 @@ from ase.calculators.calculator import Calculator
 from ase.md.verlet import VelocityVerlet
 
 from mlff_distiller.evaluate.stability import thermalise
+from mlff_distiller.sampling import enlarge
 
 
 def ms_per_step(
@@ -33,27 +34,6 @@ def ms_per_step(
         dynamics.run(n_steps)
         samples.append(1e3 * (time.perf_counter() - start) / n_steps)
     return statistics.median(samples)
-
-
-def enlarge(atoms: Atoms, n_atoms: int) -> Atoms:
-    """About ``n_atoms`` atoms: a supercell, or a grid of copies of a molecule 15 Å apart."""
-    large: Atoms = atoms.copy()
-    if len(atoms) >= n_atoms:
-        return large
-    pbc = atoms.pbc
-    if not pbc.any():
-        size = np.ptp(atoms.positions, axis=0) + 15.0
-        large.cell = size
-    axes = np.flatnonzero(pbc) if pbc.any() else np.arange(3)
-    repeat = np.ones(3, dtype=int)
-    while len(atoms) * repeat.prod() < n_atoms:
-        lengths = large.cell.lengths() * repeat
-        repeat[axes[lengths[axes].argmin()]] += 1
-    large = large.repeat(repeat)
-    large.pbc = pbc
-    if not pbc.any():
-        large.cell = None
-    return large
 
 
 def speed_table(

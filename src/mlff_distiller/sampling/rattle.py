@@ -43,11 +43,13 @@ Labeler = Callable[[Atoms, dict[str, Any]], dict[str, np.ndarray] | None]
 class RattleSettings:
     """Settings of the trees. ``temperature_K`` are taken in turn, one an expansion.
 
-    ``trees`` is how many grow in all, at least one a seed.
+    ``trees`` is how many grow in all, at least one a seed. A periodic seed with fewer than
+    ``min_atoms`` is repeated first: in a cell shorter than the cutoff, images move together.
     """
 
     temperature_K: tuple[Positive, ...] = (300.0,)
     trees: Annotated[int, Field(ge=3)] = 20
+    min_atoms: Annotated[int, Field(ge=1)] = 32
     beta: Annotated[float, Field(ge=0, le=1)] = 0.5
     sigma_range_A: tuple[Positive, Positive] = (0.01, 0.1)
     sigma_cell: Annotated[float, Field(ge=0, le=0.2)] = 0.01

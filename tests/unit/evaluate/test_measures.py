@@ -11,10 +11,11 @@ from tests.conftest import random_nep, rattled, structures
 from mlff_distiller.batch import Batch
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.evaluate.accuracy import compare, force_errors
-from mlff_distiller.evaluate.benchmark import enlarge, speed_table
+from mlff_distiller.evaluate.benchmark import speed_table
 from mlff_distiller.evaluate.physics import msd, rdf
 from mlff_distiller.evaluate.stability import default_time_step_fs, run_nve
 from mlff_distiller.evaluate.verdict import Limits, verdict
+from mlff_distiller.sampling import enlarge
 
 
 def test_force_errors_of_a_scaled_copy():
