@@ -142,7 +142,7 @@ def total_charge(atoms: Atoms) -> int:
 
 
 def force_spread(members: np.ndarray) -> np.ndarray:
-    """Committee disagreement an atom, eV/Å: sqrt(mean_k |F_k - mean_k F_k|^2).
+    """Committee disagreement an atom, eV/Å: ``sqrt(mean_k |F_k - mean_k F_k|^2)``.
 
     ``members`` is (n_members, n_atoms, 3); the result is (n_atoms,).
     """
