@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,3 +77,30 @@ def sha256_of_file(path: Path) -> str:
     """SHA-256 of a file's bytes as 64 hexadecimal digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+class EventLog:
+    """JSON lines, one event a line; a torn last line, from a crash, is passed over."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, stage: str, **figures: Any) -> None:
+        line = json.dumps({"time": round(time.time(), 3), "stage": stage, **figures})
+        with self.path.open("a+", encoding="utf-8") as stream:
+            torn = stream.tell() > 0 and not self.path.read_bytes().endswith(b"\n")
+            stream.write(("\n" if torn else "") + line + "\n")
+
+    def rows(self, stage: str) -> list[dict[str, Any]]:
+        """Events of ``stage``, in order."""
+        rows = []
+        for line in (
+            self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        ):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if row.get("stage") == stage:
+                rows.append(row)
+        return rows

@@ -11,7 +11,6 @@ import fcntl
 import json
 import math
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -36,7 +35,7 @@ from mlff_distiller.dataset import (
     structure_hash,
 )
 from mlff_distiller.deploy import StudentCalculator, resolve_device
-from mlff_distiller.durable import write_json, write_text
+from mlff_distiller.durable import EventLog, write_json, write_text
 from mlff_distiller.errors import ConfigError, StructureError, TeacherError
 from mlff_distiller.evaluate.assess import Assessment, assess
 from mlff_distiller.evaluate.card import model_card
@@ -92,7 +91,7 @@ def distill(
             if (out / "report.html").exists():
                 on_progress("report", 1, 1, "finished earlier; nothing to do")
                 return report
-        log = Log(out / "log.jsonl")
+        log = EventLog(out / "log.jsonl")
         smallest = config.sampling.min_atoms
         seeds = [enlarge(atoms, smallest) if atoms.pbc.any() else atoms for atoms in seeds]
         with TeacherCalculator(
@@ -187,39 +186,12 @@ def _fix_inputs(out: Path, config: Config, seeds: Sequence[Atoms], teacher: str)
     write_text(path, yaml.safe_dump({**now, "versions": versions}, sort_keys=False))
 
 
-class Log:
-    """``log.jsonl``: one event a line; a torn last line, from a crash, is passed over."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def write(self, stage: str, **figures: Any) -> None:
-        line = json.dumps({"time": round(time.time(), 3), "stage": stage, **figures})
-        with self.path.open("a+", encoding="utf-8") as stream:
-            torn = stream.tell() > 0 and not self.path.read_bytes().endswith(b"\n")
-            stream.write(("\n" if torn else "") + line + "\n")
-
-    def rows(self, stage: str) -> list[dict[str, Any]]:
-        """Events of ``stage``, in order."""
-        rows = []
-        for line in (
-            self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-        ):
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if row.get("stage") == stage:
-                rows.append(row)
-        return rows
-
-
 def label_stage(
     out: Path,
     seeds: Sequence[Atoms],
     teacher: TeacherCalculator,
     config: Config,
-    log: Log,
+    log: EventLog,
     on_progress: OnProgress,
 ) -> Dataset:
     """Grow the trees until ``config.labels`` structures are labelled in ``out/dataset``."""
@@ -247,7 +219,7 @@ class Labeler:
     """The sampler's ``label``: looks a structure up, or asks the teacher and stores the answer."""
 
     def __init__(
-        self, writer: DatasetWriter, teacher: TeacherCalculator, log: Log, failed: set[str]
+        self, writer: DatasetWriter, teacher: TeacherCalculator, log: EventLog, failed: set[str]
     ) -> None:
         self.writer, self.teacher, self.log, self.failed = writer, teacher, log, failed
         self.fingerprint = teacher.identity.fingerprint()
@@ -288,7 +260,7 @@ def train_stage(
     split: Split,
     teacher: TeacherCalculator,
     config: Config,
-    log: Log,
+    log: EventLog,
     on_progress: OnProgress,
 ) -> Student:
     """Train, or load what an earlier call trained, as ``out/student``."""
@@ -355,7 +327,7 @@ def assess_stage(
     on_progress: OnProgress,
 ) -> Assessment:
     """Measure the student; its own MD frames are labelled into ``out/student_md``."""
-    log = Log(out / "log.jsonl")
+    log = EventLog(out / "log.jsonl")
     settings = config.evaluation
     temperature = settings.temperature_K or max(config.sampling.temperature_K)
     calculator = StudentCalculator(student, device=config.device)

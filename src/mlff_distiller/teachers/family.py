@@ -81,6 +81,9 @@ class Loaded:
     """JSON-able; whatever else changes its answers."""
     uses: Sequence[str] | None = ()
     """Which of ``charge`` and ``spin`` it heeds; None if unknown."""
+    evaluate_many: Callable[[Sequence[Atoms], Sequence[bool]], list[Evaluation]] | None = None
+    """Several structures in one pass of the library, and for each whether stress is wanted; None
+    where the library knows no batches. Must agree with ``evaluate``."""
 
 
 def local_file(path: str, spec: str) -> str:
