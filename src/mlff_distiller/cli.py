@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mlff_distiller import cli_sample
 from mlff_distiller.errors import DistillerError
 from mlff_distiller.progress import Display
 
@@ -26,6 +27,11 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Look at and check label datasets.")
 app.add_typer(data_app, name="data")
+app.command(
+    "sample",
+    epilog="Example: mlff-distiller sample water.xyz --method md --student run/student --out new.xyz",
+)(cli_sample.sample)
+app.command("plan", epilog="Example: mlff-distiller plan run --teacher 7net-0")(cli_sample.plan)
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 

@@ -11,9 +11,10 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
 
+from mlff_distiller.active import ActiveSettings
 from mlff_distiller.errors import ConfigError
 from mlff_distiller.evaluate.assess import EvaluationSettings
-from mlff_distiller.sampling import RattleSettings
+from mlff_distiller.sampling import DynamicsSettings, RattleSettings, ScanSettings
 from mlff_distiller.students import NEPSettings
 from mlff_distiller.training import TrainingSettings
 
@@ -32,6 +33,9 @@ class Config:
     test_fraction: Fraction = 0.1
     validation_fraction: Fraction = 0.1
     sampling: RattleSettings = field(default_factory=RattleSettings)
+    scan: ScanSettings = field(default_factory=lambda: ScanSettings(volumes=0, strains=0))
+    dynamics: DynamicsSettings = field(default_factory=DynamicsSettings)
+    active: ActiveSettings = field(default_factory=ActiveSettings)
     nep: NEPSettings = field(default_factory=NEPSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)

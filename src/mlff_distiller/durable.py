@@ -57,7 +57,7 @@ def remove_partials(folder: Path) -> None:
             leftover.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Durably replace ``path`` by ``content``."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)

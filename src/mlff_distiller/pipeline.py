@@ -23,14 +23,12 @@ import yaml
 from ase import Atoms
 from ase.io import read as ase_read
 
+from mlff_distiller.active import Round, learn_actively
 from mlff_distiller.batch import Batch, check_structure
 from mlff_distiller.config import Config, differences, read_yaml, to_plain
 from mlff_distiller.dataset import (
     Dataset,
-    DatasetWriter,
-    Record,
     Split,
-    label_key,
     split_by_group,
     structure_hash,
 )
@@ -40,8 +38,9 @@ from mlff_distiller.errors import ConfigError, StructureError, TeacherError
 from mlff_distiller.evaluate.assess import Assessment, assess
 from mlff_distiller.evaluate.card import model_card
 from mlff_distiller.evaluate.report import write_report
+from mlff_distiller.labeling import BRANCHES_PER_SEED, Labeler, open_labels
 from mlff_distiller.neighbors import edge_vectors, neighbor_list
-from mlff_distiller.sampling import enlarge, grow
+from mlff_distiller.sampling import enlarge, grow, scan, walk, walkers
 from mlff_distiller.students import NEP, Student, load_student, nep_for, read_config, save_student
 from mlff_distiller.teachers import TeacherCalculator
 from mlff_distiller.training import train
@@ -51,7 +50,7 @@ SCHEMA = 1
 OnProgress = Callable[[str, int, int, str], None]
 """Called with stage, done, total and a few words of news."""
 
-_BRANCHES_PER_SEED = 1_000_000
+_SCORED_AT_ONCE = 8
 
 
 def distill(
@@ -194,58 +193,128 @@ def label_stage(
     log: EventLog,
     on_progress: OnProgress,
 ) -> Dataset:
-    """Grow the trees until ``config.labels`` structures are labelled in ``out/dataset``."""
+    """Label ``config.labels`` structures in ``out/dataset``.
+
+    First the trees, with scans of the cell if asked for; then the teacher's own dynamics, if it
+    has a share; then the student's, in rounds of active learning.
+    """
+    temperatures = config.sampling.temperature_K
     with open_labels(out / "dataset", teacher) as writer:
-        label = Labeler(writer, teacher, log, {row["key"] for row in log.rows("label_failed")})
-        grow(
-            seeds,
-            label,
-            config.labels,
-            config.sampling,
-            config.seed,
-            on_label=lambda n: on_progress("label", n, config.labels, label.news),
-        )
+        label = Labeler(writer, teacher)
+
+        def counting(start: int) -> Callable[[int], None]:
+            return lambda n: on_progress("label", start + n, config.labels, label.news)
+
+        frames, origins = scan(seeds, config.scan)
+        n_student = round(config.active.share * config.labels)
+        n_dynamics = round(config.dynamics.share * config.labels)
+        n_trees = max(len(seeds), config.labels - n_student - n_dynamics - len(frames))
+        n = grow(seeds, label, n_trees, config.sampling, config.seed, counting(0))
+        for start in range(0, len(frames), 16):
+            label(frames[start : start + 16], origins[start : start + 16])
+            counting(n)(min(len(frames), start + 16))
+        n += len(frames)
+        if n_dynamics:
+            group = walkers(seeds, temperatures, config.dynamics)
+            known = labelled_walks(out / "dataset")
+            walk(
+                group, teacher, label, n_dynamics, config.dynamics, config.seed, known, counting(n)
+            )
+            n += n_dynamics
+        if n_student:
+            rounds = learn_actively(
+                out / "rounds",
+                seeds,
+                label,
+                lambda number, folder, previous: _fit_round(
+                    out, number, folder, previous, config, on_progress
+                ),
+                n_student,
+                temperatures,
+                config.active,
+                config.dynamics,
+                config.seed,
+                lambda done, news: on_progress("label", n + done, config.labels, news),
+            )
+            _log_rounds(log, rounds)
     return Dataset(out / "dataset")
 
 
-def open_labels(folder: Path, teacher: TeacherCalculator) -> DatasetWriter:
-    """A writer of labels by ``teacher``; a folder with another teacher's labels is refused."""
-    identity = dataclasses.asdict(teacher.identity)
-    identity.pop("device")
-    return DatasetWriter(folder, {"teacher": identity})
+def labelled_walks(folder: Path) -> dict[tuple[int, int], Atoms]:
+    """Structures that the teacher's dynamics has labelled already, by walker and segment."""
+    found: dict[tuple[int, int], Atoms] = {}
+    dataset = Dataset(folder)
+    for start in range(0, len(dataset), 512):
+        for record in dataset.records(np.arange(start, min(start + 512, len(dataset)))):
+            origin = record.provenance
+            if origin.get("source") == "dynamics":
+                found[origin["walker"], origin["segment"]] = record.atoms
+    return found
 
 
-class Labeler:
-    """The sampler's ``label``: looks a structure up, or asks the teacher and stores the answer."""
+def _fit_round(
+    out: Path,
+    number: int,
+    folder: Path,
+    previous: Path | None,
+    config: Config,
+    on_progress: OnProgress,
+) -> tuple[StudentCalculator, float]:
+    """Train a round's student on all labels so far, or load it; see `learn_actively`."""
+    device = resolve_device(config.device)
+    if not (folder / "config.json").exists():
+        labels = Dataset(out / "dataset")
+        split = split_labels(labels, config)
+        training = labels.read(split.train).systems()
+        validation = labels.read(split.validation).systems()
+        updates = config.active.updates
+        student = nep_for(training, config.nep, config.seed).to(device)
+        if previous is None:
+            updates *= 2
+        else:
+            student.load_state_dict(load_student(previous).state_dict())
+        rows = train(
+            student,
+            training,
+            validation,
+            dataclasses.replace(config.training, epochs=None, updates=updates),
+            seed=config.seed + number,
+            on_epoch=lambda row, epochs: on_progress(
+                f"round {number + 1}",
+                int(row["epoch"]) + 1,
+                epochs,
+                f"fidelity {row['validation_forces_fidelity']:.4f}",
+            ),
+        )
+        error = min(1.0 - row["validation_forces_fidelity"] for row in rows)
+        save_student(
+            student,
+            folder,
+            about={"round": number, "n_labels": len(labels), "forces_error": error},
+            card="# A student of a round of active learning\n\nNot for use.\n",
+            max_neighbors=most_neighbors(training, student),
+        )
+    error = float(read_config(folder)["about"]["forces_error"])
+    return StudentCalculator(folder, device=config.device), error
 
-    def __init__(
-        self, writer: DatasetWriter, teacher: TeacherCalculator, log: EventLog, failed: set[str]
-    ) -> None:
-        self.writer, self.teacher, self.log, self.failed = writer, teacher, log, failed
-        self.fingerprint = teacher.identity.fingerprint()
-        self.news = ""
 
-    def __call__(self, atoms: Atoms, provenance: dict[str, Any]) -> dict[str, np.ndarray] | None:
-        key = label_key(atoms, self.fingerprint)
-        if key in self.failed:
-            return None
-        if key not in self.writer:
-            [answer] = self.teacher.label([atoms])
-            if answer.labels is None:
-                self.failed.add(key)
-                self.log.write("label_failed", key=key, error=answer.error, **provenance)
-                self.news = f"{len(self.failed)} failed: {answer.error}"
-                return None
-            group = provenance["seed"] * _BRANCHES_PER_SEED + provenance.get("branch", 0)
-            provenance = {**provenance, "seconds": round(answer.seconds, 4)}
-            self.writer.append([Record(atoms, answer.labels, key, group, provenance)])
-        return self.writer.labels(key)
+def _log_rounds(log: EventLog, rounds: Sequence[Round]) -> None:
+    shown = {row["round"] for row in log.rows("round")}
+    for done in rounds:
+        if done.number not in shown:
+            log.write(
+                "round",
+                round=done.number,
+                n_labels=len(done.errors),
+                forces_error=round(done.error, 5),
+                reach_fs=done.reach_fs,
+            )
 
 
 def split_labels(labels: Dataset, config: Config) -> Split:
     """Whole trees to each part; the seeds themselves train."""
     rest = 1.0 - config.test_fraction - config.validation_fraction
-    alone = frozenset(int(group) for group in labels.groups if group % _BRANCHES_PER_SEED == 0)
+    alone = frozenset(int(group) for group in labels.groups if group % BRANCHES_PER_SEED == 0)
     return split_by_group(
         labels.groups,
         (rest, config.validation_fraction, config.test_fraction),
@@ -327,20 +396,24 @@ def assess_stage(
     on_progress: OnProgress,
 ) -> Assessment:
     """Measure the student; its own MD frames are labelled into ``out/student_md``."""
-    log = EventLog(out / "log.jsonl")
     settings = config.evaluation
     temperature = settings.temperature_K or max(config.sampling.temperature_K)
     calculator = StudentCalculator(student, device=config.device)
     with open_labels(out / "student_md", teacher) as writer:
-        label = Labeler(writer, teacher, log, {row["key"] for row in log.rows("label_failed")})
+        label = Labeler(writer, teacher)
 
         def score(frames: Sequence[Atoms]) -> list[Batch]:
             scored = []
-            for index, atoms in enumerate(frames):
-                answer = label(atoms, {"source": "student_md", "seed": 0, "frame": index})
-                on_progress("re-score", index + 1, len(frames), label.news)
-                if answer is not None:
-                    scored.append(_labelled(atoms, answer))
+            for start in range(0, len(frames), _SCORED_AT_ONCE):
+                part = frames[start : start + _SCORED_AT_ONCE]
+                origins = [
+                    {"source": "student_md", "seed": 0, "frame": start + k}
+                    for k in range(len(part))
+                ]
+                for atoms, answer in zip(part, label(part, origins), strict=True):
+                    if answer is not None:
+                        scored.append(_labelled(atoms, answer))
+                on_progress("re-score", start + len(part), len(frames), label.news)
             if not scored and frames:
                 raise TeacherError("the teacher gave no label for any frame of the student's MD")
             return scored

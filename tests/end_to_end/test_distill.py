@@ -49,6 +49,9 @@ SMALL = [
     "evaluation.equilibration_ps=0.02",
     "evaluation.n_frames=5",
     "sampling.min_atoms=4",
+    "active.rounds=2",
+    "active.walkers=3",
+    "active.updates=30",
     "evaluation.speed_sizes=[4, 16]",
 ]
 
@@ -252,13 +255,13 @@ def test_killed_ten_times_and_continued(bench, straight):
         a, b = report[part], straight_report[part]
         a.pop("teacher_seconds", None), b.pop("teacher_seconds", None)
         assert a == b, part
-    # A structure in flight when the process died is computed again; no other is.
+    # Structures in flight when the process died are computed again, a batch of them; no other is.
     data = Dataset(killed / "dataset")
     frames = data.read(np.arange(1, len(data))).to_atoms()
     own = {hashlib.sha256(atoms.positions.tobytes()).hexdigest() for atoms in frames}
     calls = [call for call in bench.calls("killed") if call in own]
     assert len(set(calls)) == len(own)
-    assert len(calls) - len(own) <= 10
+    assert len(calls) - len(own) <= 10 * 20
 
 
 def test_mistakes_are_errors_not_tracebacks(bench):

@@ -1,6 +1,23 @@
-"""Sampling: structures worth labelling."""
+"""Structures worth a label, grown from a few seeds. Never imports teachers."""
 
-from mlff_distiller.sampling.rattle import RattleSettings, grow
+from mlff_distiller.sampling.dynamics import DynamicsSettings, Walker, explore, walk, walkers
+from mlff_distiller.sampling.rattle import Labeler, RattleSettings, grow
+from mlff_distiller.sampling.scans import ScanSettings, scan
 from mlff_distiller.sampling.seeds import enlarge
+from mlff_distiller.sampling.select import descriptors, select
 
-__all__ = ["RattleSettings", "enlarge", "grow"]
+__all__ = [
+    "DynamicsSettings",
+    "Labeler",
+    "RattleSettings",
+    "ScanSettings",
+    "Walker",
+    "descriptors",
+    "enlarge",
+    "explore",
+    "grow",
+    "scan",
+    "select",
+    "walk",
+    "walkers",
+]

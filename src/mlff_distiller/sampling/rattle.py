@@ -20,7 +20,7 @@ is how an interrupted run continues.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -35,8 +35,11 @@ from mlff_distiller.neighbors import find_pairs
 
 Positive = Annotated[float, Field(gt=0)]
 
-Labeler = Callable[[Atoms, dict[str, Any]], dict[str, np.ndarray] | None]
-"""Structure and provenance -> ``energy`` (eV) and ``forces`` (eV/Å); None if it has no label."""
+Labels = dict[str, np.ndarray]
+"""``energy`` (eV), ``forces`` (eV/Å), perhaps ``stress`` (eV/Å³)."""
+Labeler = Callable[[Sequence[Atoms], Sequence[dict[str, Any]]], list[Labels | None]]
+"""Structures and their provenance -> their labels; None for one that has none."""
+_Expansion = Generator[tuple[Atoms, dict[str, Any]], Labels | None, None]
 
 
 @validated(frozen=True, config=ConfigDict(extra="forbid"))
@@ -81,13 +84,46 @@ def grow(
 ) -> int:
     """Grow trees from ``seeds`` until ``n_labels`` structures are labelled; returns the count.
 
-    Provenance handed to ``label``: ``seed``, ``branch`` (the tree's number among this seed's;
-    0 is the seed alone), ``generation``, ``step``, ``sigma_A``, ``temperature_K``.
+    All trees grow at once, each by one expansion a round, in step, so that ``label`` is asked for
+    as many structures at a time as there are trees. Provenance handed to it: ``seed``, ``branch``
+    (the tree's number among this seed's; 0 is the seed alone), ``generation``, ``step``,
+    ``sigma_A``, ``temperature_K``.
     """
-    roots, n = [], 0
-    for index, atoms in enumerate(seeds):
-        provenance = {"source": "seed", "seed": index, "branch": 0, "generation": 0, "step": 0}
-        results = label(atoms, provenance)
+    roots = _label_seeds(seeds, label)
+    n = len(roots)
+    on_label(n)
+    trees = [
+        _Tree(index, branch, root[0], [root], [root[0]])
+        for branch in range(1, math.ceil(settings.trees / len(seeds)) + 1)
+        for index, root in enumerate(roots)
+    ]
+    grown, fruitless = 0, 0
+    while n < n_labels:
+        before = n
+        growing = [
+            _expand(tree, grown * len(trees) + k, settings, seed) for k, tree in enumerate(trees)
+        ]
+        for count in _in_step(growing, label, n_labels - n):
+            n += count
+            on_label(n)
+        grown += 1
+        fruitless = fruitless + 1 if n == before else 0
+        if fruitless >= 50:
+            raise DistillerError(
+                f"sampling stopped at {n} labels: {fruitless} rounds in a row gave none",
+                expected=f"{n_labels} labels",
+                remedy="widen sigma_range_A, lower min_distance_A, or see the teacher's failures",
+            )
+    return n
+
+
+def _label_seeds(seeds: Sequence[Atoms], label: Labeler) -> list[tuple[Atoms, float, int]]:
+    origins = [
+        {"source": "seed", "seed": index, "branch": 0, "generation": 0, "step": 0}
+        for index in range(len(seeds))
+    ]
+    roots = []
+    for index, (atoms, results) in enumerate(zip(seeds, label(seeds, origins), strict=True)):
         if results is None:
             raise DistillerError(
                 f"the teacher gave no label for seed structure {index} "
@@ -95,41 +131,30 @@ def grow(
                 remedy="choose structures the teacher can evaluate",
             )
         roots.append((atoms, float(results["energy"]) / len(atoms), 0))
-        n += 1
-        on_label(n)
-    trees = [
-        _Tree(index, branch, root[0], [root], [root[0]])
-        for branch in range(1, math.ceil(settings.trees / len(seeds)) + 1)
-        for index, root in enumerate(roots)
-    ]
-    expansion, fruitless = 0, 0
-    while n < n_labels:
-        before = n
-        tree = trees[expansion % len(trees)]
-        for count in _expand(tree, expansion, label, settings, seed):
-            n += count
-            on_label(n)
-            if n >= n_labels:
-                break
-        fruitless = fruitless + 1 if n == before else 0
-        if fruitless >= 50 * len(trees):
-            raise DistillerError(
-                f"sampling stopped at {n} labels: {fruitless} expansions in a row gave none",
-                expected=f"{n_labels} labels",
-                remedy="widen sigma_range_A, lower min_distance_A, or see the teacher's failures",
-            )
-        expansion += 1
-    return n
+    return roots
 
 
-def _expand(
-    tree: _Tree,
-    expansion: int,
-    label: Labeler,
-    settings: RattleSettings,
-    seed: int,
-) -> Iterator[int]:
-    """Rattle one parent and relax it; yields 1 for each new label."""
+def _in_step(growing: Sequence[_Expansion], label: Labeler, most: int) -> Iterator[int]:
+    """Advance expansions together, a structure of each at a time; yields how many got a label."""
+    waiting = [(expansion, next(expansion, None)) for expansion in growing]
+    while most > 0:
+        asking = [(expansion, asked) for expansion, asked in waiting if asked is not None][:most]
+        if not asking:
+            return
+        answers = label([asked[0] for _, asked in asking], [asked[1] for _, asked in asking])
+        count = sum(results is not None for results in answers)
+        most -= count
+        yield count
+        waiting = []
+        for (expansion, _), results in zip(asking, answers, strict=True):
+            try:
+                waiting.append((expansion, expansion.send(results)))
+            except StopIteration:
+                continue
+
+
+def _expand(tree: _Tree, expansion: int, settings: RattleSettings, seed: int) -> _Expansion:
+    """Rattle one parent and relax it; yields what is to be labelled, and is sent the label."""
     rng = np.random.default_rng([seed, expansion])
     temperature = settings.temperature_K[expansion % len(settings.temperature_K)]
     kT = units.kB * temperature
@@ -150,11 +175,10 @@ def _expand(
             "sigma_A": sigma,
             "temperature_K": temperature,
         }
-        results = label(atoms, provenance)
+        results = yield atoms, provenance
         if results is None:
             break
         tree.seen.append(atoms)
-        yield 1
         energy = float(results["energy"]) / len(atoms)
         forces = np.asarray(results["forces"], dtype=np.float64)
         sizes = np.linalg.norm(forces, axis=1)

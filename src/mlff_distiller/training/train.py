@@ -28,9 +28,10 @@ Sample = tuple[Batch, Neighbors]
 
 @validated(frozen=True, config=ConfigDict(extra="forbid"))
 class TrainingSettings:
-    """Settings of the loop. ``epochs`` None: as many as make some 8,000 updates."""
+    """Settings of the loop. ``epochs`` None: as many as make some ``updates``."""
 
     epochs: Annotated[int, Field(ge=1)] | None = None
+    updates: Annotated[int, Field(ge=1)] = 8_000
     atoms_per_batch: Annotated[int, Field(ge=1)] = 256
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-2
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
@@ -39,9 +40,6 @@ class TrainingSettings:
     patience_fraction: Annotated[float, Field(gt=0, le=1)] = 0.4
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 10.0
     loss: LossSettings = field(default_factory=LossSettings)
-
-
-_UPDATES = 8_000
 
 
 def train(
@@ -72,7 +70,7 @@ def train(
     mean_size = sum(batch.n_atoms for batch in training) / len(training)
     batch_size = min(len(samples), max(1, round(settings.atoms_per_batch / mean_size)))
     updates_per_epoch = math.ceil(len(samples) / batch_size)
-    epochs = settings.epochs or max(10, math.ceil(_UPDATES / updates_per_epoch))
+    epochs = settings.epochs or max(10, math.ceil(settings.updates / updates_per_epoch))
 
     factors, groups = zip(*student.parameter_groups(), strict=True)
     optimizer = torch.optim.Adam([{"params": group} for group in groups], betas=(0.9, 0.99))

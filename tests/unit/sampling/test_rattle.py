@@ -21,14 +21,14 @@ from mlff_distiller.sampling.rattle import (
 
 
 def emt_label(store: list):
-    def label(atoms, provenance):
+    def one(atoms, provenance):
         atoms = atoms.copy()
         atoms.calc = EMT()
         results = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
         store.append((atoms, provenance, results))
         return results
 
-    return label
+    return lambda frames, provenance: list(map(one, frames, provenance))
 
 
 SEEDS = [bulk("Cu", cubic=True), bulk("Au", cubic=True)]
@@ -40,13 +40,12 @@ def test_every_step_is_kept_and_relaxes():
     assert n == len(store) == 80
     assert [provenance["source"] for _, provenance, _ in store[:2]] == ["seed", "seed"]
     falls = []
-    for (_, p, before), (_, q, after) in pairwise(store[2:]):
-        if (
-            q["step"] == p["step"] + 1
-            and q["branch"] == p["branch"]
-            and q["sigma_A"] == p["sigma_A"]
-        ):
-            falls.append(after["energy"] < before["energy"])
+    walks = {}
+    for _, p, results in store[2:]:
+        walks.setdefault((p["seed"], p["branch"], p["sigma_A"]), []).append((p["step"], results))
+    for walk in walks.values():
+        assert [step for step, _ in walk] == list(range(1, len(walk) + 1))
+        falls += [after["energy"] < before["energy"] for (_, before), (_, after) in pairwise(walk)]
     assert len(falls) > 20
     assert np.mean(falls) > 0.7
 
@@ -67,12 +66,15 @@ def test_replay_with_looked_up_labels_gives_the_same_tree():
     known = {atoms.positions.tobytes(): results for atoms, _, results in store}
     again, asked = [], []
 
-    def label(atoms, provenance):
+    def one(atoms, provenance):
         again.append((atoms, provenance))
         if atoms.positions.tobytes() not in known:
             asked.append(atoms)
-            return emt_label([])(atoms, provenance)
+            return emt_label([])([atoms], [provenance])[0]
         return known[atoms.positions.tobytes()]
+
+    def label(frames, provenance):
+        return list(map(one, frames, provenance))
 
     grow(SEEDS, label, 50, RattleSettings(), seed=3)
     assert len(asked) == 10  # only what was not there
@@ -81,25 +83,45 @@ def test_replay_with_looked_up_labels_gives_the_same_tree():
         assert p == q
 
 
+def test_all_trees_grow_at_once():
+    store, sizes = [], []
+    good = emt_label(store)
+
+    def label(frames, provenance):
+        sizes.append(len(frames))
+        assert len({(p["seed"], p["branch"]) for p in provenance}) == len(frames)
+        return good(frames, provenance)
+
+    grow(SEEDS, label, 60, RattleSettings(trees=10), seed=4)
+    assert sizes[0] == 2
+    assert max(sizes) == 10
+    assert sum(sizes) == 60
+
+
 def test_failed_structures_end_their_branch_only():
     store = []
     good = emt_label(store)
     count = iter(range(10**6))
-    n = grow(
-        SEEDS[:1], lambda a, p: None if next(count) % 5 == 4 else good(a, p), 30, RattleSettings()
-    )
+
+    def label(frames, provenance):
+        return [
+            None if next(count) % 5 == 4 else good([atoms], [origin])[0]
+            for atoms, origin in zip(frames, provenance, strict=True)
+        ]
+
+    n = grow(SEEDS[:1], label, 30, RattleSettings())
     assert n == len(store) == 30
 
 
 def test_a_seed_without_label_is_an_error():
     with pytest.raises(DistillerError, match="no label for seed structure 0"):
-        grow(SEEDS, lambda atoms, provenance: None, 10, RattleSettings())
+        grow(SEEDS, lambda frames, provenance: [None] * len(frames), 10, RattleSettings())
 
 
 def test_gives_up_when_nothing_can_be_labelled():
     store = []
     good = emt_label(store)
-    with pytest.raises(DistillerError, match="expansions in a row gave none"):
+    with pytest.raises(DistillerError, match="rounds in a row gave none"):
         grow(SEEDS[:1], good, 10, RattleSettings(min_distance_A=3.0))
 
 

@@ -1,0 +1,310 @@
+"""Structures from molecular dynamics: the teacher's own, or the student's with the teacher judging.
+
+A *walker* is a trajectory cut into segments. Each segment draws new velocities from the
+Maxwell-Boltzmann distribution and runs Langevin dynamics (NVT) or a Martyna-Tobias-Klein barostat
+(NPT). The teacher's segments end when the structure has decorrelated from the one they began with:
+
+    |c(t)| < decorrelation for 20 fs,    c(t) = sum F(0)·F(t) / sqrt(sum |F(0)|^2 sum |F(t)|^2)
+
+(20 fs, for a bond with hydrogen swings through zero every 5 fs) or after ``longest_fs``. The
+student's steps cost next to nothing, so its segments last as long as it can be trusted. Only the
+structures at the ends of segments are labelled. A segment depends on its first structure and on its
+number alone, so an interrupted walk continues from its last labelled structure and repeats at most
+one segment.
+
+`walk` is the teacher's dynamics: valid, but every step costs an evaluation of the teacher.
+`explore` is the student's: steps are free, the teacher is asked at the ends of segments only, and
+a walker that has strayed where the student is wrong goes back to where it was still right.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from ase import Atoms, units
+from ase.calculators.calculator import Calculator
+from ase.md.langevin import Langevin
+from ase.md.md import MolecularDynamics
+from ase.md.nose_hoover_chain import IsotropicMTKNPT
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as validated
+
+from mlff_distiller.errors import DistillerError
+from mlff_distiller.sampling.rattle import Labeler, shortest_distance
+
+_LOOK_FS = 5.0
+_QUIET_LOOKS = 4
+
+_FIRST_BRANCH = {"student": 100_000, "dynamics": 200_000}
+"""Trees have the numbers below; every walker is a branch of its own, from first to last."""
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+@validated(frozen=True, config=ConfigDict(extra="forbid"))
+class DynamicsSettings:
+    """How walkers walk. Temperatures are those of ``sampling``.
+
+    ``share`` is the part of the labels that the teacher's own dynamics gets.
+
+    ``time_step_fs`` None is 0.5 with hydrogen and 1 without. ``pressures_GPa`` are taken in turn,
+    for NPT. A structure is taken for broken, and its segment ends before it, when two atoms are
+    closer than ``min_distance_A``, a force exceeds ``max_force_eV_per_A`` or the temperature is
+    ``explosion_factor`` times what it should be.
+    """
+
+    share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    ensemble: Literal["nvt", "npt"] = "nvt"
+    pressures_GPa: tuple[float, ...] = (0.0,)
+    time_step_fs: Positive | None = None
+    friction_per_ps: Positive = 10.0
+    decorrelation: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    shortest_fs: Positive = 10.0
+    longest_fs: Positive = 200.0
+    min_distance_A: Positive = 0.5
+    max_force_eV_per_A: Positive = 30.0
+    explosion_factor: Positive = 6.0
+
+
+@dataclass
+class Walker:
+    """One trajectory: where it is, and how far it may go before the next label."""
+
+    number: int
+    seed_index: int
+    temperature_K: float
+    atoms: Atoms
+    pressure_GPa: float = 0.0
+    segment: int = 0
+    reach_fs: float = 0.0
+    """Longest duration of the next segment."""
+    errors: list[float] = field(default_factory=list)
+    """Relative force error of the student at the end of each segment; see `explore`."""
+
+
+def walkers(
+    seeds: Sequence[Atoms],
+    temperature_K: Sequence[float],
+    settings: DynamicsSettings,
+    number: int | None = None,
+) -> list[Walker]:
+    """One for each seed, temperature and pressure, or ``number`` that take these in turn."""
+    pressures = settings.pressures_GPa if settings.ensemble == "npt" else (0.0,)
+    states = list(product(pressures, temperature_K, range(len(seeds))))
+    count = len(states) if number is None else number
+    return [
+        Walker(k, index, t, seeds[index].copy(), p, reach_fs=settings.shortest_fs)
+        for k, (p, t, index) in ((k, states[k % len(states)]) for k in range(count))
+    ]
+
+
+def walk(
+    group: Sequence[Walker],
+    calculator: Calculator,
+    label: Labeler,
+    n_labels: int,
+    settings: DynamicsSettings,
+    seed: int = 0,
+    known: Mapping[tuple[int, int], Atoms] | None = None,
+    on_label: Callable[[int], None] = lambda n: None,
+) -> int:
+    """Dynamics by ``calculator`` (the teacher) until ``n_labels`` structures are labelled.
+
+    Provenance: ``source`` (dynamics), ``seed``, ``branch``, ``walker``, ``segment``,
+    ``temperature_K``, ``pressure_GPa``, ``segment_fs``. ``known`` gives the structures that an
+    earlier call labelled, by walker and segment.
+    """
+    known = known or {}
+    n, fruitless = 0, 0
+    while n < n_labels:
+        walker = min(group, key=lambda walker: walker.segment)
+        walker.reach_fs = settings.longest_fs
+        found = known.get((walker.number, walker.segment))
+        if found is None:
+            moved, lasted = run_segment(walker, calculator, settings, seed, until_decorrelated=True)
+        else:
+            moved, lasted = found, None
+        origin = _origin(walker, "dynamics", lasted)
+        walker.segment += 1
+        [labels] = label([moved], [origin]) if moved is not None else [None]
+        if labels is None or moved is None:
+            fruitless += 1
+            if fruitless >= 20 * len(group):
+                raise DistillerError(
+                    f"the teacher's dynamics stopped at {n} labels: every walker breaks down",
+                    expected=f"{n_labels} labels",
+                    remedy="shorten dynamics.time_step_fs or lower the temperature",
+                )
+            continue
+        walker.atoms, fruitless = moved, 0
+        n += 1
+        on_label(n)
+    return n
+
+
+def explore(
+    group: Sequence[Walker],
+    calculator: Calculator,
+    label: Labeler,
+    n_labels: int,
+    settings: DynamicsSettings,
+    tolerance: float,
+    seed: int = 0,
+    source: Mapping[str, Any] | None = None,
+    on_label: Callable[[int], None] = lambda n: None,
+) -> list[float]:
+    """Dynamics by ``calculator`` (the student); the teacher labels where each segment ends.
+
+    Returns, for each of about ``n_labels`` new labels, the student's relative force error
+
+        sum |F_student - F_teacher| / sum |F_teacher|
+
+    (one minus the fidelity). A walker whose error is below ``tolerance`` goes on from there, and
+    its next segment may be twice as long, up to ``longest_fs``; another goes back to where its
+    segment began, and its next one may be half as long. All walkers move in turn and are labelled
+    in one call of ``label``. ``source`` is added to the provenance.
+    """
+    errors: list[float] = []
+    fruitless = 0
+    while len(errors) < n_labels:
+        moving = sorted(group, key=lambda walker: walker.segment)[: n_labels - len(errors)]
+        frames, origins, movers, predictions = [], [], [], []
+        for walker in moving:
+            moved, lasted = run_segment(walker, calculator, settings, seed)
+            origin = {**_origin(walker, "student", lasted), **(source or {})}
+            walker.segment += 1
+            if moved is None:
+                walker.reach_fs = max(settings.shortest_fs, 0.5 * walker.reach_fs)
+                continue
+            moved.calc = calculator
+            predictions.append(moved.get_forces())
+            moved.calc = None
+            frames.append(moved)
+            origins.append(origin)
+            movers.append(walker)
+        answers = label(frames, origins) if frames else []
+        before = len(errors)
+        for walker, moved, predicted, answer in zip(
+            movers, frames, predictions, answers, strict=True
+        ):
+            if answer is None:
+                continue
+            error = relative_error(predicted, answer["forces"])
+            errors.append(error)
+            walker.errors.append(error)
+            if error < tolerance:
+                walker.atoms = moved
+                walker.reach_fs = min(settings.longest_fs, 2.0 * walker.reach_fs)
+            else:
+                walker.reach_fs = max(settings.shortest_fs, 0.5 * walker.reach_fs)
+        on_label(len(errors))
+        fruitless = fruitless + 1 if len(errors) == before else 0
+        if fruitless >= 20:
+            break  # the student's dynamics cannot take a step; the caller trains it further
+    return errors
+
+
+def relative_error(forces: np.ndarray, reference: np.ndarray) -> float:
+    """``sum |F - F_ref| / sum |F_ref|`` over all components."""
+    scale = float(np.abs(reference).sum())
+    return float(np.abs(forces - reference).sum()) / max(scale, 1e-12)
+
+
+def run_segment(
+    walker: Walker,
+    calculator: Calculator,
+    settings: DynamicsSettings,
+    seed: int,
+    *,
+    until_decorrelated: bool = False,
+) -> tuple[Atoms | None, float]:
+    """The structure at the end of the walker's next segment, and its duration in fs.
+
+    It lasts ``walker.reach_fs``, or less if it is to end once ``until_decorrelated``. If the
+    structure breaks, the last whole one is returned; None if there is no such.
+    """
+    rng = np.random.default_rng([seed, walker.number, walker.segment])
+    atoms = walker.atoms.copy()
+    atoms.calc = calculator
+    spread = np.sqrt(units.kB * walker.temperature_K * atoms.get_masses())
+    atoms.set_momenta(rng.normal(size=(len(atoms), 3)) * spread[:, None])
+    time_step = settings.time_step_fs or (0.5 if (atoms.numbers == 1).any() else 1.0)
+    dynamics = _dynamics(atoms, walker, settings, time_step, rng)
+    every = max(1, round(_LOOK_FS / time_step))
+    quiet = 0
+    whole: tuple[Atoms | None, float] = (None, 0.0)
+    try:
+        first = atoms.get_forces()
+        for block in range(1, max(1, round(walker.reach_fs / (every * time_step))) + 1):
+            dynamics.run(every)
+            if _broken(atoms, walker.temperature_K, settings):
+                break
+            elapsed = block * every * time_step
+            forces = atoms.get_forces()
+            whole = (Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc), elapsed)
+            quiet = quiet + 1 if abs(_correlation(first, forces)) < settings.decorrelation else 0
+            if until_decorrelated and elapsed >= settings.shortest_fs and quiet >= _QUIET_LOOKS:
+                break
+    except DistillerError:  # a calculator that meets NaN, or a teacher that fails
+        pass
+    finally:
+        atoms.calc = None
+    return whole
+
+
+def _dynamics(
+    atoms: Atoms,
+    walker: Walker,
+    settings: DynamicsSettings,
+    time_step_fs: float,
+    rng: np.random.Generator,
+) -> MolecularDynamics:
+    step = time_step_fs * units.fs
+    if settings.ensemble == "npt" and atoms.pbc.all():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # "experimental" in ASE
+            return IsotropicMTKNPT(
+                atoms,
+                step,
+                temperature_K=walker.temperature_K,
+                pressure_au=walker.pressure_GPa * units.GPa,
+                tdamp=1e3 * units.fs / settings.friction_per_ps,
+                pdamp=1e4 * units.fs / settings.friction_per_ps,
+            )
+    friction = settings.friction_per_ps / (1e3 * units.fs)
+    return Langevin(
+        atoms, step, temperature_K=walker.temperature_K, friction=friction, rng=rng, fixcm=False
+    )
+
+
+def _broken(atoms: Atoms, temperature_K: float, settings: DynamicsSettings) -> bool:
+    if not np.isfinite(atoms.positions).all():
+        return True
+    if not atoms.get_temperature() < settings.explosion_factor * temperature_K:
+        return True
+    if not np.linalg.norm(atoms.get_forces(), axis=1).max() < settings.max_force_eV_per_A:
+        return True
+    return shortest_distance(atoms, 2 * settings.min_distance_A) < settings.min_distance_A
+
+
+def _correlation(first: np.ndarray, forces: np.ndarray) -> float:
+    norm = float(np.linalg.norm(first) * np.linalg.norm(forces))
+    return float((first * forces).sum()) / max(norm, 1e-12)
+
+
+def _origin(walker: Walker, source: str, lasted_fs: float | None) -> dict[str, Any]:
+    origin = {
+        "source": source,
+        "seed": walker.seed_index,
+        "branch": _FIRST_BRANCH[source] + walker.number,
+        "walker": walker.number,
+        "segment": walker.segment,
+        "temperature_K": walker.temperature_K,
+        "pressure_GPa": walker.pressure_GPa,
+    }
+    return origin if lasted_fs is None else {**origin, "segment_fs": lasted_fs}

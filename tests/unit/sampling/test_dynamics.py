@@ -1,0 +1,161 @@
+"""Walkers: physical statistics, exact replay, and what happens where the student is wrong."""
+
+import numpy as np
+import pytest
+from ase.build import bulk, molecule
+from ase.calculators.calculator import Calculator
+from ase.calculators.emt import EMT
+from ase.calculators.lj import LennardJones
+
+from mlff_distiller.errors import DistillerError
+from mlff_distiller.sampling import DynamicsSettings, explore, walk, walkers
+from mlff_distiller.sampling.dynamics import relative_error, run_segment
+
+
+def copper(n=2):
+    return bulk("Cu", cubic=True).repeat(n)
+
+
+class Scaled(Calculator):
+    """EMT with forces times a factor: a student with a known relative error."""
+
+    implemented_properties = ("energy", "forces", "stress")
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor, self.inner = factor, EMT()
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=()):
+        super().calculate(atoms, properties, system_changes)
+        atoms = atoms.copy()
+        atoms.calc = self.inner
+        self.results = {
+            "energy": self.factor * atoms.get_potential_energy(),
+            "forces": self.factor * atoms.get_forces(),
+        }
+
+
+def teacher(store):
+    def label(frames, provenance):
+        answers = []
+        for atoms, origin in zip(frames, provenance, strict=True):
+            atoms = atoms.copy()
+            atoms.calc = EMT()
+            answers.append({"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()})
+            store.append((atoms, origin))
+        return answers
+
+    return label
+
+
+def test_walk_labels_what_was_asked_for_and_heats_up():
+    store = []
+    group = walkers([copper()], [300.0, 600.0], DynamicsSettings())
+    n = walk(group, EMT(), teacher(store), 24, DynamicsSettings(), seed=1)
+    assert n == len(store) == 24
+    origins = [origin for _, origin in store]
+    assert {origin["source"] for origin in origins} == {"dynamics"}
+    assert sorted((o["walker"], o["segment"]) for o in origins) == [
+        (w, s) for w in range(2) for s in range(12)
+    ]
+    perfect = copper().get_scaled_positions()
+    moved = {300.0: [], 600.0: []}
+    for atoms, origin in store:
+        if origin["segment"] >= 4:
+            away = atoms.get_scaled_positions() - perfect
+            moved[origin["temperature_K"]].append(((away - np.round(away)) ** 2).sum(1).mean())
+    ratio = np.mean(moved[600.0]) / np.mean(moved[300.0])
+    assert 1.4 < ratio < 3.0  # an Einstein crystal: 2
+
+
+def test_a_segment_ends_when_forces_have_decorrelated():
+    quick = DynamicsSettings(decorrelation=0.9)
+    slow = DynamicsSettings(decorrelation=0.01)
+    durations = {}
+    for name, settings in (("quick", quick), ("slow", slow)):
+        [walker] = walkers([copper()], [300.0], settings)
+        walker.reach_fs = 200.0
+        walker.atoms, _ = run_segment(walker, EMT(), settings, seed=0)
+        walker.segment += 1
+        _, durations[name] = run_segment(walker, EMT(), settings, seed=0, until_decorrelated=True)
+    assert 10.0 <= durations["quick"] < durations["slow"] <= 200.0
+    assert run_segment(walker, EMT(), quick, seed=0)[1] == 200.0
+
+
+def test_an_interrupted_walk_continues_with_the_same_structures():
+    settings = DynamicsSettings(longest_fs=20.0)
+    whole, first, rest = [], [], []
+    walk(walkers([copper()], [300.0], settings), EMT(), teacher(whole), 6, settings, seed=3)
+    walk(walkers([copper()], [300.0], settings), EMT(), teacher(first), 3, settings, seed=3)
+    known = {(o["walker"], o["segment"]): atoms for atoms, o in first}
+    calls = []
+
+    class Counting(EMT):
+        def calculate(self, *args, **kwargs):
+            calls.append(1)
+            super().calculate(*args, **kwargs)
+
+    group = walkers([copper()], [300.0], settings)
+    walk(group, Counting(), teacher(rest), 6, settings, seed=3, known=known)
+    for (a, p), (b, q) in zip(whole, rest, strict=True):
+        assert np.allclose(a.positions, b.positions, rtol=0, atol=1e-8)  # EMT sums in list order
+        assert p["segment"] == q["segment"]
+    assert len(calls) < 3 * 25  # only the three new segments
+
+
+def test_npt_relaxes_a_compressed_cell():
+    settings = DynamicsSettings(ensemble="npt", longest_fs=200.0, decorrelation=0.01)
+    squeezed = copper()
+    squeezed.set_cell(0.97 * squeezed.cell.array, scale_atoms=True)
+    store = []
+    walk(walkers([squeezed], [300.0], settings), EMT(), teacher(store), 12, settings, seed=0)
+    assert store[-1][0].get_volume() > 1.03 * squeezed.get_volume()
+
+
+def test_a_walker_goes_on_where_the_student_is_right_and_back_where_it_is_wrong():
+    settings = DynamicsSettings(longest_fs=40.0)
+    for factor, goes_on in ((0.98, True), (0.7, False)):
+        store = []
+        group = walkers([copper()], [300.0], settings, 3)
+        began = [walker.atoms.positions.copy() for walker in group]
+        errors = explore(
+            group, Scaled(factor), teacher(store), 9, settings, 0.1, seed=0, source={"round": 7}
+        )
+        assert len(errors) == len(store) == 9
+        assert errors == pytest.approx([1 - factor] * 9, rel=1e-6)
+        assert all(origin["round"] == 7 for _, origin in store)
+        assert {origin["source"] for _, origin in store} == {"student"}
+        for walker, start in zip(group, began, strict=True):
+            assert (not np.array_equal(walker.atoms.positions, start)) == goes_on
+            assert walker.reach_fs == (40.0 if goes_on else 10.0)
+
+
+def test_broken_dynamics_ends_before_the_damage():
+    class Wild(EMT):
+        def calculate(self, *args, **kwargs):
+            super().calculate(*args, **kwargs)
+            self.results["forces"] = -40 * self.results["forces"]
+
+    settings = DynamicsSettings()
+    rattled = copper()
+    rattled.rattle(0.02, seed=0)
+    [walker] = walkers([rattled], [300.0], settings)
+    walker.reach_fs = 200.0
+    atoms, lasted = run_segment(walker, Wild(), settings, seed=0)
+    assert lasted < 100.0
+    if atoms is not None:
+        atoms.calc = Wild()
+        assert np.linalg.norm(atoms.get_forces(), axis=1).max() < settings.max_force_eV_per_A
+
+
+def test_walk_gives_up_with_a_reason_when_no_step_can_be_taken():
+    settings = DynamicsSettings(min_distance_A=2.0)
+    water = molecule("H2O")
+    with pytest.raises(DistillerError, match="every walker breaks down"):
+        walk(walkers([water], [300.0], settings), LennardJones(), teacher([]), 2, settings)
+
+
+def test_relative_error_is_one_minus_fidelity():
+    reference = np.array([[1.0, -2.0, 0.0], [0.0, 0.0, 1.0]])
+    assert relative_error(reference, reference) == 0.0
+    assert relative_error(0.5 * reference, reference) == pytest.approx(0.5)
