@@ -63,7 +63,9 @@ def settings(strategy: str) -> Config:
         config,
         sampling=RattleSettings(temperature_K=(TEMPERATURE_K,)),
         dynamics=STEP,
-        active=dataclasses.replace(config.active, share=0.8 if strategy == "active" else 0.0),
+        active=dataclasses.replace(
+            config.active, share=0.8 if strategy == "active" else 0.0, least_gain=0.0
+        ),
         training=dataclasses.replace(config.training, atoms_per_batch=384),
     )
 

@@ -43,7 +43,7 @@ class ActiveSettings:
     walkers: Annotated[int, Field(ge=1)] = 12
     updates: Annotated[int, Field(ge=1)] = 800
     window: Annotated[float, Field(gt=1)] = 3.0
-    least_gain: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    least_gain: Annotated[float, Field(ge=0, lt=1)] = 0.02
 
 
 _LOWEST_ERROR = 0.03
@@ -63,6 +63,14 @@ class Round:
     def error(self) -> float:
         """Median error; NaN if the round labelled nothing."""
         return float(np.median(self.errors)) if self.errors else float("nan")
+
+    def quartiles(self) -> dict[str, float]:
+        """The errors' quartiles, by name; empty if the round labelled nothing."""
+        names = ("error_lower_quartile", "error_median", "error_upper_quartile")
+        if not self.errors:
+            return {}
+        values = np.quantile(self.errors, [0.25, 0.5, 0.75]).round(5).tolist()
+        return dict(zip(names, values, strict=True))
 
 
 def learn_actively(

@@ -29,7 +29,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Look at and check label datas
 app.add_typer(data_app, name="data")
 app.command(
     "sample",
-    epilog="Example: mlff-distiller sample water.xyz --method md --student run/student --out new.xyz",
+    epilog="Example: mlff-distiller sample a.xyz --method md --student run/student --out new.xyz",
 )(cli_sample.sample)
 app.command("plan", epilog="Example: mlff-distiller plan run --teacher 7net-0")(cli_sample.plan)
 console = Console(highlight=False)

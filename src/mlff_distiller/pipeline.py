@@ -106,7 +106,9 @@ def distill(
         write_text(
             out / "student" / "README.md", model_card(done.report, config_of_student["about"])
         )
-        write_report(out / "report.html", done.report, done.evidence(log.rows("train")))
+        write_report(
+            out / "report.html", done.report, done.evidence(log.rows("train"), log.rows("round"))
+        )
         write_json(out / "report.json", done.report)
         log.write("report", status=done.report["verdict"]["status"])
         on_progress("report", 1, 1, done.report["verdict"]["status"])
@@ -306,8 +308,8 @@ def _log_rounds(log: EventLog, rounds: Sequence[Round]) -> None:
                 "round",
                 round=done.number,
                 n_labels=len(done.errors),
-                forces_error=round(done.error, 5),
                 reach_fs=done.reach_fs,
+                **done.quartiles(),
             )
 
 

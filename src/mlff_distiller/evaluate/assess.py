@@ -57,11 +57,19 @@ class Assessment:
     sampling: Sampling
     curves: dict[str, Curve]
 
-    def evidence(self, learning: Sequence[dict[str, Any]]) -> Evidence:
+    def evidence(
+        self, learning: Sequence[dict[str, Any]], rounds: Sequence[dict[str, Any]] = ()
+    ) -> Evidence:
         run = self.run
         trajectory = Trajectory(run.time_ps, run.total_energy, run.temperatures, run.drift)
         return Evidence(
-            self.parity, learning, trajectory, self.sampling, self.curves["rdf"], self.curves["msd"]
+            self.parity,
+            learning,
+            trajectory,
+            self.sampling,
+            self.curves["rdf"],
+            self.curves["msd"],
+            rounds,
         )
 
 

@@ -71,3 +71,4 @@ class Evidence:
     sampling: Sampling | None = None
     rdf: Curve | None = None  # x: distance in Å
     msd: Curve | None = None  # x: time in ps; Å²
+    rounds: Sequence[Mapping[str, Any]] = ()  # rows of the log, one a round of active learning

@@ -29,6 +29,7 @@ SETS = {
     "test": ("Held-out test frames", BLUE, "circle"),
     "student_md": ("Student's own MD", ORANGE, "diamond"),
 }
+ROUND_QUARTILES = ("error_lower_quartile", "error_median", "error_upper_quartile")
 SHORT = {"test": "test", "student_md": "own MD"}
 SPLITS = {
     "train": ("training", BLUE, "circle"),
@@ -45,7 +46,11 @@ def all_panels(report: Mapping[str, Any], evidence: Evidence) -> dict[str, list[
         "learning": [_learning(evidence.learning, *what) for what in LEARNING],
         "stability": [_energy(evidence.trajectory), _temperature(evidence.trajectory)],
         "speed": [_step_times(rows(report)), _speedups(rows(report))],
-        "sampling": [_coverage(evidence.sampling), _generations(evidence.sampling)],
+        "sampling": [
+            _coverage(evidence.sampling),
+            _generations(evidence.sampling),
+            *([_rounds(evidence.rounds)] if evidence.rounds else []),
+        ],
         "observables": [_rdf(evidence.rdf), _msd(evidence.msd)],
     }
 
@@ -352,6 +357,28 @@ def _generations(labels: Sampling | None) -> Panel:
         top=40 + 20 * (len(traces) // 4),
     )
     return Panel(title, figure)
+
+
+def _rounds(log: Sequence[Mapping[str, Any]]) -> Panel:
+    title = "Error met by the student's dynamics, round by round"
+    low, middle, high = (100 * column(log, name) for name in ROUND_QUARTILES)
+    labels = np.cumsum(column(log, "n_labels"))
+    shown = np.isfinite(low + middle + high + labels)
+    if not shown.any():
+        return Panel(title, None)
+    spread = {"array": (high - middle)[shown], "arrayminus": (middle - low)[shown]}
+    hover = "%{y:.3g} % after %{x} labels<extra></extra>"
+    trace = plotting.line(labels[shown], middle[shown], "", BLUE, hovertemplate=hover)
+    trace.update(mode="lines+markers", error_y={"type": "data", "thickness": 1, **spread})
+    figure = plotting.figure(
+        [trace],
+        {"title": "labels got by active learning"},
+        {"title": "force error (%)", "rangemode": "tozero"},
+        top=16,
+    )
+    note = "Relative force error where the teacher was asked: median and quartiles. "
+    note += "It may rise while the walkers' strides grow."
+    return Panel(title, figure, note)
 
 
 def _curve(title: str, curve: Curve | None, x: str, y: str) -> Panel:

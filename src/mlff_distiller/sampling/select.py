@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
 import numpy as np
 from ase import Atoms
@@ -41,10 +42,11 @@ def descriptors(
         elements = sorted({int(z) for atoms in frames for z in np.unique(atoms.numbers)})
     column = np.full(max(elements, default=0) + 1, -1)
     column[list(elements)] = np.arange(len(elements))
-    rows = []
+    rows: list[np.ndarray] = []
+    stream = iter(frames)
     with ThreadPoolExecutor(threads) as pool:
-        for row in pool.map(lambda atoms: _describe(atoms, column, len(elements), cutoff), frames):
-            rows.append(row)
+        while part := list(islice(stream, 64 * threads)):
+            rows += pool.map(lambda atoms: _describe(atoms, column, len(elements), cutoff), part)
             on_frame(len(rows))
     return np.array(rows, dtype=np.float32).reshape(len(rows), 2 * _CENTRES * len(elements) ** 2)
 

@@ -76,6 +76,16 @@ def make_learning(n: int = 150) -> list[dict[str, Any]]:
     ]
 
 
+def make_rounds() -> list[dict[str, Any]]:
+    medians = (0.19, 0.16, 0.145, 0.13, 0.124)
+    names = ("error_lower_quartile", "error_median", "error_upper_quartile")
+    return [
+        {"round": k, "n_labels": 50}
+        | dict(zip(names, (0.8 * error, error, 1.3 * error), strict=True))
+        for k, error in enumerate(medians)
+    ]
+
+
 def make_evidence() -> Evidence:
     rng = np.random.default_rng(7)
     time = np.linspace(0.0, 50.0, 5001)
@@ -93,6 +103,7 @@ def make_evidence() -> Evidence:
         sampling=make_sampling(),
         rdf=Curve(r, g, g + rng.normal(0, 0.03, r.size) * (r > 2.2)),
         msd=Curve(t, 0.9 * t + 0.4 * (1 - np.exp(-6 * t))),
+        rounds=make_rounds(),
     )
 
 

@@ -366,7 +366,7 @@ def test_a_browser_draws_every_plot_without_an_error(tmp_path, report, evidence,
     assert not re.findall(r".*(?:CONSOLE|Uncaught).*", messages)
     drawn = dict(re.findall(r'<div class="plot[^>]* id="([^"]+)"(.*?)</figure>', dom, re.S))
     assert drawn.keys() == figures.keys()
-    assert len(drawn) == 16
+    assert len(drawn) == 17
     for name, plot in drawn.items():
         assert 'class="main-svg"' in plot
         assert plot.count('class="trace ') == len(figures[name]["data"]), name
@@ -379,3 +379,21 @@ def test_a_browser_takes_its_picture(tmp_path, report, evidence):
     browse(tmp_path, f"--screenshot={picture}", "--window-size=1400,6700")
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert picture.stat().st_size > 300_000  # an empty page of this size has 30 kB
+
+
+def test_rounds_show_median_and_quartiles_over_labels():
+    log = [
+        {
+            "n_labels": n,
+            "error_lower_quartile": 0.5 * e,
+            "error_median": e,
+            "error_upper_quartile": 2 * e,
+        }
+        for n, e in ((10, 0.2), (20, 0.1))
+    ]
+    [trace] = panel(Evidence(rounds=log), "sampling", 2).figure.data
+    assert np.allclose(trace.x, [10, 30])
+    assert np.allclose(trace.y, [20, 10])
+    assert np.allclose(trace.error_y.array, [20, 10])
+    assert np.allclose(trace.error_y.arrayminus, [10, 5])
+    assert len(all_panels({}, Evidence())["sampling"]) == 2
