@@ -47,10 +47,14 @@ def find_pairs(
     cell: np.ndarray,  # (3, 3) Å
     pbc: np.ndarray,  # (3,) bool
     cutoff: float,  # Å
+    n_threads: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """``i`` ascending (n_edges,), ``j`` (n_edges,), ``S`` (n_edges, 3) of one structure."""
+    """``i`` ascending (n_edges,), ``j`` (n_edges,), ``S`` (n_edges, 3) of one structure.
+
+    ``n_threads`` 0: as many as ``OMP_NUM_THREADS`` says, or as there are cores.
+    """
     box = complete_cell(cell) if pbc.any() else np.zeros((3, 3))
-    search = NeighborList(cutoff=cutoff, full_list=True, sorted=True)
+    search = NeighborList(cutoff=cutoff, full_list=True, sorted=True, n_threads=n_threads)
     i, j, shifts = search.compute(
         points=np.ascontiguousarray(positions, dtype=np.float64),
         box=box,

@@ -11,22 +11,25 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
 
 from mlff_distiller.properties import LABELS, STRUCTURE
 
+Per = Literal["atom", "system", "byte"]
+
 
 @dataclass(frozen=True)
 class Column:
     """One flat array: a row for each atom, each system, or each byte of provenance."""
 
-    per: Literal["atom", "system", "byte"]
+    per: Per
     shape: tuple[int, ...]
     dtype: np.dtype
 
-    @property
+    @cached_property
     def row_bytes(self) -> int:
         """Bytes a row takes."""
         return math.prod(self.shape) * self.dtype.itemsize

@@ -1,7 +1,8 @@
 """The file format of a shard: writing it, and finding its columns without trusting it.
 
 One HDF5 file, datasets contiguous and unfiltered at the root, no links but hard ones, no
-attributes but three plain ones, metadata with HDF5's own checksums (superblock 2).
+attributes but three plain ones, metadata with HDF5's own checksums (superblock 2). What is read
+together lies together: a record is one piece of each of four tables.
 """
 
 from __future__ import annotations
@@ -9,39 +10,95 @@ from __future__ import annotations
 import io
 import os
 import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 
 import h5py
 import numpy as np
 
-from mlff_distiller.dataset.columns import COLUMNS, Column, Rows
+from mlff_distiller.dataset.columns import COLUMNS, Column, Per, Rows
 from mlff_distiller.errors import DatasetError
 
-SCHEMA = 1
-"""Version of shards and manifests; another one is refused."""
+SCHEMA = 2
+"""Version of the shards that are written; those of ``LAYOUTS`` are read, others refused."""
 
-INDEX: dict[str, Column] = {
-    "offsets": Column("system", (), np.dtype("<i8")),
-    "info_offsets": Column("system", (), np.dtype("<i8")),
-    "checksum": Column("system", (), np.dtype("<u8")),
+INDEX = ("offsets", "info_offsets")
+"""Datasets beside the tables: (n + 1,) int64."""
+
+_CHECKSUM = Column("system", (), np.dtype("<u8"))
+
+
+@dataclass(frozen=True)
+class Table:
+    """One dataset of a shard: a row for each atom, system or byte of provenance.
+
+    Its ``columns`` lie side by side as an HDF5 compound; a single one is a plain array.
+    """
+
+    per: Per
+    columns: tuple[str, ...]
+
+    @cached_property
+    def dtype(self) -> np.dtype:
+        columns = COLUMNS | {"checksum": _CHECKSUM}
+        if len(self.columns) == 1:
+            column = columns[self.columns[0]]
+            return np.dtype((column.dtype, column.shape))
+        return np.dtype([(name, columns[name].dtype, columns[name].shape) for name in self.columns])
+
+
+def _rest(per: Per, *but: str) -> Table:
+    names = (name for name, own in COLUMNS.items() if own.per == per and name not in but)
+    return Table(per, tuple(names))
+
+
+LAYOUTS: dict[int, dict[str, Table]] = {
+    1: {
+        **{name: Table(column.per, (name,)) for name, column in COLUMNS.items()},
+        "checksum": Table("system", ("checksum",)),
+    },
+    2: {
+        "identity": Table("system", ("key", "group", "checksum")),
+        "systems": _rest("system", "key", "group"),
+        "atoms": _rest("atom"),
+        "info": _rest("byte"),
+    },
 }
-"""Columns of the file beside those of the records; both offsets have one row more."""
+"""Tables by schema. Schema 1 had every column apart: thirteen reads for a record."""
 
 _FORMAT = b"mlff-distiller shard"
 _SIGNATURE = b"\x89HDF\r\n\x1a\n\x02"
 
 
-def image(rows: Rows) -> bytes:
-    """The file that holds ``rows``; equal rows give equal bytes."""
+def image(rows: Rows) -> memoryview:
+    """The bytes of the file that holds ``rows``; equal rows give equal bytes."""
     buffer = io.BytesIO()
     with h5py.File(buffer, "w", libver=("v108", "v108")) as file:
         file.attrs["format"] = np.bytes_(_FORMAT)
         file.attrs["schema"] = np.int64(SCHEMA)
         file.attrs["index_checksum"] = np.uint64(rows.index_checksum())
         file["offsets"], file["info_offsets"] = rows.offsets, rows.info_offsets
-        file["checksum"] = rows.checksums()
-        for name, array in rows.columns.items():
-            file[name] = array
-    return buffer.getvalue()
+        columns = {**rows.columns, "checksum": rows.checksums()}
+        for name, table in LAYOUTS[SCHEMA].items():
+            file[name] = _pack(table, columns)
+    return buffer.getbuffer()
+
+
+def unpack(table: Table, array: np.ndarray) -> dict[str, np.ndarray]:
+    """Columns of a table's rows, each contiguous."""
+    if len(table.columns) == 1:
+        return {table.columns[0]: array}
+    return {name: array[name].copy() for name in table.columns}
+
+
+def _pack(table: Table, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    if len(table.columns) == 1:
+        return columns[table.columns[0]]
+    array = np.empty(len(columns[table.columns[0]]), table.dtype)
+    for name in table.columns:
+        array[name] = columns[name]
+    return array
 
 
 def size_of_shard(descriptor: int) -> int:
@@ -59,8 +116,8 @@ def size_of_shard(descriptor: int) -> int:
     return status.st_size
 
 
-def check_attributes(file: h5py.File) -> int:
-    """Refuse any attribute that is not a plain number or short text; return the index checksum."""
+def check_attributes(file: h5py.File) -> tuple[int, int]:
+    """Schema and index checksum; refuses any attribute but plain numbers and short texts."""
     for number in range(h5py.h5a.get_num_attrs(file.id)):
         attribute = h5py.h5a.open(file.id, index=number)
         kind = attribute.get_type()
@@ -74,43 +131,45 @@ def check_attributes(file: h5py.File) -> int:
     found = {name: file.attrs[name] for name in file.attrs}
     if found.get("format") != _FORMAT or not isinstance(found.get("schema"), np.int64):
         raise DatasetError("HDF5, but not a shard", expected=_FORMAT, found=found.get("format"))
-    if found["schema"] != SCHEMA:
-        raise other_schema("it", int(found["schema"]))
+    schema = int(found["schema"])
+    if schema not in LAYOUTS:
+        raise other_schema("it", schema, SCHEMA)
     if not isinstance(found.get("index_checksum"), np.uint64):
         raise DatasetError("the checksum of the index is missing")
-    return int(found["index_checksum"])
+    return schema, int(found["index_checksum"])
 
 
-def other_schema(name: str, found: int) -> DatasetError:
+def other_schema(name: str, found: int, newest: int) -> DatasetError:
     """The error for a shard or manifest of schema ``found``."""
     newer = "this dataset was written by a newer version of MLFF Distiller: upgrade"
     older = "this dataset was written by an older version of MLFF Distiller: read it with that one"
     return DatasetError(
         f"{name} is of another schema",
-        expected=f"schema {SCHEMA}",
+        expected=f"schema {newest}",
         found=f"schema {found}",
-        remedy=newer if found > SCHEMA else older,
+        remedy=newer if found > newest else older,
     )
 
 
-def find_columns(file: h5py.File, size: int) -> tuple[dict[str, int], int, int, int]:
+def find_tables(
+    file: h5py.File, tables: Mapping[str, Table], size: int
+) -> tuple[dict[str, int], int, int, int]:
     """Byte position of every dataset; numbers of records, atoms and bytes of provenance."""
     n_objects = file.id.get_num_objs()
-    if n_objects != len(COLUMNS) + len(INDEX):
+    if n_objects != len(tables) + len(INDEX):
         raise DatasetError("unexpected contents", found=f"{n_objects} objects in the root")
     n = _rows_in(file, "offsets") - 1
-    n_atoms, n_bytes = _rows_in(file, "atomic_numbers"), _rows_in(file, "info")
     if n < 1:
         raise DatasetError("offsets are empty")
-    lengths = {"system": n, "atom": n_atoms, "byte": n_bytes}
+    of_atoms = next(name for name, table in tables.items() if table.per == "atom")
+    rows = {"system": n, "atom": _rows_in(file, of_atoms), "byte": _rows_in(file, "info")}
     places = {
-        name: _place(file, name, column.dtype, (lengths[column.per], *column.shape), size)
-        for name, column in COLUMNS.items()
+        name: _place(file, name, table.dtype, rows[table.per], size)
+        for name, table in tables.items()
     }
-    for name, column in INDEX.items():
-        length = n if name == "checksum" else n + 1
-        places[name] = _place(file, name, column.dtype, (length,), size)
-    return places, n, n_atoms, n_bytes
+    for name in INDEX:
+        places[name] = _place(file, name, np.dtype("<i8"), n + 1, size)
+    return places, n, rows["atom"], rows["byte"]
 
 
 def _rows_in(file: h5py.File, name: str) -> int:
@@ -130,9 +189,9 @@ def _dataset(file: h5py.File, name: str) -> h5py.h5d.DatasetID:
     return h5py.h5d.open(file.id, encoded)
 
 
-def _place(file: h5py.File, name: str, dtype: np.dtype, shape: tuple[int, ...], size: int) -> int:
+def _place(file: h5py.File, name: str, row: np.dtype, n_rows: int, size: int) -> int:
     """Byte position of a contiguous, unfiltered dataset that lies within the file."""
-    dataset = _dataset(file, name)
+    dataset, dtype, shape = _dataset(file, name), row.base, (n_rows, *row.shape)
     creation = dataset.get_create_plist()
     if (
         creation.get_layout() != h5py.h5d.CONTIGUOUS
@@ -146,9 +205,7 @@ def _place(file: h5py.File, name: str, dtype: np.dtype, shape: tuple[int, ...], 
         raise DatasetError(f"{name!r} has the wrong shape", expected=shape, found=dataset.shape)
     if h5py.h5a.get_num_attrs(dataset):
         raise DatasetError(f"{name!r} has attributes, which are refused")
-    place, n_bytes = dataset.get_offset(), dtype.itemsize
-    for length in shape:  # Python's integers: a declared size may exceed 64 bits
-        n_bytes *= int(length)
+    place, n_bytes = dataset.get_offset(), row.itemsize * n_rows
     if place is None or place + n_bytes > size:
         raise DatasetError(
             f"{name!r} reaches beyond the end of the file",

@@ -12,10 +12,12 @@ from typing import Any
 
 from mlff_distiller import durable
 from mlff_distiller.dataset.flatten import dump_json
-from mlff_distiller.dataset.layout import SCHEMA, other_schema
+from mlff_distiller.dataset.layout import other_schema
 from mlff_distiller.errors import DatasetError
 
 MANIFEST = "manifest.json"
+SCHEMA = 1
+"""Version of manifests; another one is refused. Shards have one of their own."""
 SHARD_NAME = re.compile(r"\d{6,12}-[0-9a-f]{16}\.h5")
 """Running number and the first 16 digits of the file's SHA-256; a name never recurs."""
 
@@ -89,7 +91,7 @@ def read_manifest(folder: Path) -> Manifest:
     if not isinstance(schema, int):
         raise _damaged(path, f"schema {schema!r}")
     if schema != SCHEMA:
-        raise other_schema(f"manifest {path}", schema)
+        raise other_schema(f"manifest {path}", schema, SCHEMA)
     declared = body.pop("sha256", None)
     try:
         if declared != _digest(body):

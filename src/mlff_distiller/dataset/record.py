@@ -60,11 +60,11 @@ def label_key(atoms: Atoms, teacher_fingerprint: str) -> str:
 def to_batch(rows: Rows) -> Batch:
     """Structures and labels; labels have the dtype of ``properties.LABELS``."""
     columns = rows.columns
-    sizes = torch.from_numpy(np.diff(rows.offsets))
+    system_idx = np.repeat(np.arange(len(rows)), np.diff(rows.offsets))
     return Batch(
         torch.from_numpy(columns["positions"]),
         torch.from_numpy(columns["atomic_numbers"].astype(np.int64)),
-        torch.repeat_interleave(torch.arange(len(rows)), sizes),
+        torch.from_numpy(system_idx),
         torch.from_numpy(columns["cell"]),
         torch.from_numpy(columns["pbc"]),
         labels={name: torch.from_numpy(columns[name]) for name in LABELS},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from mlff_distiller.dataset.columns import Rows, concatenate, running_total
 from mlff_distiller.dataset.manifest import ShardEntry
-from mlff_distiller.dataset.shard import Shard
+from mlff_distiller.dataset.shard import Shard, read
 from mlff_distiller.errors import DatasetError
 
 _MOST_OPEN = 256  # shards, and so file descriptors, held open
@@ -54,8 +55,8 @@ class ShardSequence:
                     found=f"{found[0]} records of {found[1]} atoms",
                     remedy="restore the file from a copy",
                 )
-            while len(self._open) >= _MOST_OPEN:
-                self._open.pop(next(iter(self._open)))
+            for name in list(self._open)[: max(0, len(self._open) - _MOST_OPEN + 1)]:
+                self._open.pop(name, None)  # another thread may have been quicker
             self._open[entry.name] = shard
         return shard
 
@@ -63,11 +64,15 @@ class ShardSequence:
         """Records numbered ``records`` (m,), in that order, checksums verified."""
         wanted, order = np.unique(records, return_inverse=True)
         homes = np.searchsorted(self.starts, wanted, side="right") - 1
-        parts = [
-            self.shard(self.entries[home]).read(wanted[homes == home] - self.starts[home])
-            for home in np.unique(homes)
-        ]
-        rows = concatenate(parts)
+        if not len(wanted):
+            return concatenate([])
+        breaks = np.flatnonzero(np.diff(homes, prepend=-1, append=-1)).tolist()
+        rows = read(
+            [
+                (self.shard(self.entries[homes[own]]), wanted[own:end] - self.starts[homes[own]])
+                for own, end in itertools.pairwise(breaks)
+            ]
+        )
         return rows if np.array_equal(wanted, records) else rows.take(order)
 
     def sizes(self) -> np.ndarray:

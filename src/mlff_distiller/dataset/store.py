@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from mlff_distiller.dataset.shards import ShardSequence
 from mlff_distiller.errors import DatasetError
 
 _Answer = TypeVar("_Answer")
+_AT_ONCE = 1024  # records held in memory
 
 
 class Dataset:
@@ -42,8 +43,13 @@ class Dataset:
 
     @cached_property
     def keys(self) -> list[str]:
-        """(n,) of 64 hexadecimal digits."""
-        return [key.decode("ascii") for key in self._ask(ShardSequence.keys)[: self._n]]
+        """(n,) of 64 hexadecimal digits; ``key_column`` takes a third of the memory."""
+        return [key.decode("ascii") for key in self.key_column.tolist()]
+
+    @cached_property
+    def key_column(self) -> np.ndarray:
+        """(n,) S64, read-only: the keys as bytes."""
+        return self._column(ShardSequence.keys)
 
     @cached_property
     def groups(self) -> np.ndarray:
@@ -58,7 +64,7 @@ class Dataset:
     def read(self, indices: Sequence[int] | np.ndarray) -> Batch:
         """Records ``indices`` (m,) in that order, repetitions allowed; missing labels are NaN.
 
-        Every record's checksum is verified. Cost: some 50 µs a record at random, 10 in runs.
+        Every record's checksum is verified. Cost: some 35 µs a record at random, 4 in runs.
         """
         return to_batch(self._rows(indices))
 
@@ -70,7 +76,26 @@ class Dataset:
         """Where record ``index`` comes from."""
         return provenance_of(self._rows([index]), 0)
 
-    def _rows(self, indices: Sequence[int] | np.ndarray) -> Rows:
+    def provenances(
+        self, indices: Sequence[int] | np.ndarray | None = None
+    ) -> list[dict[str, Any]]:
+        """The same for ``indices`` (m,), or for every record; some 10 µs each in runs."""
+        return [
+            provenance_of(rows, row) for rows in self._chunks(indices) for row in range(len(rows))
+        ]
+
+    def iterate(self, indices: Sequence[int] | np.ndarray | None = None) -> Iterator[Record]:
+        """``records(indices)``, or every record, one by one; a thousand at most are in memory."""
+        for rows in self._chunks(indices):
+            yield from to_records(rows)
+
+    def _chunks(self, indices: Sequence[int] | np.ndarray | None) -> Iterator[Rows]:
+        wanted = np.arange(self._n) if indices is None else np.asarray(indices)
+        for start in range(0, len(wanted), _AT_ONCE):
+            yield self._rows(wanted[start : start + _AT_ONCE])
+
+    def numbers(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """``indices`` as (m,) int64 from 0 on; ``TypeError`` or ``IndexError`` names a bad one."""
         wanted = np.asarray(indices)
         if wanted.size and (wanted.ndim != 1 or wanted.dtype.kind not in "iu"):
             raise TypeError(f"indices must be a list of whole numbers, not {indices!r}")
@@ -80,6 +105,10 @@ class Dataset:
         if outside.any():
             wrong = np.asarray(indices)[outside][0]
             raise IndexError(f"no record {wrong} in dataset {self.folder} of {self._n} records")
+        return wanted
+
+    def _rows(self, indices: Sequence[int] | np.ndarray) -> Rows:
+        wanted = self.numbers(indices)
         return self._ask(lambda shards: shards.read(wanted))
 
     def _column(self, question: Callable[[ShardSequence], np.ndarray]) -> np.ndarray:
@@ -89,12 +118,13 @@ class Dataset:
 
     def _ask(self, question: Callable[[ShardSequence], _Answer]) -> _Answer:
         while True:
+            shards = self._shards
             try:
-                return question(self._shards)
+                return question(shards)
             except FileNotFoundError as error:
-                self._follow(error)
+                self._follow(error, shards)
 
-    def _follow(self, gone: FileNotFoundError) -> None:
+    def _follow(self, gone: FileNotFoundError, shards: ShardSequence) -> None:
         """Adopt a newer manifest, in which a shard that is gone was merged into another."""
         manifest = read_manifest(self.folder)
         if manifest.metadata != self._metadata or manifest.n_records < self._n:
@@ -102,10 +132,10 @@ class Dataset:
                 f"dataset {self.folder} was replaced by another one while open",
                 remedy="open it again",
             ) from gone
-        if manifest.shards == self._shards.entries:
+        if manifest.shards == shards.entries:
             raise DatasetError(
                 f"shard {gone.filename or self.folder} is missing",
                 expected="every shard that the manifest lists",
                 remedy="`mlff-distiller data verify` lists the losses; restore it from a copy",
             ) from gone
-        self._shards = self._shards.replaced_by(manifest.shards)
+        self._shards = shards.replaced_by(manifest.shards)

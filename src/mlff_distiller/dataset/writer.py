@@ -1,9 +1,10 @@
 """The one writer of a dataset.
 
 An append writes one new shard, then replaces the manifest, each durably; whoever dies at any
-instant costs at most the batch in flight. Thirty-two shards of equal rank at the end are merged
-into one, so a million appends of one record leave about a hundred files, each record having been
-rewritten at most a few times. Record numbers never change.
+instant costs at most the batch in flight. When the last thirty-two shards are of one tier, as many
+of them as give at most 128 MiB are merged into one of the next. So the files are some 31 for each
+of about four tiers and one for each 64 to 128 MiB, and each record is rewritten once a tier.
+Record numbers never change.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from mlff_distiller import durable
-from mlff_distiller.dataset.columns import Rows, concatenate
+from mlff_distiller.dataset.columns import Rows, concatenate, running_total
 from mlff_distiller.dataset.disk import WriterLock, explaining
 from mlff_distiller.dataset.flatten import to_rows
+from mlff_distiller.dataset.keys import KeyIndex
 from mlff_distiller.dataset.layout import image
 from mlff_distiller.dataset.manifest import (
     MANIFEST,
@@ -53,7 +55,7 @@ class DatasetWriter:
         self.folder = Path(folder)
         self._metadata = plain_metadata(metadata)
         self._shards = ShardSequence(self.folder, ())
-        self._numbers: dict[bytes, int] = {}
+        self._index = KeyIndex(self._shards.keys())
         self._is_current = False
         self._lock = WriterLock(self.folder)
         try:
@@ -77,7 +79,7 @@ class DatasetWriter:
 
     def __contains__(self, key: object) -> bool:
         self._current()
-        return isinstance(key, str) and key.encode() in self._numbers
+        return isinstance(key, str) and self._index.number(key.encode()) is not None
 
     def labels(self, key: str) -> dict[str, np.ndarray]:
         """Labels of a record exactly as any later read gives them; missing ones are absent.
@@ -85,8 +87,11 @@ class DatasetWriter:
         ``KeyError`` if there is no such record.
         """
         shards = self._current()
+        number = self._index.number(key.encode())
+        if number is None:
+            raise KeyError(key)
         with explaining(self.folder):
-            return labels_of(shards.read(np.array([self._numbers[key.encode()]])), 0)
+            return labels_of(shards.read(np.array([number])), 0)
 
     def append(self, records: Sequence[Record]) -> None:
         """Add ``records``, all or none; on return they are on the disk. Takes some 5 ms.
@@ -95,7 +100,7 @@ class DatasetWriter:
         refused; the writer can be used again. Nothing has changed then, unless the disk failed
         in the very last step: ``key in writer`` tells.
         """
-        shards = self._current()
+        self._current()
         if not records:
             return
         rows = to_rows(records)
@@ -104,8 +109,7 @@ class DatasetWriter:
             self._merge()
             entry = self._write_shard(rows, tier=0)
             self._commit((*self._shards.entries, entry))
-            for number, key in enumerate(rows.columns["key"].tolist(), start=len(shards)):
-                self._numbers[key] = number
+            self._index.append(rows.columns["key"])
 
     def _current(self) -> ShardSequence:
         if not self._lock.held:
@@ -130,13 +134,13 @@ class DatasetWriter:
                     remedy="use the same teacher, settings and inputs, or choose another folder",
                 )
             shards = self._shards.replaced_by(manifest.shards)
-            keys = shards.keys().tolist()
+            index = KeyIndex(shards.keys())
             durable.remove_partials(self.folder)
             listed = {entry.name for entry in manifest.shards}
             for path in self.folder.glob("*.h5"):
                 if path.name not in listed and SHARD_NAME.fullmatch(path.name):
                     path.unlink()
-        self._shards, self._numbers = shards, {key: number for number, key in enumerate(keys)}
+        self._shards, self._index = shards, index
         self._is_current = True
 
     def _begin(self) -> None:
@@ -153,8 +157,9 @@ class DatasetWriter:
     def _refuse_duplicates(self, rows: Rows) -> None:
         seen = set()
         for number, key in enumerate(rows.columns["key"].tolist()):
-            if key in seen or key in self._numbers:
-                where = f"record {self._numbers[key]}" if key in self._numbers else "this batch"
+            owner = self._index.number(key)
+            if key in seen or owner is not None:
+                where = "this batch" if owner is None else f"record {owner}"
                 raise DatasetError(
                     f"record {number} of the batch has a key that {where} already has",
                     found=key.decode(),
@@ -175,19 +180,22 @@ class DatasetWriter:
             raise
 
     def _merge(self) -> None:
-        """Replace the last shards by one, as long as enough of them are of one tier."""
+        """Replace shards of one tier by one, as long as the last ``MERGED_AT_ONCE`` are of one."""
         while True:
-            kept, last = (
-                self._shards.entries[:-MERGED_AT_ONCE],
-                self._shards.entries[-MERGED_AT_ONCE:],
-            )
-            too_few = len(last) < MERGED_AT_ONCE or len({entry.tier for entry in last}) > 1
-            if too_few or sum(entry.n_bytes for entry in last) > LARGEST_MERGED:
+            entries = self._shards.entries
+            start = len(entries) - MERGED_AT_ONCE
+            if start < 0 or len({entry.tier for entry in entries[start:]}) > 1:
                 return
-            shards = [self._shards.shard(entry) for entry in last]
+            totals = running_total(np.array([entry.n_bytes for entry in entries[start:]]))
+            n_merged = int(np.searchsorted(totals[1:], LARGEST_MERGED, side="right"))
+            if n_merged < 2:
+                return
+            merged = entries[start : start + n_merged]
+            shards = [self._shards.shard(entry) for entry in merged]
             rows = concatenate([shard.read(np.arange(len(shard))) for shard in shards])
-            self._commit((*kept, self._write_shard(rows, last[0].tier + 1)))
-            for entry in last:  # a reader that meets the gap looks into the manifest again
+            entry = self._write_shard(rows, merged[0].tier + 1)
+            self._commit((*entries[:start], entry, *entries[start + n_merged :]))
+            for entry in merged:  # a reader that meets the gap looks into the manifest again
                 with contextlib.suppress(OSError):
                     (self.folder / entry.name).unlink()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlff_distiller.dataset import Dataset, DatasetWriter, layout, verify, writer
+from mlff_distiller.dataset import Dataset, DatasetWriter, manifest, verify, writer
 from mlff_distiller.errors import DatasetError, StructureError
 
 
@@ -233,13 +233,18 @@ def test_merging_keeps_order_and_few_files(record, tmp_path, monkeypatch):
     assert (report.ok, report.n_records, report.notes) == (True, 100, [])
 
 
-def test_large_shards_are_not_merged(record, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("largest", "files"), [(5_000, 20), (8_000, 8)])
+def test_merging_stops_at_a_size(record, tmp_path, monkeypatch, largest, files):
+    """A shard of one record has 2.6 kB: two are too large, or three just fit."""
     monkeypatch.setattr(writer, "MERGED_AT_ONCE", 4)
-    monkeypatch.setattr(writer, "LARGEST_MERGED", 10_000)
+    monkeypatch.setattr(writer, "LARGEST_MERGED", largest)
     with DatasetWriter(tmp_path, {}) as out:
         for number in range(20):
             out.append([record(number)])
-    assert len(list(tmp_path.glob("*.h5"))) == 20
+    sizes = [path.stat().st_size for path in tmp_path.glob("*.h5")]
+    assert len(sizes) == files
+    assert max(sizes) <= largest
+    assert Dataset(tmp_path).keys == [record(number).key for number in range(20)]
 
 
 def test_a_reader_survives_merges_and_sees_what_it_saw(record, tmp_path, monkeypatch):
@@ -321,7 +326,7 @@ def test_a_file_that_the_system_cuts_short(record, stored):
     """The kernel itself stops the write, as a full disk does: nothing is patched here."""
     before, limits = everything_in(stored), resource.getrlimit(resource.RLIMIT_FSIZE)
     with DatasetWriter(stored, {"teacher": "none"}) as out:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
         try:
             with pytest.raises(DatasetError, match="File too large"):
                 out.append([record(10)])
@@ -394,15 +399,14 @@ def test_a_file_in_the_way(tmp_path):
 
 
 @pytest.mark.parametrize(("schema", "remedy"), [(2, "upgrade"), (0, "older version")])
-def test_another_schema(stored, monkeypatch, schema, remedy):
-    for module in ("manifest", "layout"):
-        monkeypatch.setattr(f"mlff_distiller.dataset.{module}.SCHEMA", schema)
+def test_a_manifest_of_another_schema(stored, monkeypatch, schema, remedy):
+    monkeypatch.setattr(manifest, "SCHEMA", schema)
     folder = stored.parent / "other"
     DatasetWriter(folder, {}).close()
     monkeypatch.undo()
     for use in (Dataset, lambda path: DatasetWriter(path, {})):
         with pytest.raises(
-            DatasetError, match=f"(?s)expected: schema {layout.SCHEMA}.*schema {schema}.*{remedy}"
+            DatasetError, match=f"(?s)expected: schema {manifest.SCHEMA}.*schema {schema}.*{remedy}"
         ):
             use(folder)
     assert any("schema" in problem for problem in verify(folder).problems)
