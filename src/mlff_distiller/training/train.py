@@ -66,7 +66,7 @@ def train(
         )
     samples = with_neighbors(training, student)
     validation_set = collate(with_neighbors(validation, student))
-    spread = Spread.of(training, student)
+    spread = Spread.of([batch for batch, _ in samples], student)
     mean_size = sum(batch.n_atoms for batch in training) / len(training)
     batch_size = min(len(samples), max(1, round(settings.atoms_per_batch / mean_size)))
     updates_per_epoch = math.ceil(len(samples) / batch_size)

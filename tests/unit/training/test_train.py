@@ -50,6 +50,14 @@ def test_learns():
     )
 
 
+@pytest.mark.gpu
+def test_learns_on_the_gpu_from_frames_on_the_cpu():
+    training, validation = frames(24), frames(8, seed=1)
+    student = nep_for(training, SMALL, 0).to("cuda")
+    history = train(student, training, validation, TrainingSettings(epochs=30, atoms_per_batch=8))
+    assert history[-1]["validation_forces_fidelity"] > 0.6
+
+
 class Killed(Exception):
     pass
 
