@@ -66,7 +66,7 @@ def settings(strategy: str) -> Config:
         active=dataclasses.replace(
             config.active, share=0.8 if strategy == "active" else 0.0, least_gain=0.0
         ),
-        training=dataclasses.replace(config.training, atoms_per_batch=384),
+        training=dataclasses.replace(config.training, atoms_per_batch=384, updates=4_000),
     )
 
 
