@@ -6,6 +6,7 @@ Importing this imports neither PyTorch nor any teacher's library.
 from mlff_distiller.teachers.base import (
     FeNNolTeacherCalculator,
     Labelled,
+    OrbTeacherCalculator,
     TeacherCalculator,
     load_teacher,
 )
@@ -15,6 +16,7 @@ from mlff_distiller.teachers.session import TeacherIdentity
 __all__ = [
     "FeNNolTeacherCalculator",
     "Labelled",
+    "OrbTeacherCalculator",
     "RegisteredTeacher",
     "TeacherCalculator",
     "TeacherIdentity",

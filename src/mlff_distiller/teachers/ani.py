@@ -9,6 +9,7 @@ Reference: J. S. Smith et al., J. Chem. Phys. 148, 241733 (2018).
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,17 @@ FAMILY = Family(
 )
 
 
+def _mean(energies: np.ndarray, slopes: np.ndarray, slope: np.ndarray | None) -> Evaluation:
+    """From each network's energy (8,), dE/dr (8, n_atoms, 3) and the mean stress, in Hartree."""
+    forces = -ase.units.Hartree * slopes
+    return Evaluation(
+        energy=ase.units.Hartree * float(energies.mean()),
+        forces=forces.mean(0),
+        stress=None if slope is None else ase.units.Hartree * slope,
+        extra={"forces_spread": force_spread(forces)},
+    )
+
+
 def load(arguments: dict[str, Any], device: str, allow_download: bool) -> Loaded:
     """Put the ensemble together; see `mlff_distiller.teachers.family`."""
     import torch
@@ -76,32 +88,62 @@ def load(arguments: dict[str, Any], device: str, allow_download: bool) -> Loaded
     shifts = neurochem.load_sae(str(folder / "sae_linfit.dat")).to(device)
     indices = torchani.utils.ChemicalSymbolsToInts(constants.species)
 
-    def evaluate(atoms: Atoms, stress: bool) -> Evaluation:
+    def gradients(energies: Any, *variables: Any) -> list[Any]:
+        """Of each network's energies (n_frames,), summed: a pass each, for the spread of forces."""
+        return [
+            torch.autograd.grad(energy.sum(), variables, retain_graph=True) for energy in energies
+        ]
+
+    def ask(species: Any, positions: Any, **periodic: Any) -> Any:
+        """Energies (n_networks, n_frames) of species (n_frames, n), padded with -1."""
+        vectors = environments((species, positions), **periodic)
+        return torch.stack([shifts(network(vectors)).energies for network in networks])
+
+    def crystal(atoms: Atoms, stress: bool) -> Evaluation:
         atoms.wrap(eps=0)  # the library takes an atom outside the cell for one without images
         species = indices(atoms.get_chemical_symbols()).to(device)[None]
         positions = torch.tensor(atoms.positions, device=device, requires_grad=True)
         strain = torch.eye(3, dtype=torch.float64, device=device).requires_grad_()
         cell = torch.tensor(atoms.cell.complete().array, device=device) @ strain
-        periodic = {"cell": cell, "pbc": torch.tensor(atoms.pbc, device=device)}
-        vectors = environments(
-            (species, (positions @ strain)[None]), **(periodic if atoms.pbc.any() else {})
-        )
-        energies = torch.stack([shifts(network(vectors)).energies[0] for network in networks])
-        gradients = [  # one pass a network: the committee's spread needs each one's forces
-            torch.autograd.grad(energy, (positions, strain), retain_graph=True)
-            for energy in energies
-        ]
-        forces = -ase.units.Hartree * np.stack([by_atom.cpu().numpy() for by_atom, _ in gradients])
-        slope = ase.units.Hartree * torch.stack([by_strain for _, by_strain in gradients]).mean(0)
-        return Evaluation(
-            energy=ase.units.Hartree * float(energies.mean()),
-            forces=forces.mean(0),
-            stress=slope.cpu().numpy() / atoms.get_volume() if stress else None,
-            extra={"forces_spread": force_spread(forces)},
+        pbc = torch.tensor(atoms.pbc, device=device)
+        energies = ask(species, (positions @ strain)[None], cell=cell, pbc=pbc)
+        slopes = gradients(energies, positions, strain)
+        tensor = np.mean([by_strain.cpu().numpy() for _, by_strain in slopes], axis=0)
+        return _mean(
+            energies[:, 0].detach().cpu().numpy(),
+            np.stack([by_atom.cpu().numpy() for by_atom, _ in slopes]),
+            tensor / atoms.get_volume() if stress else None,
         )
 
+    def molecules(frames: Sequence[Atoms]) -> list[Evaluation]:
+        pad = torch.nn.utils.rnn.pad_sequence
+        species = pad(
+            [indices(atoms.get_chemical_symbols()) for atoms in frames],
+            batch_first=True,
+            padding_value=-1,
+        ).to(device)
+        positions = pad([torch.tensor(atoms.positions) for atoms in frames], batch_first=True)
+        positions = positions.to(device).requires_grad_()
+        energies = ask(species, positions)
+        slopes = np.stack([slope.cpu().numpy() for (slope,) in gradients(energies, positions)])
+        columns = energies.detach().cpu().numpy().T
+        return [
+            _mean(columns[k], slopes[:, k, : len(atoms)], None) for k, atoms in enumerate(frames)
+        ]
+
+    def evaluate_many(frames: Sequence[Atoms], wanted: Sequence[bool]) -> list[Evaluation]:
+        """Molecules in one pass; the library takes one cell at a time."""
+        free = [k for k, atoms in enumerate(frames) if not atoms.pbc.any()]
+        answers = dict(zip(free, molecules([frames[k] for k in free]) if free else (), strict=True))
+        return [
+            answers[k] if k in answers else crystal(frames[k], wanted[k])
+            for k in range(len(frames))
+        ]
+
     return Loaded(
-        evaluate=evaluate,
+        evaluate=lambda atoms, stress: evaluate_many([atoms], [stress])[0],
+        evaluate_many=evaluate_many,
+        batch_atoms=512,
         version=importlib.metadata.version("torchani"),
         licence=licence_of("torchani"),
         device=device,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,17 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError, 
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from mlff_distiller.errors import StructureError, TeacherError
-from mlff_distiller.teachers.session import STATE_IN_INFO, Session, TeacherIdentity, is_crystal
+from mlff_distiller.teachers.session import (
+    STATE_IN_INFO,
+    Answer,
+    Session,
+    TeacherIdentity,
+    is_crystal,
+)
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+_MOST_STRUCTURES = 512
+"""In one batch: their arrays are listed in a header of limited size."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +149,7 @@ class TeacherCalculator(Calculator):
             self.reset()
             if atoms is None:
                 raise StructureError("there is no structure to calculate")
-            answer = self._session.ask(atoms)
+            [answer] = self._session.ask([atoms])
             results = {
                 "energy": answer.energy,
                 "free_energy": answer.free_energy,
@@ -171,30 +179,86 @@ class TeacherCalculator(Calculator):
             changes = [*changes, "info"]
         return changes
 
-    def label(self, frames: Sequence[Atoms]) -> list[Labelled]:
-        """Label structures one by one; a failure is recorded and does not touch the next.
+    def label(self, frames: Sequence[Atoms], *, batch_size: int | None = None) -> list[Labelled]:
+        """Label structures, in their order; a failure is recorded and does not touch the next.
 
-        The energy is the one whose derivative the forces are (ASE's ``free_energy``).
+        The energy is the one whose derivative the forces are (ASE's ``free_energy``). Where the
+        teacher knows batches, a label may differ from that of the same structure alone by float
+        noise, in float32 by some 1e-6 eV an atom and 1e-5 eV/Å; either is a valid answer.
+
+        Parameters
+        ----------
+        frames
+            Structures. One that is refused, or on which the teacher fails, costs the others
+            nothing: a batch that fails is asked again one by one, by a fresh process.
+        batch_size
+            Most atoms in one pass of the teacher (a larger structure goes alone); 1 labels one by
+            one. By default what suits the teacher and its device.
 
         Raises
         ------
         TeacherError
             If the teacher cannot be started at all.
         """
-        return [self._label_one(atoms) for atoms in frames]
-
-    def _label_one(self, atoms: Atoms) -> Labelled:
         with self._lock:
-            self._session.start()
-            started = time.perf_counter()
-            try:
-                answer = self._session.ask(atoms)
-            except (StructureError, TeacherError) as error:
-                return Labelled(atoms.copy(), None, str(error), time.perf_counter() - started)
-        labels = {"energy": np.array(answer.free_energy), "forces": answer.forces}
-        if answer.stress is not None:
-            labels["stress"] = answer.stress
-        return Labelled(atoms.copy(), labels, None, answer.seconds, answer.extra)
+            done: dict[int, Labelled] = {}
+            sound: list[int] = []
+            for k, atoms in enumerate(frames):
+                started = time.perf_counter()
+                try:
+                    self._session.check(atoms)
+                    sound.append(k)
+                except StructureError as error:
+                    done[k] = Labelled(
+                        atoms.copy(), None, str(error), time.perf_counter() - started
+                    )
+            cap = self._cap(batch_size) if sound else 1
+            for batch in _batches([len(frames[k]) for k in sound], cap):
+                members = [sound[k] for k in batch]
+                answers = self._label_together([frames[k] for k in members])
+                done |= dict(zip(members, answers, strict=True))
+            return [done[k] for k in range(len(frames))]
+
+    def _cap(self, batch_size: int | None) -> int:
+        if batch_size is not None and batch_size < 1:
+            raise TeacherError(
+                "batch_size counts the atoms of one pass", expected=">= 1", found=batch_size
+            )
+        usual = self._session.batch_atoms
+        return (batch_size or usual) if usual else 1
+
+    def _label_together(self, frames: list[Atoms]) -> list[Labelled]:
+        """Label in one pass; one by one if that fails."""
+        self._session.start()
+        started = time.perf_counter()
+        try:
+            answers = self._session.ask(frames)
+        except (StructureError, TeacherError) as error:
+            if len(frames) > 1:
+                return [self._label_together([atoms])[0] for atoms in frames]
+            return [Labelled(frames[0].copy(), None, str(error), time.perf_counter() - started)]
+        return [_labelled(atoms, answer) for atoms, answer in zip(frames, answers, strict=True)]
+
+
+def _labelled(atoms: Atoms, answer: Answer) -> Labelled:
+    labels = {"energy": np.array(answer.free_energy), "forces": answer.forces}
+    if answer.stress is not None:
+        labels["stress"] = answer.stress
+    return Labelled(atoms.copy(), labels, None, answer.seconds, answer.extra)
+
+
+def _batches(sizes: Sequence[int], cap: int) -> Iterator[list[int]]:
+    """Consecutive indices whose sizes add up to at most ``cap``; a larger one is alone."""
+    batch: list[int] = []
+    n_atoms = 0
+    for k, size in enumerate(sizes):
+        if batch and (n_atoms + size > cap or len(batch) == _MOST_STRUCTURES):
+            yield batch
+            batch, n_atoms = [], 0
+        batch.append(k)
+        n_atoms += size
+    if batch:
+        yield batch
 
 
 class FeNNolTeacherCalculator(TeacherCalculator):
@@ -211,6 +275,36 @@ class FeNNolTeacherCalculator(TeacherCalculator):
                     remedy="rename the file or its folder",
                 )
         super().__init__("fennol:" + ",".join(str(path) for path in paths), **options)
+
+
+class OrbTeacherCalculator(TeacherCalculator):
+    """A pretrained Orb model by its name, such as ``orb-v3-conservative-inf-omat``.
+
+    Parameters
+    ----------
+    name
+        One of orb-models' own names; `registered_teachers` lists them.
+    weights
+        A local file; by default what the library has downloaded.
+    options
+        Keyword arguments of `TeacherCalculator`; and of the model: ``precision`` (float32-high,
+        float32-highest or float64), ``compile``, ``edge_method``, ``max_num_neighbors``, ``d3``
+        (a functional) and ``confidence`` (``extra["forces_error_predicted"]``, eV/Å an atom).
+    """
+
+    def __init__(self, name: str, weights: str | Path | None = None, **options: Any) -> None:
+        ours = {"device", "python", "allow_download"}
+        words = [] if weights is None else [str(weights)]
+        for key, value in options.items():
+            if key not in ours and value is not None:
+                words.append(f"{key}={str(value).lower() if isinstance(value, bool) else value}")
+        if weights is not None and "," in str(weights):
+            raise TeacherError(
+                f"the path {str(weights)!r} holds a comma, which separates options in a SPEC",
+                remedy="rename the file or its folder",
+            )
+        spec = name + (":" + ",".join(words) if words else "")
+        super().__init__(spec, **{key: options[key] for key in ours & options.keys()})
 
 
 def load_teacher(

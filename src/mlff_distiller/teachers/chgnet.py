@@ -2,16 +2,20 @@
 
 Mended here: the library takes every structure for a crystal and fails without a cell, so
 directions that are not periodic get a vacuum wider than its cutoff, which leaves energy and forces
-as they are; fractional coordinates are float32, so atoms are wrapped into the cell first; stress
-is 3x3 under ASE's name; per-atom energies are summed in float64.
+as they are; fractional coordinates are float32, so atoms are wrapped into the cell first; the
+library divides stress by a signed volume, which turns its sign in a left-handed cell; per-atom
+energies are summed in float64.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ase.units
 import numpy as np
 from ase import Atoms
 
@@ -19,6 +23,7 @@ from mlff_distiller.teachers.family import (
     Evaluation,
     Family,
     Loaded,
+    in_vacuum,
     licence_of,
     local_file,
     no_argument,
@@ -55,29 +60,15 @@ FAMILY = Family(
 )
 
 
-def in_vacuum(atoms: Atoms, cutoff: float) -> Atoms:
-    """A fully periodic copy in which no images meet along directions that were not periodic.
-
-    Those lattice vectors are replaced by normals to the periodic ones, longer than the structure
-    by ``2 * cutoff`` (Å). Atoms keep their order, and are wrapped.
-    """
-    boxed = Atoms(atoms.numbers, atoms.positions, pbc=True)
-    cell = np.where(atoms.pbc[:, None], atoms.cell.array, 0.0)
-    normals = atoms.cell.new(cell).complete().array
-    for axis in np.flatnonzero(~atoms.pbc):
-        along = boxed.positions @ normals[axis]
-        cell[axis] = (np.ptp(along) + 2.0 * cutoff) * normals[axis]
-        boxed.positions += (cutoff - along.min()) * normals[axis]
-    boxed.cell = cell
-    boxed.wrap()
-    return boxed
+def _handedness(atoms: Atoms) -> float:
+    return float(np.sign(np.linalg.det(atoms.cell.array)))
 
 
 def load(arguments: dict[str, Any], device: str, allow_download: bool) -> Loaded:
     """Load a bundled model or a checkpoint; see `mlff_distiller.teachers.family`."""
     import chgnet
-    from chgnet.model.dynamics import CHGNetCalculator
     from chgnet.model.model import CHGNet
+    from pymatgen.io.ase import AseAtomsAdaptor
 
     device = torch_device(device)
     local = "path" in arguments
@@ -87,22 +78,42 @@ def load(arguments: dict[str, Any], device: str, allow_download: bool) -> Loaded
         folder = Path(chgnet.__file__).parent / "pretrained" / arguments["model"]
         path = next(folder.glob("*.pth.tar"))
         model = CHGNet.load(model_name=arguments["model"], use_device=device, verbose=False)
-    calculator = CHGNetCalculator(
-        model, use_device=device, on_isolated_atoms="ignore", return_site_energies=True
-    )
+    model = model.to(device)
+    model.graph_converter.set_isolated_atom_response("ignore")
     cutoff = float(model.graph_converter.atom_graph_cutoff)
 
-    def evaluate(atoms: Atoms, stress: bool) -> Evaluation:
-        calculator.calculate(in_vacuum(atoms, cutoff), task="efs" if stress else "ef")
-        results = calculator.results
-        return Evaluation(
-            energy=float(np.sum(results["energies"], dtype=np.float64)),
-            forces=results["forces"],
-            stress=results["stress"] if stress else None,
+    def together(frames: Sequence[Atoms], stress: bool) -> list[Evaluation]:
+        graphs = [
+            model.graph_converter(AseAtomsAdaptor.get_structure(in_vacuum(atoms, cutoff)))
+            for atoms in frames
+        ]
+        answers: Any = model.predict_graph(
+            graphs,
+            task="efs" if stress else "ef",
+            return_site_energies=True,
+            batch_size=len(graphs),
         )
+        return [
+            Evaluation(
+                energy=float(np.sum(answer["site_energies"], dtype=np.float64)),
+                forces=answer["f"],
+                stress=_handedness(atoms) * ase.units.GPa * answer["s"] if stress else None,
+            )
+            for atoms, answer in zip(
+                frames, [answers] if len(graphs) == 1 else answers, strict=True
+            )
+        ]
+
+    def evaluate_many(frames: Sequence[Atoms], wanted: Sequence[bool]) -> list[Evaluation]:
+        answers = together(frames, any(wanted))
+        return [
+            answer if stress else replace(answer, stress=None)
+            for answer, stress in zip(answers, wanted, strict=True)
+        ]
 
     return Loaded(
-        evaluate=evaluate,
+        evaluate=lambda atoms, stress: together([atoms], stress)[0],
+        evaluate_many=evaluate_many,
         version=importlib.metadata.version("chgnet"),
         licence="see the model's source" if local else licence_of("chgnet"),
         device=device,

@@ -84,6 +84,9 @@ class Loaded:
     evaluate_many: Callable[[Sequence[Atoms], Sequence[bool]], list[Evaluation]] | None = None
     """Several structures in one pass of the library, and for each whether stress is wanted; None
     where the library knows no batches. Must agree with ``evaluate``."""
+    batch_atoms: int | None = None
+    """Most atoms to give ``evaluate_many`` unless asked otherwise; None: 96 on the CPU, where
+    larger batches outgrow its cache, and 2048 elsewhere."""
 
 
 def local_file(path: str, spec: str) -> str:
@@ -130,6 +133,24 @@ def full_stress(stress: np.ndarray) -> np.ndarray:
     if stress.shape == (3, 3):
         return np.asarray(0.5 * (stress + stress.T))
     raise TeacherError("stress of the wrong shape", expected="(6,) or (3, 3)", found=stress.shape)
+
+
+def in_vacuum(atoms: Atoms, cutoff: float) -> Atoms:
+    """A fully periodic copy in which no images meet along directions that were not periodic.
+
+    Those lattice vectors are replaced by normals to the periodic ones, longer than the structure
+    by ``2 * cutoff`` (Å). Atoms keep their order, and are wrapped.
+    """
+    boxed = Atoms(atoms.numbers, atoms.positions, pbc=True)
+    cell = np.where(atoms.pbc[:, None], atoms.cell.array, 0.0)
+    normals = atoms.cell.new(cell).complete().array
+    for axis in np.flatnonzero(~atoms.pbc):
+        along = boxed.positions @ normals[axis]
+        cell[axis] = (np.ptp(along) + 2.0 * cutoff) * normals[axis]
+        boxed.positions += (cutoff - along.min()) * normals[axis]
+    boxed.cell = cell
+    boxed.wrap()
+    return boxed
 
 
 def total_charge(atoms: Atoms) -> int:

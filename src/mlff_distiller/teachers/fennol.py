@@ -3,7 +3,8 @@
 Mended here: the library's default is float32 on absolute energies (an error of meV), so it runs in
 float64, with the per-element constants unrounded; one evaluation gives energy, forces and stress,
 where its ASE calculator needs two; nothing of the previous structure is kept but compiled code,
-which members of one architecture share.
+which members of one architecture share. A batch is padded to one of few sizes, for each new size
+costs seconds of compilation.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +65,22 @@ def load(arguments: dict[str, Any], device: str, allow_download: bool) -> Loaded
         twin = next((known for known, _ in members if _form(known) == _form(model)), model)
         members.append((twin, _exact_constants(model)))
 
-    def evaluate(atoms: Atoms, stress: bool) -> Evaluation:
-        return _evaluate(members, atoms, stress)
+    def evaluate_many(frames: Sequence[Atoms], wanted: Sequence[bool]) -> list[Evaluation]:
+        answers: dict[int, Evaluation] = {}
+        for periodic in (True, False):
+            group = [k for k, atoms in enumerate(frames) if atoms.pbc.any() == periodic]
+            if not group:
+                continue
+            inputs = _padded(_inputs([frames[k] for k in group]))
+            stress = any(wanted[k] for k in group)
+            together = _evaluate(members, [frames[k] for k in group], inputs, stress)
+            answers |= dict(zip(group, together, strict=True))
+        return [answers[k] for k in range(len(frames))]
 
     return Loaded(
-        evaluate=evaluate,
+        evaluate=lambda atoms, stress: _evaluate(members, [atoms], _inputs([atoms]), stress)[0],
+        evaluate_many=evaluate_many,
+        batch_atoms=512,
         version=importlib.metadata.version("fennol"),
         licence="see the model's source",
         device=platform,
@@ -79,10 +91,12 @@ def load(arguments: dict[str, Any], device: str, allow_download: bool) -> Loaded
     )
 
 
-def _evaluate(members: list[tuple[Any, Any]], atoms: Atoms, stress: bool) -> Evaluation:
-    inputs = _inputs(atoms)
+def _evaluate(
+    members: list[tuple[Any, Any]], frames: Sequence[Atoms], inputs: dict[str, Any], stress: bool
+) -> list[Evaluation]:
     prepared: dict[int, Any] = {}
-    energies, forces, stresses = [], [], []
+    energies, forces, stresses = [], [], []  # of each member, for all frames
+    volumes = np.array([atoms.cell.volume for atoms in frames])[:, None, None]
     for model, weights in members:
         if id(model) not in prepared:
             prepared[id(model)] = model.preprocess(**inputs)
@@ -90,41 +104,76 @@ def _evaluate(members: list[tuple[Any, Any]], atoms: Atoms, stress: bool) -> Eva
         unit = ase.units.Hartree / model.Ha_to_model_energy
         if stress:  # dE/dstrain comes with the forces
             energy, force, slope, _ = model._energy_and_forces_and_virial(weights, data)
-            stresses.append(unit * np.asarray(slope[0]) / atoms.get_volume())
+            stresses.append(unit * np.asarray(slope)[: len(frames)] / volumes)
         else:
             energy, force, _ = model._energy_and_forces(weights, data)
-        energies.append(unit * float(energy[0]))
+        energies.append(unit * np.asarray(energy, dtype=np.float64))
         forces.append(unit * np.asarray(force))
-    committee = np.stack(forces)
+    ends = np.cumsum([len(atoms) for atoms in frames])
+    committees = np.split(np.stack(forces), ends, axis=1)  # the last piece is padding
+    energy, tensor = np.mean(energies, axis=0), np.mean(stresses, axis=0) if stress else None
     several = len(members) > 1
-    return Evaluation(
-        energy=float(np.mean(energies)),
-        forces=committee.mean(0),
-        stress=np.mean(stresses, axis=0) if stress else None,
-        extra={"forces_spread": force_spread(committee)} if several else {},
-    )
-
-
-def _inputs(atoms: Atoms) -> dict[str, np.ndarray]:
-    """FeNNol's input arrays; `StructureError` for what it would answer wrongly."""
-    if atoms.pbc.any() and not atoms.pbc.all():
-        raise StructureError(
-            "FeNNol models take a structure as periodic in all directions or in none",
-            expected="atoms.pbc all True or all False",
-            found=atoms.pbc.tolist(),
-            remedy="add vacuum along the other directions and set atoms.pbc = True",
+    return [
+        Evaluation(
+            energy=float(energy[k]),
+            forces=committees[k].mean(0),
+            stress=None if tensor is None else tensor[k],
+            extra={"forces_spread": force_spread(committees[k])} if several else {},
         )
+        for k in range(len(frames))
+    ]
+
+
+def _inputs(frames: Sequence[Atoms]) -> dict[str, np.ndarray]:
+    """FeNNol's input arrays; `StructureError` for what it would answer wrongly.
+
+    Either all ``frames`` are periodic or none.
+    """
+    for atoms in frames:
+        if atoms.pbc.any() and not atoms.pbc.all():
+            raise StructureError(
+                "FeNNol models take a structure as periodic in all directions or in none",
+                expected="atoms.pbc all True or all False",
+                found=atoms.pbc.tolist(),
+                remedy="add vacuum along the other directions and set atoms.pbc = True",
+            )
+    sizes = np.array([len(atoms) for atoms in frames], dtype=np.int32)
     inputs = {
-        "species": atoms.numbers.astype(np.int32),
-        "coordinates": atoms.positions.copy(),
-        "natoms": np.array([len(atoms)], dtype=np.int32),
-        "batch_index": np.zeros(len(atoms), dtype=np.int32),
-        "total_charge": np.array([total_charge(atoms)], dtype=np.int32),
+        "species": np.concatenate([atoms.numbers for atoms in frames]).astype(np.int32),
+        "coordinates": np.concatenate([atoms.positions for atoms in frames]),
+        "natoms": sizes,
+        "batch_index": np.repeat(np.arange(len(frames), dtype=np.int32), sizes),
+        "total_charge": np.array([total_charge(atoms) for atoms in frames], dtype=np.int32),
     }
-    if atoms.pbc.all():
-        cell = atoms.cell.array
-        inputs |= {"cells": cell[None], "reciprocal_cells": np.linalg.inv(cell)[None]}
+    if frames[0].pbc.all():
+        cells = np.stack([atoms.cell.array for atoms in frames])
+        inputs |= {"cells": cells, "reciprocal_cells": np.linalg.inv(cells)}
     return inputs
+
+
+def _padded(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """``inputs`` with absent atoms, in the library's form, so that few shapes are ever compiled.
+
+    Numbers of atoms are rounded up to 2^k or 3/2 2^k, those of structures to 2^k. (The library's
+    own padding mistakes a batch of as many structures as atoms.)
+    """
+    n_atoms, n_systems = len(inputs["species"]), len(inputs["natoms"])
+    power = 1 << (n_atoms - 1).bit_length()
+    spare = (3 * power // 4 if 4 * n_atoms <= 3 * power else power) - n_atoms
+    empty = (1 << n_systems.bit_length()) - n_systems  # one at least, to hold the absent atoms
+    pads: dict[str, np.ndarray] = {
+        "species": np.full(spare, -1, dtype=np.int32),
+        "coordinates": np.zeros((spare, 3)),
+        "batch_index": np.full(spare, n_systems + empty - 1, dtype=np.int32),
+        "natoms": np.zeros(empty, dtype=np.int32),
+        "total_charge": np.zeros(empty, dtype=np.int32),
+        "cells": np.tile(1000.0 * np.eye(3), (empty, 1, 1)),
+        "reciprocal_cells": np.tile(0.001 * np.eye(3), (empty, 1, 1)),
+    }
+    padded = {name: np.concatenate([value, pads[name]]) for name, value in inputs.items()}
+    padded["true_atoms"] = padded["species"] > 0
+    padded["true_sys"] = np.arange(n_systems + empty) < n_systems
+    return padded
 
 
 def _platform(jax: Any, device: str) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -59,12 +59,13 @@ class Answer:
     stress: np.ndarray | None  # (3, 3) eV/Å³; None unless periodic in three directions
     extra: dict[str, np.ndarray]
     seconds: float
+    """Of several structures asked at once, its share of the time by number of atoms."""
 
 
 class Session:
     """Asks a teacher, starting its process when there is none. Not for two threads at a time.
 
-    ``ask`` raises `StructureError` if the structure is refused before it reaches the library, and
+    ``ask`` raises `StructureError` if a structure is refused before it reaches the library, and
     `TeacherError` if the library fails; its process is then ended, for what a failure left behind
     is not to be trusted, and the next question starts another.
     """
@@ -77,6 +78,7 @@ class Session:
         self._identity: TeacherIdentity | None = None
         self._elements: frozenset[int] | None = None
         self._uses: tuple[str, ...] | None = None
+        self._batch_atoms = 0
         self._warned = False
         self._worker: Worker | None = None
 
@@ -97,6 +99,11 @@ class Session:
     def elements(self) -> frozenset[int] | None:
         """Atomic numbers it was made for; None if it does not say. Starts it if it never ran."""
         return self._elements if self.identity else None
+
+    @property
+    def batch_atoms(self) -> int:
+        """Most atoms to ask at once; 0 if it takes one structure at a time. Starts it likewise."""
+        return self._batch_atoms if self.identity else 0
 
     @property
     def pid(self) -> int | None:
@@ -139,6 +146,7 @@ class Session:
         if "error" in told:
             raise _raised(told["error"], f"teacher {self.source.name!r} could not be loaded: ")
         elements, uses = told.pop("elements"), told.pop("uses")
+        batch_atoms = int(told.pop("batch_atoms"))
         identity = TeacherIdentity(name=self.source.name, family=self.source.family, **told)
         if self._identity and self._identity.fingerprint() != identity.fingerprint():
             raise TeacherError(
@@ -150,27 +158,47 @@ class Session:
         self._identity = identity
         self._elements = None if elements is None else frozenset(elements)
         self._uses = None if uses is None else tuple(uses)
+        self._batch_atoms = batch_atoms
 
-    def ask(self, atoms: Atoms) -> Answer:
-        """Evaluate one structure; see the class for what is raised."""
+    def ask(self, frames: Sequence[Atoms]) -> list[Answer]:
+        """Evaluate structures in one pass; several only if ``batch_atoms``."""
+        for atoms in frames:
+            self.check(atoms)
+        worker = self.start()
+        arrays: dict[str, np.ndarray] = {}
+        for k, atoms in enumerate(frames):
+            arrays |= {f"{k}.{name}": array for name, array in _arrays(atoms).items()}
+        asked = [{"info": _state(atoms), "stress": is_crystal(atoms)} for atoms in frames]
+        n_atoms = sum(len(atoms) for atoms in frames)
+        largest = (1 << 20) + _ANSWER_BYTES_PER_ATOM * n_atoms
+        told, results = worker.request({"command": "evaluate", "frames": asked}, arrays, largest)
+        try:
+            if "error" in told:
+                named = ", ".join(_named(atoms) for atoms in frames[:3])
+                named += f" and {len(frames) - 3} more" if len(frames) > 3 else ""
+                raise _raised(told["error"], f"teacher {self.source.name!r} failed on {named}: ")
+            own: list[dict[str, np.ndarray]] = [{} for _ in frames]
+            for key, value in results.items():
+                number, _, name = key.partition(".")
+                own[int(number)][name] = value
+            seconds = float(told["seconds"]) / n_atoms
+            return [
+                self._checked(atoms, values, seconds * len(atoms))
+                for atoms, values in zip(frames, own, strict=True)
+            ]
+        except TeacherError:
+            worker.close(at_once=True)
+            raise
+
+    def check(self, atoms: Atoms) -> None:
+        """`StructureError` if the library must not see ``atoms``. Starts it if it never ran."""
         from mlff_distiller.batch import check_structure  # imports torch; late, for a quick import
 
         check_structure(atoms)
         state = _state(atoms)
-        worker = self.start()
+        if self._identity is None:
+            self.start()
         self._check_known(atoms, state)
-        header = {"command": "evaluate", "info": state, "stress": is_crystal(atoms)}
-        largest = (1 << 20) + _ANSWER_BYTES_PER_ATOM * len(atoms)
-        told, arrays = worker.request(header, _arrays(atoms), largest)
-        try:
-            if "error" in told:
-                raise _raised(
-                    told["error"], f"teacher {self.source.name!r} failed on {_named(atoms)}: "
-                )
-            return self._checked(atoms, arrays, float(told["seconds"]))
-        except TeacherError:
-            worker.close(at_once=True)
-            raise
 
     def _check_known(self, atoms: Atoms, state: Mapping[str, float]) -> None:
         unknown = set() if self._elements is None else set(atoms.numbers.tolist()) - self._elements

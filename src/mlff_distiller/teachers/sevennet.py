@@ -7,6 +7,7 @@ total energy is a float32 sum, so the per-atom energies are summed in float64 in
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def _resolve(name: str, argument: str | None) -> tuple[str, dict[str, Any]]:
                 "teacher '7net-mf-0' has several surfaces; say which",
                 expected=" or ".join(f"7net-mf-0:{modal}" for modal in _MODALS),
                 found=name if argument is None else f"{name}:{argument}",
+                remedy="names of surfaces are written in capitals",
             )
         return f"{name}:{argument}", {"model": name, "modal": argument}
     if name != "sevennet":
@@ -68,8 +70,12 @@ FAMILY = Family(
 
 def load(arguments: dict[str, Any], device: str, allow_download: bool) -> Loaded:
     """Load a bundled model or a checkpoint; see `mlff_distiller.teachers.family`."""
+    from sevenn import _keys as key
+    from sevenn.atom_graph_data import AtomGraphData
     from sevenn.calculator import SevenNetCalculator
+    from sevenn.train.dataload import unlabeled_atoms_to_graph
     from sevenn.util import pretrained_name_to_path
+    from torch_geometric.data import Batch
 
     local = "path" in arguments
     path = arguments["path"] if local else pretrained_name_to_path(arguments["model"])
@@ -82,7 +88,7 @@ def load(arguments: dict[str, Any], device: str, allow_download: bool) -> Loaded
             raise
         raise TeacherError(
             f"the SevenNet checkpoint {path} has several surfaces",
-            expected="sevennet:PATH:MODAL with one of its modals",
+            expected="sevennet:PATH:MODAL with one of its modals, in their own case",
             found=error,
         ) from error
     if modal is not None and calculator.modal is None:
@@ -92,17 +98,37 @@ def load(arguments: dict[str, Any], device: str, allow_download: bool) -> Loaded
             found=f"modal {modal!r}",
         )
 
-    def evaluate(atoms: Atoms, stress: bool) -> Evaluation:
-        calculator.calculate(atoms, ["energy", "forces", "stress"])
-        results = calculator.results
-        return Evaluation(
-            energy=float(np.sum(results["energies"], dtype=np.float64)),
-            forces=results["forces"],
-            stress=results["stress"] if stress else None,
+    model: Any = calculator.model
+    model.set_is_batch_data(True)
+
+    def graph(atoms: Atoms) -> Any:
+        data = AtomGraphData.from_numpy_dict(unlabeled_atoms_to_graph(atoms, calculator.cutoff))
+        if calculator.modal is not None:
+            data[key.DATA_MODALITY] = calculator.modal
+        return data
+
+    def evaluate_many(frames: Sequence[Atoms], wanted: Sequence[bool]) -> list[Evaluation]:
+        graphs = Batch.from_data_list([graph(atoms) for atoms in frames])
+        output = model(graphs.to(calculator.device))
+        ends = np.cumsum([len(atoms) for atoms in frames])[:-1]
+        energies, forces = (
+            np.split(output[name].detach().cpu().numpy(), ends)
+            for name in (key.ATOMIC_ENERGY, key.PRED_FORCE)
         )
+        # Its stress has the opposite sign, and the order xx yy zz xy yz xz.
+        stresses = -output[key.PRED_STRESS].detach().cpu().numpy()[:, [0, 1, 2, 4, 5, 3]]
+        return [
+            Evaluation(
+                energy=float(np.sum(energies[k], dtype=np.float64)),
+                forces=forces[k],
+                stress=stresses[k] if wanted[k] else None,
+            )
+            for k in range(len(frames))
+        ]
 
     return Loaded(
-        evaluate=evaluate,
+        evaluate=lambda atoms, stress: evaluate_many([atoms], [stress])[0],
+        evaluate_many=evaluate_many,
         version=importlib.metadata.version("sevenn"),
         licence="see the model's source" if local else licence_of("sevenn"),
         device=device,

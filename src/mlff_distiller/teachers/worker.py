@@ -132,31 +132,66 @@ def _load(header: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         "settings": dict(loaded.settings),
         "elements": None if loaded.elements is None else [int(z) for z in loaded.elements],
         "uses": None if loaded.uses is None else list(loaded.uses),
+        "batch_atoms": _batch_atoms(loaded),
     }
 
 
+def _batch_atoms(loaded: Any) -> int:
+    """Most atoms of a batch; 0 if the teacher knows none."""
+    if loaded.evaluate_many is None:
+        return 0
+    return int(loaded.batch_atoms or (96 if loaded.device == "cpu" else 2048))
+
+
 def _evaluate(loaded: Any, header: dict[str, Any], arrays: dict[str, Any]) -> tuple[Any, Any]:
+    """Answer for ``header["frames"]``; names of frame k's arrays, in and out, begin with "k."."""
+    from mlff_distiller.errors import TeacherError
+
+    wanted = [bool(frame["stress"]) for frame in header["frames"]]
+    frames = [_structure(frame["info"], arrays, k) for k, frame in enumerate(header["frames"])]
+    started = time.perf_counter()
+    if len(frames) == 1:
+        answers = [loaded.evaluate(frames[0], wanted[0])]
+    else:
+        answers = loaded.evaluate_many(frames, wanted)
+    seconds = time.perf_counter() - started
+    if len(answers) != len(frames):
+        raise TeacherError(
+            "the teacher answered for another number of structures",
+            expected=len(frames),
+            found=len(answers),
+        )
+    results: dict[str, Any] = {}
+    for k, (answer, stress) in enumerate(zip(answers, wanted, strict=True)):
+        results |= {f"{k}.{name}": value for name, value in _results(answer, stress).items()}
+    return {"seconds": seconds}, results
+
+
+def _structure(info: dict[str, float], arrays: dict[str, Any], k: int) -> Any:
     from ase import Atoms
 
+    atoms = Atoms(
+        arrays[f"{k}.numbers"],
+        arrays[f"{k}.positions"],
+        cell=arrays[f"{k}.cell"],
+        pbc=arrays[f"{k}.pbc"].astype(bool),
+    )
+    if f"{k}.charges" in arrays:
+        atoms.set_initial_charges(arrays[f"{k}.charges"])
+    if f"{k}.magmoms" in arrays:
+        atoms.set_initial_magnetic_moments(arrays[f"{k}.magmoms"])
+    atoms.info.update(info)
+    return atoms
+
+
+def _results(answer: Any, stress: bool) -> dict[str, Any]:
     from mlff_distiller.teachers.family import full_stress
 
-    atoms = Atoms(
-        arrays["numbers"], arrays["positions"], cell=arrays["cell"], pbc=arrays["pbc"].astype(bool)
-    )
-    if "charges" in arrays:
-        atoms.set_initial_charges(arrays["charges"])
-    if "magmoms" in arrays:
-        atoms.set_initial_magnetic_moments(arrays["magmoms"])
-    atoms.info.update(header["info"])
-    started = time.perf_counter()
-    answer = loaded.evaluate(atoms, header["stress"])
-    seconds = time.perf_counter() - started
     free = answer.energy if answer.free_energy is None else answer.free_energy
     results = {"energy": float(answer.energy), "free_energy": float(free), "forces": answer.forces}
-    if header["stress"] and answer.stress is not None:
+    if stress and answer.stress is not None:
         results["stress"] = full_stress(answer.stress)
-    extra = {f"extra.{name}": value for name, value in answer.extra.items()}
-    return {"seconds": seconds}, {**results, **extra}
+    return {**results, **{f"extra.{name}": value for name, value in answer.extra.items()}}
 
 
 def _described(error: BaseException) -> dict[str, Any]:

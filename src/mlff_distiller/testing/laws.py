@@ -1,4 +1,4 @@
-"""Published conformance kit: laws that every force field must obey, ours or a third party's.
+"""Laws that every force field must obey, as an ASE calculator.
 
 Each function takes an ASE calculator and a structure and raises ``AssertionError`` with what was
 expected and found. ``assert_laws`` runs them all:
@@ -37,9 +37,10 @@ def _stress(calculator: Calculator, atoms: Atoms) -> np.ndarray | None:
     return np.asarray(voigt_6_to_full_3x3_stress(stress))
 
 
-def _close(
+def close(
     name: str, found: np.ndarray | float, expected: np.ndarray | float, within: float
 ) -> None:
+    """`AssertionError` unless the largest difference is at most ``within``."""
     error = float(np.abs(np.asarray(found) - np.asarray(expected)).max())
     assert error <= within, f"{name}: differs by {error:.3g}, allowed {within:.3g}"
 
@@ -57,7 +58,7 @@ def assert_forces_are_gradients(
                 moved.positions[atom, axis] += sign * step_A
                 energies.append(_evaluate(calculator, moved)[0])
             slope = (energies[0] - energies[1]) / (2 * step_A)
-            _close(f"force on atom {atom} along {'xyz'[axis]}", forces[atom, axis], -slope, within)
+            close(f"force on atom {atom} along {'xyz'[axis]}", forces[atom, axis], -slope, within)
 
 
 def assert_stress_is_strain_derivative(
@@ -81,7 +82,7 @@ def assert_stress_is_strain_derivative(
                 bent.set_cell(atoms.cell.array @ (np.eye(3) + strain), scale_atoms=True)
                 energies.append(_evaluate(calculator, bent)[0])
             slope = (energies[0] - energies[1]) / (2 * step) / atoms.get_volume()
-            _close(f"stress {'xyz'[a]}{'xyz'[b]}", stress[a, b], slope, within)
+            close(f"stress {'xyz'[a]}{'xyz'[b]}", stress[a, b], slope, within)
 
 
 def random_rotation(rng: np.random.Generator) -> np.ndarray:
@@ -101,11 +102,11 @@ def assert_turns_with_the_system(
     turned.set_cell(atoms.cell.array @ rotation.T)
     turned.positions = atoms.positions @ rotation.T
     turned_energy, turned_forces = _evaluate(calculator, turned)
-    _close("energy after rotation", turned_energy, energy, within * len(atoms))
-    _close("forces after rotation", turned_forces, forces @ rotation.T, within)
+    close("energy after rotation", turned_energy, energy, within * len(atoms))
+    close("forces after rotation", turned_forces, forces @ rotation.T, within)
     stress, turned_stress = _stress(calculator, atoms), _stress(calculator, turned)
     if stress is not None and turned_stress is not None:
-        _close("stress after rotation", turned_stress, rotation @ stress @ rotation.T, within)
+        close("stress after rotation", turned_stress, rotation @ stress @ rotation.T, within)
 
 
 def assert_order_does_not_matter(
@@ -115,8 +116,8 @@ def assert_order_does_not_matter(
     order = np.random.default_rng(seed).permutation(len(atoms))
     energy, forces = _evaluate(calculator, atoms)
     other_energy, other_forces = _evaluate(calculator, atoms[order])
-    _close("energy after renumbering", other_energy, energy, within * len(atoms))
-    _close("forces after renumbering", other_forces, forces[order], within)
+    close("energy after renumbering", other_energy, energy, within * len(atoms))
+    close("forces after renumbering", other_forces, forces[order], within)
 
 
 def assert_images_are_equal(
@@ -129,8 +130,8 @@ def assert_images_are_equal(
     hops = rng.integers(-2, 3, (len(atoms), 3)) * atoms.pbc
     moved.positions += hops @ atoms.cell.array + rng.normal(size=3)
     moved_energy, moved_forces = _evaluate(calculator, moved)
-    _close("energy of another image", moved_energy, energy, within * len(atoms))
-    _close("forces of another image", moved_forces, forces, within)
+    close("energy of another image", moved_energy, energy, within * len(atoms))
+    close("forces of another image", moved_forces, forces, within)
 
 
 def assert_extensive(calculator: Calculator, atoms: Atoms, *, within: float = 1e-7) -> None:
@@ -144,8 +145,8 @@ def assert_extensive(calculator: Calculator, atoms: Atoms, *, within: float = 1e
         other.positions += [np.ptp(atoms.positions[:, 0]) + 60.0, 0.0, 0.0]
         double = atoms + other
     double_energy, double_forces = _evaluate(calculator, double)
-    _close("energy of two copies", double_energy, 2 * energy, within * len(double))
-    _close("forces of two copies", double_forces, np.tile(forces, (2, 1)), within)
+    close("energy of two copies", double_energy, 2 * energy, within * len(double))
+    close("forces of two copies", double_forces, np.tile(forces, (2, 1)), within)
 
 
 def assert_ase_conventions(calculator: Calculator, atoms: Atoms) -> None:
@@ -157,12 +158,12 @@ def assert_ase_conventions(calculator: Calculator, atoms: Atoms) -> None:
     assert forces.shape == (len(atoms), 3), f"forces: found shape {forces.shape}"
     assert calculator.get_property("free_energy", atoms) == energy, "free_energy: must equal energy"
     forces[:] = 1e9
-    _close("forces after the caller changed his copy", atoms.get_forces().max(), 0.0, 1e8)
+    close("forces after the caller changed his copy", atoms.get_forces().max(), 0.0, 1e8)
     before = atoms.get_forces()
     atoms.positions[0] += 0.05
     assert np.abs(atoms.get_forces() - before).max() > 0 or len(atoms) == 1, "forces: stale"
     atoms.positions[0] -= 0.05
-    _close("forces back at the old place", atoms.get_forces(), before, 1e-6)
+    close("forces back at the old place", atoms.get_forces(), before, 1e-6)
 
 
 LAWS: tuple[Callable[..., None], ...] = (
@@ -193,7 +194,7 @@ def assert_smooth_at_cutoff(
         energies.append(energy)
         forces.append(force)
     apart = sum(_evaluate(calculator, Atoms([symbol]))[0] for symbol in symbols)
-    _close("energy just inside the cutoff", energies[0], apart, 1e-6)
-    _close("energy just beyond the cutoff", energies[2], apart, 1e-12 * max(1.0, abs(apart)))
-    _close("force just inside the cutoff", forces[0], 0.0, 1e-3)
-    _close("force beyond the cutoff", forces[2], 0.0, 0.0)
+    close("energy just inside the cutoff", energies[0], apart, 1e-6)
+    close("energy just beyond the cutoff", energies[2], apart, 1e-12 * max(1.0, abs(apart)))
+    close("force just inside the cutoff", forces[0], 0.0, 1e-3)
+    close("force beyond the cutoff", forces[2], 0.0, 0.0)
