@@ -17,8 +17,7 @@ from ase.io import read
 
 from mlff_distiller.errors import StructureError, TeacherError
 from mlff_distiller.teachers import FeNNolTeacherCalculator, TeacherCalculator, load_teacher
-from mlff_distiller.teachers.family import in_vacuum
-from mlff_distiller.teachers.family import force_spread, full_stress, total_charge
+from mlff_distiller.teachers.family import force_spread, full_stress, in_vacuum, total_charge
 
 BUNDLED = [("7net-0", "sevenn"), ("chgnet", "chgnet"), ("ani-1x", "torchani")]
 SINGLE_PRECISION = 2e-5
