@@ -83,7 +83,7 @@ def label(teachers: Path, water: Path, work: Path, only: str | None) -> None:
         with (
             TeacherCalculator(committee) as source,
             TeacherCalculator(member) as driver,
-            open_labels(folder, source) as writer,
+            open_labels(folder, source.identity) as writer,
         ):
             known = {
                 (record.provenance["walker"], record.provenance["segment"]): record.atoms

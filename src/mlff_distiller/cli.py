@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mlff_distiller import cli_sample
+from mlff_distiller import cli_label, cli_sample
 from mlff_distiller.errors import DistillerError
 from mlff_distiller.progress import Display
 
@@ -32,6 +32,10 @@ app.command(
     epilog="Example: mlff-distiller sample a.xyz --method md --student run/student --out new.xyz",
 )(cli_sample.sample)
 app.command("plan", epilog="Example: mlff-distiller plan run --teacher 7net-0")(cli_sample.plan)
+app.command(
+    "label",
+    epilog="Example: mlff-distiller label frames.xyz --teacher 7net-0 --out labels --workers 2",
+)(cli_label.label)
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 

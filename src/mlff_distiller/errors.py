@@ -39,6 +39,10 @@ class DatasetError(DistillerError, RuntimeError):
     """A dataset is damaged, locked, of another schema, or not one of ours."""
 
 
+class DatasetInUseError(DatasetError):
+    """Another process writes the dataset."""
+
+
 class StudentError(DistillerError, RuntimeError):
     """A student's files are missing, damaged or of another schema; or it gave NaN."""
 

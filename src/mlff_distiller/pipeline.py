@@ -21,7 +21,6 @@ import numpy as np
 import torch
 import yaml
 from ase import Atoms
-from ase.io import read as ase_read
 
 from mlff_distiller.active import Round, learn_actively
 from mlff_distiller.batch import Batch, check_structure
@@ -38,7 +37,13 @@ from mlff_distiller.errors import ConfigError, StructureError, TeacherError
 from mlff_distiller.evaluate.assess import Assessment, assess
 from mlff_distiller.evaluate.card import model_card
 from mlff_distiller.evaluate.report import write_report
-from mlff_distiller.labeling import BRANCHES_PER_SEED, Labeler, open_labels
+from mlff_distiller.labeling import (
+    BRANCHES_PER_SEED,
+    Labeler,
+    check_labels,
+    open_labels,
+    read_frames,
+)
 from mlff_distiller.neighbors import edge_vectors, neighbor_list
 from mlff_distiller.sampling import enlarge, grow, scan, walk, walkers
 from mlff_distiller.students import NEP, Student, load_student, nep_for, read_config, save_student
@@ -119,17 +124,7 @@ def read_structures(sources: Sequence[str | Path | Atoms]) -> list[Atoms]:
     """Every frame of every source, checked; exact repeats are dropped."""
     frames: dict[str, Atoms] = {}
     for source in sources:
-        if isinstance(source, Atoms):
-            found = [source]
-        else:
-            try:
-                found = list(ase_read(source, index=":"))
-            except (OSError, ValueError, KeyError, IndexError, ase_errors()) as error:
-                raise StructureError(
-                    f"cannot read structures from {source}",
-                    expected="a file that ASE reads (extxyz, cif, POSCAR, ...)",
-                    found=f"{type(error).__name__}: {error}",
-                ) from error
+        found = [source] if isinstance(source, Atoms) else read_frames(source)
         for index, atoms in enumerate(found):
             check_structure(atoms, f"structure {index} of {source}")
             bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
@@ -137,13 +132,6 @@ def read_structures(sources: Sequence[str | Path | Atoms]) -> list[Atoms]:
     if not frames:
         raise StructureError("no structures were given", expected="at least one")
     return list(frames.values())
-
-
-def ase_errors() -> type[Exception]:
-    """What ASE raises for a format it does not know."""
-    from ase.io.formats import UnknownFileTypeError
-
-    return UnknownFileTypeError
 
 
 @contextmanager
@@ -201,7 +189,7 @@ def label_stage(
     has a share; then the student's, in rounds of active learning.
     """
     temperatures = config.sampling.temperature_K
-    with open_labels(out / "dataset", teacher) as writer:
+    with open_labels(out / "dataset", teacher.identity) as writer:
         label = Labeler(writer, teacher)
 
         def counting(start: int) -> Callable[[int], None]:
@@ -239,7 +227,10 @@ def label_stage(
                 lambda done, news: on_progress("label", n + done, config.labels, news),
             )
             _log_rounds(log, rounds)
-    return Dataset(out / "dataset")
+    labels = Dataset(out / "dataset")
+    if not log.rows("label_checks"):
+        log.write("label_checks", findings=[f"{f.check}: {f}" for f in check_labels(labels)])
+    return labels
 
 
 def labelled_walks(folder: Path) -> dict[tuple[int, int], Atoms]:
@@ -401,7 +392,7 @@ def assess_stage(
     settings = config.evaluation
     temperature = settings.temperature_K or max(config.sampling.temperature_K)
     calculator = StudentCalculator(student, device=config.device)
-    with open_labels(out / "student_md", teacher) as writer:
+    with open_labels(out / "student_md", teacher.identity) as writer:
         label = Labeler(writer, teacher)
 
         def score(frames: Sequence[Atoms]) -> list[Batch]:

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
-from mlff_distiller.errors import DatasetError
+from mlff_distiller.errors import DatasetError, DatasetInUseError
 
 _REMEDIES = {
     errno.ENOSPC: "the disk is full: free space, then run the same command again",
@@ -56,7 +56,7 @@ class WriterLock:
             except BlockingIOError:
                 holder = os.pread(self._descriptor, 200, 0).decode("utf-8", "replace").strip()
                 self.release()
-                raise DatasetError(
+                raise DatasetInUseError(
                     f"dataset {folder} is being written by another process",
                     found=holder or "a process that has not yet left its number",
                     remedy="wait until it ends, or stop it, or choose another folder",

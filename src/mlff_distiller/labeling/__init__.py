@@ -1,5 +1,23 @@
 """Labelling: structures in, checked labels in a dataset; resumable, on one worker or many."""
 
-from mlff_distiller.labeling.labeler import BRANCHES_PER_SEED, Labeler, open_labels
+from mlff_distiller.labeling.checks import Finding, check_labels
+from mlff_distiller.labeling.job import Outcome, label
+from mlff_distiller.labeling.labeler import BRANCHES_PER_SEED, Labeler, LabelStore, open_labels
+from mlff_distiller.labeling.structures import Structures, read_frames, read_structures
+from mlff_distiller.labeling.workers import Cluster, Request
 
-__all__ = ["BRANCHES_PER_SEED", "Labeler", "open_labels"]
+__all__ = [
+    "BRANCHES_PER_SEED",
+    "Cluster",
+    "Finding",
+    "LabelStore",
+    "Labeler",
+    "Outcome",
+    "Request",
+    "Structures",
+    "check_labels",
+    "label",
+    "open_labels",
+    "read_frames",
+    "read_structures",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,52 +12,92 @@ from ase import Atoms
 
 from mlff_distiller.dataset import DatasetWriter, Record, label_key
 from mlff_distiller.durable import EventLog
-from mlff_distiller.teachers import TeacherCalculator
+from mlff_distiller.teachers import Labelled, TeacherCalculator, TeacherIdentity
 
 BRANCHES_PER_SEED = 1_000_000
 
+Origins = Sequence[Mapping[str, Any]]
+"""For each structure, JSON of where it is from; ``seed`` and ``branch`` say who is kin of whom."""
 
-def open_labels(folder: Path, teacher: TeacherCalculator) -> DatasetWriter:
-    """A writer of labels by ``teacher``; a folder with another teacher's labels is refused."""
-    identity = dataclasses.asdict(teacher.identity)
+_LARGEST_FORCE = 1e3
+"""eV/Å: atoms closer than any core; no simulation comes there, and one such label spoils a fit."""
+
+
+def open_labels(
+    folder: Path, teacher: TeacherIdentity, inputs: Mapping[str, Any] | None = None
+) -> DatasetWriter:
+    """A writer of labels by ``teacher``; a folder with other labels is refused, and how it differs.
+
+    ``inputs`` is what else must not change from one run to the next.
+    """
+    identity = dataclasses.asdict(teacher)
     identity.pop("device")
-    return DatasetWriter(folder, {"teacher": identity})
+    return DatasetWriter(folder, {"teacher": identity, **(inputs or {})})
+
+
+class LabelStore:
+    """Labels by one teacher, each kept once; what it failed on is quarantined beside them."""
+
+    def __init__(self, writer: DatasetWriter, teacher: TeacherIdentity) -> None:
+        self.writer, self.fingerprint = writer, teacher.fingerprint()
+        self.quarantine = EventLog(writer.folder / "quarantine.jsonl")
+        self.failed = {row["key"] for row in self.quarantine.rows("label_failed")}
+        self.news = ""
+
+    def keys(self, frames: Sequence[Atoms]) -> list[str]:
+        """Of the labels of ``frames``."""
+        return [label_key(atoms, self.fingerprint) for atoms in frames]
+
+    def unknown(self, keys: Sequence[str]) -> list[int]:
+        """Which of ``keys`` have neither label nor failure; of repeated ones the first."""
+        first = {key: k for k, key in reversed(list(enumerate(keys)))}
+        return sorted(
+            k for key, k in first.items() if key not in self.failed and key not in self.writer
+        )
+
+    def add(self, keys: Sequence[str], answers: Sequence[Labelled], origins: Origins) -> None:
+        """Store labels, all in one append, and then failures."""
+        records, failures = [], []
+        for key, answer, origin in zip(keys, answers, origins, strict=True):
+            error = answer.error if answer.labels is None else _outlier(answer.labels)
+            if answer.labels is None or error:
+                failures.append((key, error, origin))
+                continue
+            provenance = {**origin, "seconds": round(answer.seconds, 4)}
+            group = origin["seed"] * BRANCHES_PER_SEED + origin.get("branch", 0)
+            records.append(Record(answer.atoms, answer.labels, key, group, provenance))
+        if records:
+            self.writer.append(records)
+        for key, error, origin in failures:
+            self.failed.add(key)
+            self.quarantine.write("label_failed", key=key, error=error, **origin)
+            self.news = f"{len(self.failed)} failed: {error}"
+
+
+def _outlier(labels: Mapping[str, np.ndarray]) -> str | None:
+    largest = float(np.abs(labels["forces"]).max())
+    return f"a force of {largest:.3g} eV/Å" if largest > _LARGEST_FORCE else None
 
 
 class Labeler:
-    """Labels each structure once, whatever happens; what the teacher failed on is quarantined."""
+    """Labels each structure once, whatever happens."""
 
-    def __init__(
-        self, writer: DatasetWriter, teacher: TeacherCalculator, failures: EventLog | None = None
-    ) -> None:
+    def __init__(self, writer: DatasetWriter, teacher: TeacherCalculator) -> None:
         self.writer, self.teacher = writer, teacher
-        self.failures = failures or EventLog(writer.folder / "quarantine.jsonl")
-        self.failed = {row["key"] for row in self.failures.rows("label_failed")}
-        self.fingerprint = teacher.identity.fingerprint()
-        self.news = ""
+        self.store = LabelStore(writer, teacher.identity)
+
+    @property
+    def news(self) -> str:
+        """What failed last, '' if nothing did."""
+        return self.store.news
 
     def __call__(
         self, frames: Sequence[Atoms], provenance: Sequence[dict[str, Any]]
     ) -> list[dict[str, np.ndarray] | None]:
         """Labels of ``frames``, asked for in one call of the teacher; None where it failed."""
-        keys = [label_key(atoms, self.fingerprint) for atoms in frames]
-        new = {
-            key: k
-            for k, key in enumerate(keys)
-            if key not in self.failed and key not in self.writer
-        }
-        records = []
-        answers = self.teacher.label([frames[k] for k in new.values()]) if new else []
-        for (key, k), answer in zip(new.items(), answers, strict=True):
-            origin = provenance[k]
-            if answer.labels is None:
-                self.failed.add(key)
-                self.failures.write("label_failed", key=key, error=answer.error, **origin)
-                self.news = f"{len(self.failed)} failed: {answer.error}"
-                continue
-            group = origin["seed"] * BRANCHES_PER_SEED + origin.get("branch", 0)
-            origin = {**origin, "seconds": round(answer.seconds, 4)}
-            records.append(Record(frames[k], answer.labels, key, group, origin))
-        if records:
-            self.writer.append(records)
-        return [None if key in self.failed else self.writer.labels(key) for key in keys]
+        keys = self.store.keys(frames)
+        new = self.store.unknown(keys)
+        if new:
+            answers = self.teacher.label([frames[k] for k in new])
+            self.store.add([keys[k] for k in new], answers, [provenance[k] for k in new])
+        return [None if key in self.store.failed else self.writer.labels(key) for key in keys]

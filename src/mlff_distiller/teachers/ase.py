@@ -85,10 +85,12 @@ def load(arguments: dict[str, Any], device: str, allow_download: bool) -> Loaded
 
 
 def evaluate_calculator(calculator: BaseCalculator, atoms: Atoms, stress: bool) -> Evaluation:
-    """Ask for stress first: most calculators then fill in all the rest at once."""
-    if calculator.atoms is not None and calculator.atoms.info != atoms.info:
-        # ASE's cache does not look at charge and spin.
-        getattr(calculator, "reset", calculator.results.clear)()
+    """Ask for stress first: most calculators then fill in all the rest at once.
+
+    What was calculated before is forgotten, neighbour lists and wave functions too: an answer
+    depends on the structure alone, charge and spin included, which ASE's cache does not look at.
+    """
+    getattr(calculator, "reset", calculator.results.clear)()
     tensor = None
     if stress and "stress" in calculator.implemented_properties:
         try:

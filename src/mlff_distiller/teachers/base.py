@@ -23,6 +23,7 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError, 
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from mlff_distiller.errors import StructureError, TeacherError
+from mlff_distiller.teachers.process import WorkerDied
 from mlff_distiller.teachers.session import (
     STATE_IN_INFO,
     Answer,
@@ -212,14 +213,15 @@ class TeacherCalculator(Calculator):
                     done[k] = Labelled(
                         atoms.copy(), None, str(error), time.perf_counter() - started
                     )
-            cap = self._cap(batch_size) if sound else 1
+            cap = self.batch_atoms(batch_size) if sound else 1
             for batch in _batches([len(frames[k]) for k in sound], cap):
                 members = [sound[k] for k in batch]
                 answers = self._label_together([frames[k] for k in members])
                 done |= dict(zip(members, answers, strict=True))
             return [done[k] for k in range(len(frames))]
 
-    def _cap(self, batch_size: int | None) -> int:
+    def batch_atoms(self, batch_size: int | None = None) -> int:
+        """Most atoms that ``label`` gives the teacher at once; 1 if one structure. Starts it."""
         if batch_size is not None and batch_size < 1:
             raise TeacherError(
                 "batch_size counts the atoms of one pass", expected=">= 1", found=batch_size
@@ -227,8 +229,11 @@ class TeacherCalculator(Calculator):
         usual = self._session.batch_atoms
         return (batch_size or usual) if usual else 1
 
-    def _label_together(self, frames: list[Atoms]) -> list[Labelled]:
-        """Label in one pass; one by one if that fails."""
+    def _label_together(self, frames: list[Atoms], *, again: bool = True) -> list[Labelled]:
+        """Label in one pass; one by one if that fails.
+
+        A lone structure is asked again if the process died: someone else may have killed it.
+        """
         self._session.start()
         started = time.perf_counter()
         try:
@@ -236,6 +241,8 @@ class TeacherCalculator(Calculator):
         except (StructureError, TeacherError) as error:
             if len(frames) > 1:
                 return [self._label_together([atoms])[0] for atoms in frames]
+            if again and isinstance(error, WorkerDied):
+                return self._label_together(frames, again=False)
             return [Labelled(frames[0].copy(), None, str(error), time.perf_counter() - started)]
         return [_labelled(atoms, answer) for atoms, answer in zip(frames, answers, strict=True)]
 

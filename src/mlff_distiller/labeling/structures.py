@@ -1,0 +1,121 @@
+"""What is to be labelled: every structure once, with its name and its kin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.io import read as ase_read
+from ase.io.formats import UnknownFileTypeError
+
+from mlff_distiller.dataset import Dataset, structure_hash
+from mlff_distiller.errors import StructureError
+
+_KEPT = ("charge", "spin")
+_KIN = ("seed", "branch", "walker", "segment", "step")
+"""What ``sample`` writes beside a structure."""
+
+
+@dataclass(frozen=True)
+class Structure:
+    """One structure to label."""
+
+    atoms: Atoms
+    """Without calculator or arrays, but with charge and spin."""
+    origin: dict[str, Any]
+    """``file`` and ``frame``; ``seed`` and ``branch`` are equal for kin."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.origin['file']}, frame {self.origin['frame']}"
+
+
+@dataclass(frozen=True)
+class Structures:
+    """Different structures in the order of their files."""
+
+    all: tuple[Structure, ...]
+    digest: str
+    """SHA-256 of what they are, in order."""
+    n_repeated: int
+    """Exact repetitions, which were left out."""
+
+
+def read_frames(source: str | Path) -> list[Atoms]:
+    """Every frame of a file that ASE reads; `StructureError` if it cannot be read."""
+    try:
+        return list(ase_read(source, index=":"))
+    except (OSError, ValueError, KeyError, IndexError, UnknownFileTypeError) as error:
+        raise StructureError(
+            f"cannot read structures from {source}",
+            expected="a file that ASE reads (extxyz, cif, POSCAR, ...)",
+            found=f"{type(error).__name__}: {error}",
+        ) from error
+
+
+def read_structures(sources: Sequence[str | Path]) -> Structures:
+    """Structures of files that ASE reads, or of datasets, whether they can be evaluated or not.
+
+    Frames are kin if ``sample`` made them in one tree or walk, and otherwise each for itself.
+    """
+    found: dict[str, Structure] = {}
+    repeated = 0
+    for number, source in enumerate(sources):
+        for frame, (atoms, about) in enumerate(_frames(source)):
+            bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+            bare.info = {name: atoms.info[name] for name in _KEPT if name in atoms.info}
+            origin = {"file": str(source), "frame": frame, **_kin(about, number, frame)}
+            key = structure_hash(bare)
+            repeated += key in found
+            found.setdefault(key, Structure(bare, origin))
+    if not found:
+        raise StructureError("no structures were given", expected="at least one")
+    digest = sha256("\n".join(found).encode()).hexdigest()
+    return Structures(tuple(found.values()), digest, repeated)
+
+
+def _frames(source: str | Path) -> Iterator[tuple[Atoms, dict[str, Any]]]:
+    if (Path(source) / "manifest.json").is_file():
+        for record in Dataset(source).iterate():
+            yield record.atoms, dict(record.provenance)
+    else:
+        for atoms in read_frames(source):
+            yield atoms, atoms.info
+
+
+def _kin(about: dict[str, Any], number: int, frame: int) -> dict[str, int]:
+    """Seeds of different files differ; a frame that says nothing is a seed of its own."""
+    told = {name: int(about[name]) for name in _KIN if _is_whole(about.get(name))}
+    if "seed" in told:
+        branch = told.get("branch", told.get("walker", 0))
+        return {**told, "seed": number * 10**6 + told["seed"], "branch": branch}
+    return {"seed": number * 10**6 + frame % 10**6, "branch": 1}
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def batches(structures: Sequence[Structure], most_atoms: int) -> list[list[Structure]]:
+    """Consecutive structures, cut where a batch would exceed ``most_atoms``; 0: one by one."""
+    cut: list[list[Structure]] = []
+    n_atoms = 0
+    for structure in structures:
+        size = len(structure.atoms)
+        if not cut or n_atoms + size > most_atoms:
+            cut.append([])
+            n_atoms = 0
+        cut[-1].append(structure)
+        n_atoms += size
+    return cut
+
+
+def share(parts: Iterable[list[Structure]], shard: tuple[int, int]) -> list[list[Structure]]:
+    """Every n-th of ``parts``, from the i-th on; ``shard`` is (i, n), i from 1 on."""
+    number, count = shard
+    return list(parts)[number - 1 :: count]

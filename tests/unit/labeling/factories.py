@@ -1,0 +1,30 @@
+"""ASE calculators by name, found in the current folder; copied there by the tests."""
+
+import os
+import time
+from pathlib import Path
+
+from ase.calculators.calculator import all_changes
+from ase.calculators.emt import EMT
+
+
+def emt():
+    return EMT()
+
+
+class Slow(EMT):
+    """Takes a moment, and says on the disk who works."""
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        Path(f"working.{os.getpid()}").touch()
+        time.sleep(0.1)
+        super().calculate(atoms, properties, system_changes)
+
+
+class Choosy(EMT):
+    """Fails on large structures until it is told not to."""
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        if len(atoms) > 4 and not Path("cured").exists():
+            raise ValueError("more than four are a crowd")
+        super().calculate(atoms, properties, system_changes)
