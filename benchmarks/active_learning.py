@@ -3,11 +3,12 @@
 Three label sets of the same size are made, by a committee of eight ANI-1ccx networks, from the same
 four boxes of 64 water molecules; NEP students trained on their first 75, 150 and 300 labels are
 tested on frames of the teacher's dynamics, and on frames of their own dynamics that the teacher
-scores. Three steps, each resumable:
+scores. Three steps, each resumable, and a plot:
 
     python benchmarks/active_learning.py label TEACHERS WATER.extxyz WORK   # CPU, under an hour
     python benchmarks/active_learning.py train WORK                         # GPU or CPU
     python benchmarks/active_learning.py score TEACHERS WATER.extxyz WORK --out results.json
+    python benchmarks/active_learning.py plot results.json plot.png         # needs matplotlib
 
 TEACHERS is a folder with ``ani1ccx_model*.fnx``. To keep the cost of a label near that of one
 evaluation, the teacher's dynamics is driven by the committee's first member and labelled by all.
@@ -208,6 +209,34 @@ def _own_fidelity(own: list[Atoms], answers: list, calculator: object) -> float 
     return 1 - relative_error(np.stack(predicted), np.stack(truth)) if truth else None
 
 
+def plot(results: Path, out: Path) -> None:
+    """Fidelity against number of labels; one panel for each kind of test frame."""
+    import matplotlib.pyplot as plt
+
+    rows = json.loads(results.read_text())["rows"]
+    names = {"tree": "trees only", "dynamics": "teacher's MD only", "active": "active learning"}
+    figure, panels = plt.subplots(1, 2, figsize=(8, 3.4), sharey=True, layout="constrained")
+    for panel, (key, title) in zip(
+        panels,
+        (
+            ("fidelity_teacher_md", "on frames of the teacher's MD"),
+            ("fidelity_student_md", "on frames of the student's own MD"),
+        ),
+        strict=True,
+    ):
+        for (strategy, name), marker in zip(names.items(), "so^", strict=True):
+            own = [row for row in rows if row["strategy"] == strategy]
+            counts = [row["n_labels"] for row in own]
+            panel.plot(counts, [row[key] for row in own], marker=marker, label=name)
+        panel.set(xscale="log", xlabel="labels", title=title)
+        panel.set_xticks(SIZES, SIZES)
+        panel.minorticks_off()
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("force fidelity")
+    panels[0].legend()
+    figure.savefig(out, dpi=150)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     steps = parser.add_subparsers(dest="step", required=True)
@@ -222,8 +251,13 @@ def main() -> None:
     step.add_argument("work", type=Path)
     step.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     step.add_argument("--processes", type=int, default=9)
+    step = steps.add_parser("plot")
+    step.add_argument("results", type=Path)
+    step.add_argument("out", type=Path)
     arguments = parser.parse_args()
-    if arguments.step == "label":
+    if arguments.step == "plot":
+        plot(arguments.results, arguments.out)
+    elif arguments.step == "label":
         label(arguments.teachers, arguments.water, arguments.work, arguments.only)
     elif arguments.step == "train":
         train_all(arguments.work, arguments.device, arguments.processes)
