@@ -1,8 +1,8 @@
 """What kills, full disks and flipped bits do to labels.
 
-Kills: 200 molecules are labelled by ANI-1x in batches; the command is killed (SIGKILL) at random
-instants, and at every call of its main thread that writes, syncs, renames or removes a file; each
-time it is run again, and the set of labels compared with that of an undisturbed run.
+Kills: 200 molecules are labelled by ANI-1x in batches of 96 atoms; the command is killed (SIGKILL)
+at random instants, and at every call of its main thread that writes, syncs, renames or removes a
+file; each time it is run again, and the set of labels compared with that of an undisturbed run.
 Full disk: the same into a small tmpfs (needs the right to mount), then with more room.
 Bits: each of 100 random bits of a dataset's files is flipped in turn.
 
@@ -37,7 +37,8 @@ N_STRUCTURES = 200
 
 def command(structures, out):
     words = ["-m", "mlff_distiller.cli", "label", str(structures), "--teacher", TEACHER]
-    return [sys.executable, *words, "--out", str(out), "--device", "cpu", "--quiet"]
+    words += ["--batch-size", "96", "--device", "cpu", "--quiet"]
+    return [sys.executable, *words, "--out", str(out)]
 
 
 def run(words, killed_after=None):

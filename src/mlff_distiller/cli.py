@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -14,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mlff_distiller import cli_label, cli_sample
+from mlff_distiller import cli_data, cli_label, cli_sample
 from mlff_distiller.errors import DistillerError
 from mlff_distiller.progress import Display
 
@@ -25,8 +24,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Turn a slow, accurate force field into a fast one for your chemistry.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Look at and check label datasets.")
-app.add_typer(data_app, name="data")
+app.add_typer(cli_data.app, name="data")
 app.command(
     "sample",
     epilog="Example: mlff-distiller sample a.xyz --method md --student run/student --out new.xyz",
@@ -153,51 +151,7 @@ def info(
         "n_labels": about.get("n_labels"),
         "temperature_K": about.get("temperature_K"),
     }
-    _print_facts(facts, as_json)
-
-
-@data_app.command("info", epilog="Example: mlff-distiller data info run/dataset")
-def data_info(
-    path: Annotated[Path, typer.Argument(help="A dataset's folder.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Count the labels of a dataset and say whose they are."""
-    from mlff_distiller.dataset import Dataset
-
-    dataset = Dataset(path)
-    facts = {
-        "n_labels": len(dataset),
-        "n_atoms": int(sum(dataset.n_atoms)),
-        "n_branches": len(set(dataset.groups.tolist())),
-        "teacher": dataset.metadata.get("teacher", {}).get("name"),
-    }
-    _print_facts(facts, as_json)
-
-
-@data_app.command("verify", epilog="Example: mlff-distiller data verify run/dataset")
-def data_verify(
-    path: Annotated[Path, typer.Argument(help="A dataset's folder, or one shard.")],
-) -> None:
-    """Check every record of a dataset against its checksum; exit code 1 if anything is damaged."""
-    from mlff_distiller.dataset import verify
-
-    report = verify(path)
-    for problem in report.problems:
-        errors.print(f"[red]✗[/] {escape(problem)}", soft_wrap=True)
-    console.print(f"{report.n_records} records read, {len(report.problems)} problems")
-    if not report.ok:
-        raise typer.Exit(1)
-
-
-def _print_facts(facts: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(facts, indent=1))
-        return
-    table = Table(box=None, padding=(0, 2), show_header=False)
-    for key, value in facts.items():
-        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-        table.add_row(key, escape(str(shown)) if value is not None else "unknown")
-    console.print(table)
+    cli_data.print_facts(facts, as_json)
 
 
 def _version(wanted: bool) -> None:

@@ -34,7 +34,7 @@ from mlff_distiller.dataset.manifest import (
     shard_name,
     write_manifest,
 )
-from mlff_distiller.dataset.record import Record, labels_of
+from mlff_distiller.dataset.record import Record, labels_of, provenance_of
 from mlff_distiller.dataset.shards import ShardSequence
 from mlff_distiller.errors import DatasetError, DistillerError
 
@@ -86,12 +86,19 @@ class DatasetWriter:
 
         ``KeyError`` if there is no such record.
         """
+        return labels_of(self._row(key), 0)
+
+    def provenance(self, key: str) -> dict[str, Any]:
+        """Where a record comes from; ``KeyError`` if there is no such record."""
+        return provenance_of(self._row(key), 0)
+
+    def _row(self, key: str) -> Rows:
         shards = self._current()
         number = self._index.number(key.encode())
         if number is None:
             raise KeyError(key)
         with explaining(self.folder):
-            return labels_of(shards.read(np.array([number])), 0)
+            return shards.read(np.array([number]))
 
     def append(self, records: Sequence[Record]) -> None:
         """Add ``records``, all or none; on return they are on the disk. Takes some 5 ms.

@@ -5,6 +5,7 @@ from mlff_distiller.sampling.rattle import Labeler, RattleSettings, grow
 from mlff_distiller.sampling.scans import ScanSettings, scan
 from mlff_distiller.sampling.seeds import enlarge
 from mlff_distiller.sampling.select import descriptors, select
+from mlff_distiller.sampling.similar import find_similar
 
 __all__ = [
     "DynamicsSettings",
@@ -15,6 +16,7 @@ __all__ = [
     "descriptors",
     "enlarge",
     "explore",
+    "find_similar",
     "grow",
     "scan",
     "select",

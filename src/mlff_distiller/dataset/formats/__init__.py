@@ -1,0 +1,71 @@
+"""Formats of others: what they say of structures and labels, in our units, never guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from mlff_distiller.dataset.formats import ase_files, deepmd, extxyz, hdf5, nep
+from mlff_distiller.dataset.formats.frame import Conventions, Frame, Reader
+from mlff_distiller.dataset.record import Record
+from mlff_distiller.durable import replacing
+from mlff_distiller.errors import ConfigError, DatasetError
+
+READERS: dict[str, Reader] = {
+    "extxyz": extxyz.read,
+    "nep": nep.read,
+    "deepmd": deepmd.read,
+    "spice": hdf5.read_spice,
+    "mace-hdf5": hdf5.read_mace,
+    "ase-db": ase_files.read_database,
+    "ase": ase_files.read_file,
+}
+WRITERS = ("extxyz", "nep", "deepmd")
+
+_SUFFIXES = {".xyz": "extxyz", ".extxyz": "extxyz", ".db": "ase-db", ".json": "ase-db"}
+
+
+def detect(path: Path) -> str:
+    """Name of the format of ``path``; nep's is never guessed, as its file looks like any extxyz."""
+    if path.is_dir():
+        return "deepmd"
+    if not path.exists():
+        raise DatasetError(f"there is no file or folder {path}")
+    if path.suffix in (".h5", ".hdf5"):
+        return hdf5.kind_of(path)
+    return _SUFFIXES.get(path.suffix, "ase")
+
+
+def read_frames(
+    path: Path, conventions: Conventions | None = None, format: str | None = None
+) -> Iterator[Frame]:
+    """Frames of ``path``, one by one; what is wrong with one alone is its ``problem``.
+
+    ``DatasetError`` if the file as a whole cannot be read, or if it leaves a choice open that
+    ``conventions`` does not close.
+    """
+    name = format or detect(path)
+    if name not in READERS:
+        raise ConfigError("there is no such format", expected=", ".join(READERS), found=name)
+    return READERS[name](path, conventions or Conventions())
+
+
+def write_records(path: Path, records: Iterable[Record], format: str) -> int:
+    """Write a new file, or folder for deepmd; the number of frames."""
+    if format not in WRITERS:
+        raise ConfigError("there is no such format", expected=", ".join(WRITERS), found=format)
+    if path.exists():
+        raise ConfigError(f"{path} exists", remedy="remove it, or choose another name")
+    if format == "deepmd":
+        with replacing(path) as partial:
+            return deepmd.write(partial, records)
+    write = extxyz.write if format == "extxyz" else nep.write
+    n = 0
+    with replacing(path) as partial, partial.open("w", encoding="utf-8") as stream:
+        for record in records:
+            write(stream, record)
+            n += 1
+    return n
+
+
+__all__ = ["READERS", "WRITERS", "Conventions", "Frame", "detect", "read_frames", "write_records"]

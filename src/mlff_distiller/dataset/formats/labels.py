@@ -1,0 +1,235 @@
+"""Which of the numbers ASE found in a file are its labels, and in what units: never guessed.
+
+Results of an ASE calculator are in ASE's units by definition. Anything else, a column
+``REF_forces`` or a comment's ``virial=``, needs its name, unit and sign from the user. Text says
+nothing about the stress it holds, so even a ``stress`` of extended XYZ does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.stress import voigt_6_to_full_3x3_stress
+
+from mlff_distiller.dataset.formats.frame import (
+    ENERGY_UNITS,
+    STRESS_UNITS,
+    Conventions,
+    Frame,
+    option,
+    stress_from_virial,
+    symmetric,
+)
+from mlff_distiller.errors import DatasetError
+
+_KEPT = ("charge", "spin")
+_VOIGT = {"xx": (0, 0), "yy": (1, 1), "zz": (2, 2), "yz": (1, 2), "xz": (0, 2), "xy": (0, 1)}
+_SPELT = _VOIGT | {"zy": (1, 2), "zx": (0, 2), "yx": (0, 1)}
+
+
+def labels_from_ase(
+    atoms: Atoms,
+    conventions: Conventions,
+    name: str,
+    index: int,
+    progress: float,
+    *,
+    is_text: bool = False,
+) -> Frame:
+    """A frame from what ASE read. ``DatasetError`` if the conventions leave a choice.
+
+    A label that is absent or malformed is a problem of the frame, not of the conventions.
+    """
+    results = {} if atoms.calc is None else atoms.calc.results
+    bare = Atoms(
+        atoms.numbers,
+        atoms.positions * conventions.length,
+        cell=atoms.cell.array * conventions.length,
+        pbc=atoms.pbc,
+        info={key: atoms.info[key] for key in _KEPT if key in atoms.info},
+    )
+    labels: dict[str, np.ndarray] = {}
+    try:
+        for label, places in (("energy", atoms.info), ("forces", atoms.arrays)):
+            found = _find(label, results, places, conventions, name)
+            if found is None:
+                wanted = getattr(conventions, f"{label}_key")
+                problem = f"no {label}" + (f" (no {wanted!r})" if wanted else "")
+                return Frame(index, bare, problem=problem, progress=progress)
+            labels[label] = np.asarray(found, np.float64) * getattr(conventions, label)
+        stress = _stress(bare, results, atoms.info, conventions, name, is_text=is_text)
+    except (TypeError, ValueError, _Malformed) as error:
+        return Frame(index, bare, problem=str(error).split("\n")[0], progress=progress)
+    if stress is not None:
+        labels["stress"] = stress
+    return Frame(index, bare, labels, progress=progress)
+
+
+class _Malformed(Exception):
+    """One frame's label cannot be what it should be."""
+
+
+def _find(
+    label: str,
+    results: Mapping[str, Any],
+    places: Mapping[str, Any],
+    conventions: Conventions,
+    name: str,
+) -> Any:
+    """The value of ``label`` in its own unit; None if the frame has none."""
+    key = getattr(conventions, f"{label}_key")
+    candidates = _candidates(label, results, places)
+    if key is None:
+        if not candidates:
+            return None
+        if candidates != [label]:
+            raise DatasetError(
+                f"{name}: it is not said which numbers are the {label}",
+                expected=f"{option(f'{label}_key')} with one of those found",
+                found=", ".join(candidates),
+                remedy=f"for example {option(f'{label}_key')} {candidates[-1]}",
+            )
+        return results[label]
+    if key in results:
+        return results[key]
+    if key not in places:
+        return None
+    if conventions.energy_unit is None and (label == "energy" or conventions.forces_unit is None):
+        unit = "energy_unit" if label == "energy" else "forces_unit"
+        raise DatasetError(
+            f"{name}: the unit of {key!r} is not given, and it is no result of an ASE calculator",
+            expected=option(unit),
+            remedy=f"for example {option(unit)} {'eV' if label == 'energy' else 'eV/angstrom'}",
+        )
+    return places[key]
+
+
+def _candidates(label: str, results: Mapping[str, Any], places: Mapping[str, Any]) -> list[str]:
+    """Names under which ``label`` may be meant; one left in ``info`` by nobody knows whom is not.
+
+    Energies of the calculator come first. ``free_energy`` counts only if it differs.
+    """
+    own = [label] if results.get(label) is not None else []
+    if label == "energy" and results.get("free_energy") is not None:
+        same = own and np.isclose(results["energy"], results["free_energy"], rtol=1e-12, atol=1e-9)
+        own += [] if same else ["free_energy"]
+    others = [
+        key
+        for key, value in places.items()
+        if not (own and key == label) and _looks_like(label, key, np.asarray(value))
+    ]
+    return own + others
+
+
+def _looks_like(label: str, key: str, value: np.ndarray) -> bool:
+    word = key.lower()
+    if value.dtype.kind not in "fiu":
+        return False
+    if label == "energy":
+        return value.ndim == 0 and word.endswith("energy")
+    if label == "forces":
+        return value.ndim == 2 and value.shape[1] == 3 and ("force" in word or "grad" in word)
+    return value.size in (6, 9) and ("stress" in word or "virial" in word)
+
+
+def _stress(
+    atoms: Atoms,
+    results: Mapping[str, Any],
+    info: Mapping[str, Any],
+    conventions: Conventions,
+    name: str,
+    *,
+    is_text: bool,
+) -> np.ndarray | None:
+    """(3, 3) eV/Å³, tension positive; None if there is none or none is wanted."""
+    key = conventions.virial_key or conventions.stress_key
+    if key == "none":
+        return None
+    candidates = _candidates("stress", results, info)
+    if key is None:
+        if not candidates:
+            return None
+        if candidates != ["stress"] or "stress" not in results:
+            raise DatasetError(
+                f"{name}: it is not said which numbers are the stress",
+                expected="--stress-key or --virial-key with one of those found, or --stress-key "
+                "none to leave them out",
+                found=", ".join(candidates),
+                remedy=_example(candidates[-1]),
+            )
+        key = "stress"
+    value = results.get(key, info.get(key))
+    if value is None:
+        return None
+    if (is_text or key not in results) and None in (
+        conventions.stress_unit,
+        conventions.stress_sign,
+    ):
+        raise DatasetError(
+            f"{name}: unit and sign of {key!r} are not given, and the file does not say them",
+            expected="--stress-unit and --stress-sign, or --stress-key none to leave it out",
+            found=f"{key}={np.asarray(value).tolist()}",
+            remedy=_example(key),
+        )
+    tensor = _tensor(np.asarray(value, np.float64), key in results, conventions)
+    is_virial = conventions.virial_key is not None
+    factor = _factor(conventions, is_virial=is_virial, name=name)
+    if conventions.stress_sign is not None:
+        positive = "compression" if is_virial else "tension"
+        factor *= 1.0 if conventions.stress_sign == positive else -1.0
+    try:
+        if is_virial:
+            return stress_from_virial(tensor * factor, atoms, key)
+        return symmetric(tensor * factor, key)
+    except DatasetError as error:
+        raise _Malformed(error.problem) from error
+
+
+def _factor(conventions: Conventions, *, is_virial: bool, name: str) -> float:
+    unit = conventions.stress_unit
+    if unit is None:
+        return 1.0
+    table: dict[str, float] = ENERGY_UNITS if is_virial else STRESS_UNITS
+    if unit.lower() not in table:
+        kind = "virial, which is an energy" if is_virial else "stress, an energy a volume"
+        raise DatasetError(
+            f"{name}: --stress-unit {unit} is no unit of a {kind}", expected=sorted(table)
+        )
+    return table[unit.lower()]
+
+
+def _tensor(value: np.ndarray, is_result: bool, conventions: Conventions) -> np.ndarray:
+    """(3, 3) of nine numbers, or of six in ASE's order or the one given."""
+    if value.size == 9:
+        return value.reshape(3, 3)
+    if value.size != 6:
+        raise _Malformed(f"a stress or virial of {value.size} numbers instead of 9")
+    if is_result and conventions.voigt_order is None:
+        full: np.ndarray = voigt_6_to_full_3x3_stress(value.ravel())
+        return full
+    if conventions.voigt_order is None:
+        raise DatasetError(
+            "a stress or virial has six numbers, whose order is not given",
+            expected="--voigt-order",
+            remedy="for example --voigt-order xx,yy,zz,yz,xz,xy (ASE's) or xx,yy,zz,xy,yz,zx",
+        )
+    tensor = np.zeros((3, 3))
+    for place, number in zip(_order(conventions.voigt_order), value.ravel(), strict=True):
+        tensor[place] = tensor[place[::-1]] = number
+    return tensor
+
+
+def _order(text: str) -> Sequence[tuple[int, int]]:
+    words = [word.strip().lower() for word in text.split(",")]
+    if len(words) != 6 or {_SPELT.get(word) for word in words} != set(_VOIGT.values()):
+        raise DatasetError("--voigt-order is wrong", expected="xx,yy,zz,yz,xz,xy", found=text)
+    return [_SPELT[word] for word in words]
+
+
+def _example(key: str) -> str:
+    if "virial" in key.lower():
+        return f"for example --virial-key {key} --stress-unit eV --stress-sign compression"
+    return f"for example --stress-key {key} --stress-unit eV/angstrom^3 --stress-sign tension"

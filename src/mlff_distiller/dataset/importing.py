@@ -1,0 +1,168 @@
+"""Labelled structures of other programs become a dataset: checked, counted, once each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+
+from mlff_distiller.batch import check_structure
+from mlff_distiller.dataset.formats import Conventions, Frame, detect, read_frames
+from mlff_distiller.dataset.record import Record, label_key
+from mlff_distiller.dataset.writer import DatasetWriter
+from mlff_distiller.durable import EventLog, sha256_of_file
+from mlff_distiller.errors import DatasetError, StructureError
+from mlff_distiller.properties import LABELS
+
+REJECTED = "rejected.jsonl"
+_AT_ONCE = 512
+_NEXT_FRAME = 0.1
+"""Å an atom moved at most from one frame of a trajectory to the next, but for decorrelated ones."""
+
+OnProgress = Callable[[float, int], None]
+"""Called with the share of the source that is read, from 0 to 1, and the frames so far."""
+
+
+@dataclass
+class ImportReport:
+    """What became of the frames: every one is in exactly one of the last three counts."""
+
+    n_frames: int = 0
+    n_imported: int = 0
+    n_repeated: int = 0
+    """Structures that were there already, with the same or other labels; the first is kept."""
+    n_rejected: int = 0
+    """Named in ``rejected.jsonl``, with the reason."""
+
+
+def import_frames(
+    sources: Sequence[Path],
+    out: Path,
+    conventions: Conventions | None = None,
+    *,
+    format: str | None = None,
+    level: str = "imported",
+    on_progress: OnProgress = lambda share, n: None,
+) -> ImportReport:
+    """Import ``sources`` into the dataset ``out``; the same call continues an interrupted one.
+
+    ``level`` names the level of theory; structures are the same label only if it is the same.
+    Kin are the conformations of a molecule, the frames of a DeePMD system, and else consecutive
+    frames of a file in which no atom moved by 0.1 Å.
+
+    Raises
+    ------
+    DatasetError
+        A file cannot be read or leaves its units or signs open, or ``out`` was made otherwise.
+    """
+    conventions = conventions or Conventions()
+    report, kin = ImportReport(), _Kin()
+    rejected = EventLog(out / REJECTED)
+    with DatasetWriter(out, _metadata(sources, conventions, format, level)) as writer:
+        known = {(row["file"], row["frame"]) for row in rejected.rows("rejected")}
+        waiting: dict[str, Record] = {}
+        for number, path in enumerate(sources):
+            for frame in read_frames(path, conventions, format):
+                report.n_frames += 1
+                origin = {"file": str(path), "frame": frame.index}
+                group = kin.group(number, frame)
+                problem = frame.problem or _problem(frame)
+                key = label_key(frame.atoms, level)
+                if problem:
+                    report.n_rejected += 1
+                    if (origin["file"], origin["frame"]) not in known:
+                        rejected.write("rejected", **origin, problem=problem)
+                elif key in waiting or (key in writer and _owner(writer, key) != origin):
+                    report.n_repeated += 1
+                else:
+                    report.n_imported += 1
+                    if key not in writer:
+                        waiting[key] = Record(frame.atoms, frame.labels, key, group, origin)
+                if len(waiting) >= _AT_ONCE:
+                    writer.append(list(waiting.values()))
+                    waiting.clear()
+                on_progress((number + frame.progress) / len(sources), report.n_frames)
+        writer.append(list(waiting.values()))
+    return report
+
+
+def _owner(writer: DatasetWriter, key: str) -> dict[str, Any]:
+    return {name: writer.provenance(key)[name] for name in ("file", "frame")}
+
+
+class _Kin:
+    """Numbers of groups, in order of appearance."""
+
+    def __init__(self) -> None:
+        self._named: dict[tuple[int, str], int] = {}
+        self._number, self._source = -1, -1
+        self._last = Atoms()
+
+    def group(self, source: int, frame: Frame) -> int:
+        """Of ``frame`` of the ``source``-th file; must be asked in order."""
+        if frame.kin:
+            if (source, frame.kin) not in self._named:
+                self._number += 1
+                self._named[source, frame.kin] = self._number
+            return self._named[source, frame.kin]
+        if source != self._source or not _continues(self._last, frame.atoms):
+            self._number += 1
+        self._source, self._last = source, frame.atoms
+        return self._number
+
+
+def _continues(before: Atoms, now: Atoms) -> bool:
+    if len(now) == 0 or not np.array_equal(before.numbers, now.numbers):
+        return False
+    return bool(np.abs(before.positions - now.positions).max() < _NEXT_FRAME)
+
+
+def _problem(frame: Frame) -> str:
+    try:
+        check_structure(frame.atoms)
+    except StructureError as error:
+        return error.problem
+    for name, row in LABELS.items():
+        value = frame.labels.get(name)
+        if value is None:
+            if row.required:
+                return f"no {name}"
+            continue
+        shape = (len(frame.atoms), *row.shape) if row.per == "atom" else row.shape
+        if np.shape(value) != shape:
+            return f"{name} has shape {np.shape(value)} instead of {shape}"
+        if not np.isfinite(value).all():
+            return f"{name} is not finite"
+    return ""
+
+
+def _metadata(
+    sources: Sequence[Path], conventions: Conventions, format: str | None, level: str
+) -> dict[str, Any]:
+    given = {name: value for name, value in asdict(conventions).items() if value is not None}
+    files = [
+        {"name": path.name, "format": format or detect(path), "sha256": _sha256(path)}
+        for path in sources
+    ]
+    if not files:
+        raise DatasetError("nothing to import", expected="at least one file")
+    teacher = {"name": level, "family": "imported", "licence": "not stated"}
+    return {"teacher": teacher, "inputs": {"files": files, "conventions": given}}
+
+
+def _sha256(path: Path) -> str:
+    """Of a file; of a folder, of the names and digests of what is in it."""
+    if path.is_file():
+        return sha256_of_file(path)
+    listed = {
+        str(file.relative_to(path)): sha256_of_file(file)
+        for file in sorted(path.rglob("*"))
+        if file.is_file()
+    }
+    return sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()

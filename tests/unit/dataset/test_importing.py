@@ -1,0 +1,132 @@
+"""Imports: every frame counted, resumed after kills, refused when anything else is asked for."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, molecule
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import write
+
+from mlff_distiller.dataset import Dataset, verify
+from mlff_distiller.dataset.formats import Conventions
+from mlff_distiller.dataset.importing import import_frames
+from mlff_distiller.errors import DatasetError
+
+
+def frame(number, atoms=None, **changes):
+    atoms = (bulk("Cu", cubic=True) if atoms is None else atoms).copy()
+    atoms.rattle(0.3, seed=number)
+    results = {"energy": float(number), "forces": np.full((len(atoms), 3), number / 10)}
+    atoms.calc = SinglePointCalculator(atoms, **(results | changes))
+    return atoms
+
+
+def test_every_frame_is_counted(tmp_path):
+    bad = frame(3, energy=np.nan)
+    spiked = frame(4)
+    spiked.calc.results["forces"][0, 0] = np.inf
+    nowhere = bulk("Cu", cubic=True)
+    nowhere.positions[0] = 1e12
+    lost = frame(5, nowhere)
+    write(tmp_path / "a.traj", [frame(0), frame(1), frame(0), bad, spiked, lost, bulk("Al")])
+    out = tmp_path / "out"
+    for _ in range(2):  # again: the same counts, and nothing twice
+        report = import_frames([tmp_path / "a.traj"], out)
+        counts = (report.n_frames, report.n_imported, report.n_repeated, report.n_rejected)
+        assert counts == (7, 2, 1, 4)
+        rows = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
+        assert [row["frame"] for row in rows] == [3, 4, 5, 6]
+        words = (
+            "energy is not finite",
+            "forces is not finite",
+            "atom 0 is too far",
+            "no energy",
+        )
+        for row, word in zip(rows, words, strict=True):
+            assert word in row["problem"]
+        assert len(Dataset(out)) == 2
+    assert Dataset(out).provenance(1) == {"file": str(tmp_path / "a.traj"), "frame": 1}
+    assert verify(out).ok
+
+
+def test_the_same_structure_with_another_label_is_not_a_second_label(tmp_path):
+    write(tmp_path / "a.traj", [frame(0), frame(0, energy=7.0)])
+    report = import_frames([tmp_path / "a.traj"], tmp_path / "out")
+    assert (report.n_imported, report.n_repeated) == (1, 1)
+    assert float(Dataset(tmp_path / "out").read([0]).labels["energy"][0]) == 0.0
+
+
+@pytest.mark.parametrize("change", ["file", "conventions", "level"])
+def test_other_inputs_are_refused(tmp_path, change):
+    path, out = tmp_path / "a.traj", tmp_path / "out"
+    write(path, [frame(0)])
+    import_frames([path], out)
+    if change == "file":
+        write(path, [frame(1)])
+        with pytest.raises(DatasetError, match=r"inputs\.files"):
+            import_frames([path], out)
+    elif change == "level":
+        with pytest.raises(DatasetError, match=r"teacher\.name: 'PBE' != 'imported'"):
+            import_frames([path], out, level="PBE")
+    else:
+        with pytest.raises(DatasetError, match=r"conventions\.stress_key"):
+            import_frames([path], out, Conventions(stress_key="none"))
+
+
+def test_neighbouring_frames_of_a_trajectory_are_kin(tmp_path):
+    atoms = molecule("CH3OH")
+    frames = []
+    for shift in (0.0, 0.05, 0.09, 1.0, 1.04):
+        moved = atoms.copy()
+        moved.positions[0, 0] += shift
+        moved.calc = SinglePointCalculator(moved, energy=0.0, forces=np.zeros((6, 3)))
+        frames.append(moved)
+    write(tmp_path / "a.traj", [*frames, frame(1)])
+    write(tmp_path / "b.traj", frames[-1])
+    import_frames([tmp_path / "a.traj"], tmp_path / "one")
+    assert Dataset(tmp_path / "one").groups.tolist() == [0, 0, 0, 1, 1, 2]
+
+
+def test_nothing_to_import(tmp_path):
+    with pytest.raises(DatasetError, match="nothing to import"):
+        import_frames([], tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_killed_and_continued(tmp_path):
+    atoms = Atoms("Cu")
+    write(
+        tmp_path / "a.extxyz",
+        [frame(k, atoms * (1, 1, 1)) for k in range(4000)],
+    )
+    code = (
+        "from pathlib import Path; from mlff_distiller.dataset.importing import import_frames;"
+        "print(import_frames([Path('a.extxyz')], Path('OUT')))"
+    )
+
+    def start(out):
+        words = [sys.executable, "-c", code.replace("OUT", out)]
+        return subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+
+    straight = start("straight").communicate(timeout=200)[0]
+    for number in range(1, 4):
+        process = start("killed")
+        while len(list((tmp_path / "killed").glob("*.h5"))) < number:
+            time.sleep(0.002)
+            if process.poll() is not None:
+                break
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert 0 < len(Dataset(tmp_path / "killed")) < 4000
+    assert start("killed").communicate(timeout=200)[0] == straight
+    both = [Dataset(tmp_path / name) for name in ("straight", "killed")]
+    assert both[0].label_set_hash() == both[1].label_set_hash()
+    assert both[0].keys == both[1].keys
+    assert both[0].groups.tolist() == both[1].groups.tolist()
