@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from mlff_distiller.batch import Batch
-from mlff_distiller.dataset.pairs import Pairs, join, pairs_of
+from mlff_distiller.dataset.pairs import Packed, Pairs, pack, pairs_of
 from mlff_distiller.dataset.store import Dataset
 from mlff_distiller.errors import DatasetError, DistillerError
-from mlff_distiller.neighbors import Neighbors
 
-_Tensors = TypeVar("_Tensors", Batch, Neighbors)
+_Tensors = TypeVar("_Tensors", Batch, Packed)
 
 
 class AtomicDataLoader:
@@ -178,7 +177,10 @@ class AtomicDataLoader:
         known = {k: self._pairs[n] for k, n in enumerate(numbers) if n in self._pairs}
         parts = pairs_of(batch, known, self.cutoff)
         found = {n: part for n, part in zip(numbers, parts, strict=True) if n not in self._pairs}
-        return (self._pinned(batch), self._pinned(join(parts))), found
+        packed = pack(parts)
+        if self._stays:
+            return (batch, packed.unpack()), found
+        return (self._pinned(batch), self._pinned(packed)), found
 
     def _blame(self, records: np.ndarray, error: Exception) -> DatasetError:
         """The error that names the first record which cannot be loaded alone."""
@@ -209,12 +211,22 @@ class AtomicDataLoader:
         return _each(tensors, Tensor.pin_memory)
 
     def _delivered(self, sample: Any) -> Any:
-        if self.device is None:
+        """What a worker made, on the device, which works the rest out."""
+        if self._stays:
             return sample
         device = self.device
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
         if isinstance(sample, Batch):
-            return _each(sample, lambda tensor: tensor.to(device, non_blocking=True))
-        return tuple(_each(part, lambda t: t.to(device, non_blocking=True)) for part in sample)
+            return _each(sample, move)
+        batch, packed = sample
+        return _each(batch, move), _each(packed, move).unpack()
+
+    @property
+    def _stays(self) -> bool:
+        return self.device is None or self.device.type == "cpu"
 
     def _fingerprint(self) -> str:
         settings = [self.seed, self.shuffle, self.atoms_per_batch, self.world_size]

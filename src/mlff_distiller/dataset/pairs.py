@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mlff_distiller.batch import Batch
 from mlff_distiller.neighbors import Neighbors, find_pairs
@@ -36,17 +37,34 @@ def pairs_of(batch: Batch, known: Mapping[int, Pairs], cutoff: float) -> list[Pa
     return found
 
 
-def join(parts: Sequence[Pairs]) -> Neighbors:
-    """Those of the batch whose systems have ``parts``, as ``neighbor_list`` gives them."""
-    counts = np.concatenate([part.counts for part in parts])
+@dataclass(frozen=True)
+class Packed:
+    """Pairs of a batch as they travel to a GPU: 7 bytes each instead of 40."""
+
+    counts: Tensor  # (n_atoms,) int32: pairs of each i
+    j: Tensor  # (n_edges,) int32
+    shifts: Tensor  # (n_edges, 3) int8, or int32 where one exceeds 127
+
+    def unpack(self) -> Neighbors:
+        """As ``neighbor_list`` gives them; on a GPU without waiting for it."""
+        atoms = torch.arange(len(self.counts), device=self.j.device)
+        return Neighbors(
+            torch.repeat_interleave(atoms, self.counts, output_size=len(self.j)),
+            self.j.long(),
+            self.shifts.double(),
+        )
+
+
+def pack(parts: Sequence[Pairs]) -> Packed:
+    """Those of the batch whose systems have ``parts``."""
     sizes = np.array([len(part.counts) for part in parts])
     starts = np.repeat(np.cumsum(sizes) - sizes, [len(part.j) for part in parts])
-    j = np.concatenate([part.j for part in parts]).astype(np.int64)
-    shifts = np.concatenate([part.shifts for part in parts]).astype(np.float64)
-    return Neighbors(
-        torch.from_numpy(np.repeat(np.arange(len(counts)), counts)),
-        torch.from_numpy(j + starts),
-        torch.from_numpy(shifts),
+    j = np.concatenate([part.j for part in parts], dtype=np.int32)
+    j += starts.astype(np.int32)
+    return Packed(
+        torch.from_numpy(np.concatenate([part.counts for part in parts])),
+        torch.from_numpy(j),
+        torch.from_numpy(np.concatenate([part.shifts for part in parts])),
     )
 
 

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from mlff_distiller.batch import Batch
 from mlff_distiller.dataset import AtomicDataLoader, Dataset, DatasetWriter
 from mlff_distiller.dataset.loader import cut, share_out
-from mlff_distiller.dataset.pairs import join, pairs_of
+from mlff_distiller.dataset.pairs import pack, pairs_of
 from mlff_distiller.errors import DatasetError
 from mlff_distiller.neighbors import Neighbors, neighbor_list
 
@@ -245,7 +245,7 @@ def test_pairs_beyond_the_compact_types():
     assert len(many) > 2**16
     for atoms in (far, many):
         batch = Batch.from_atoms([atoms])
-        assert same(join(pairs_of(batch, {}, 2.6)), neighbor_list(batch, 2.6))
+        assert same(pack(pairs_of(batch, {}, 2.6)).unpack(), neighbor_list(batch, 2.6))
 
 
 def test_a_damaged_record_is_named(folder, tmp_path):
