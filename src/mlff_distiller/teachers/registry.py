@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlff_distiller.errors import TeacherError
-from mlff_distiller.teachers import ani, ase, chgnet, fennol, orb, sevennet
+from mlff_distiller.teachers import ani, ase, chgnet, fennol, mace, orb, sevennet
 from mlff_distiller.teachers.family import Family
 
 ENTRY_POINTS = "mlff_distiller.teachers"
 """Group in which another distribution registers a family: ``name = package.module``."""
 
-_OURS = (sevennet, chgnet, orb, ani, fennol, ase)
+_OURS = (sevennet, chgnet, orb, mace, ani, fennol, ase)
 
 
 @dataclass(frozen=True)
