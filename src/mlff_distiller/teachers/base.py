@@ -214,7 +214,9 @@ class TeacherCalculator(Calculator):
                         atoms.copy(), None, str(error), time.perf_counter() - started
                     )
             cap = self.batch_atoms(batch_size) if sound else 1
-            for batch in _batches([len(frames[k]) for k in sound], cap):
+            alone = bool(sound) and batch_size is None and self._session.crystals_alone
+            sizes = [cap if alone and is_crystal(frames[k]) else len(frames[k]) for k in sound]
+            for batch in _batches(sizes, cap):
                 members = [sound[k] for k in batch]
                 answers = self._label_together([frames[k] for k in members])
                 done |= dict(zip(members, answers, strict=True))

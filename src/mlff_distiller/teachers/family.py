@@ -85,8 +85,8 @@ class Loaded:
     """Several structures in one pass of the library, and for each whether stress is wanted; None
     where the library knows no batches. Must agree with ``evaluate``."""
     batch_atoms: int | None = None
-    """Most atoms to give ``evaluate_many`` unless asked otherwise; None: 96 on the CPU, where
-    larger batches outgrow its cache, and 2048 elsewhere."""
+    """Most atoms to give ``evaluate_many`` unless asked otherwise; None: 2048 on a GPU, and on the
+    CPU 96 atoms of molecules, while a crystal, whose many neighbours fill the cache, goes alone."""
 
 
 def local_file(path: str, spec: str) -> str:

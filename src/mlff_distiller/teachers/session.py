@@ -79,6 +79,7 @@ class Session:
         self._elements: frozenset[int] | None = None
         self._uses: tuple[str, ...] | None = None
         self._batch_atoms = 0
+        self._crystals_alone = False
         self._warned = False
         self._worker: Worker | None = None
 
@@ -104,6 +105,11 @@ class Session:
     def batch_atoms(self) -> int:
         """Most atoms to ask at once; 0 if it takes one structure at a time. Starts it likewise."""
         return self._batch_atoms if self.identity else 0
+
+    @property
+    def crystals_alone(self) -> bool:
+        """Whether a crystal is best asked for alone, as it fills the cache. Starts it likewise."""
+        return self._crystals_alone if self.identity else False
 
     @property
     def pid(self) -> int | None:
@@ -146,7 +152,7 @@ class Session:
         if "error" in told:
             raise _raised(told["error"], f"teacher {self.source.name!r} could not be loaded: ")
         elements, uses = told.pop("elements"), told.pop("uses")
-        batch_atoms = int(told.pop("batch_atoms"))
+        batch_atoms, crystals_alone = int(told.pop("batch_atoms")), bool(told.pop("crystals_alone"))
         identity = TeacherIdentity(name=self.source.name, family=self.source.family, **told)
         if self._identity and self._identity.fingerprint() != identity.fingerprint():
             raise TeacherError(
@@ -158,7 +164,7 @@ class Session:
         self._identity = identity
         self._elements = None if elements is None else frozenset(elements)
         self._uses = None if uses is None else tuple(uses)
-        self._batch_atoms = batch_atoms
+        self._batch_atoms, self._crystals_alone = batch_atoms, crystals_alone
 
     def ask(self, frames: Sequence[Atoms]) -> list[Answer]:
         """Evaluate structures in one pass; several only if ``batch_atoms``."""

@@ -133,6 +133,7 @@ def _load(header: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         "elements": None if loaded.elements is None else [int(z) for z in loaded.elements],
         "uses": None if loaded.uses is None else list(loaded.uses),
         "batch_atoms": _batch_atoms(loaded),
+        "crystals_alone": loaded.batch_atoms is None and loaded.device == "cpu",
     }
 
 
