@@ -1,5 +1,6 @@
 """Labelling jobs: alone, side by side, in shards, on a cluster; killed, refused, quarantined."""
 
+import gc
 import json
 import os
 import signal
@@ -378,7 +379,7 @@ def test_a_cluster_must_be_described():
         Cluster("slurm", 0)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # dask's own
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_options_the_scheduler_does_not_know_are_refused(tmp_path):
     pytest.importorskip("dask_jobqueue")
     jobs = Cluster("slurm", 1, {"memory": "2GB", "colour": "red"})
@@ -387,3 +388,4 @@ def test_options_the_scheduler_does_not_know_are_refused(tmp_path):
         cluster_workers(jobs, tmp_path),
     ):
         pass
+    gc.collect()  # dask cannot end what it only began, and says so here rather than in a later test
