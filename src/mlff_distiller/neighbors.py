@@ -1,14 +1,14 @@
-"""Neighbour lists on the CPU, in one convention: ``r_ij = r_j - r_i + S @ cell``.
+"""Neighbour lists, in one convention: ``r_ij = r_j - r_i + S @ cell``.
 
 Every ordered pair within the cutoff appears once for each periodic image, so both (i, j, S) and
 (j, i, -S) are listed, and an atom neighbours its own images. Correct for any mixture of periodic
 directions, cells smaller than the cutoff, skewed and left-handed cells, and unwrapped positions.
-The search itself is vesin's.
+On the CPU the search is vesin's; small systems on a GPU are searched there, all images tried.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,11 @@ from torch import Tensor
 from vesin import NeighborList
 
 from mlff_distiller.batch import Batch
+
+LARGEST_BY_IMAGES = 1024
+"""Atoms of a system up to which a GPU, trying all pairs and images, beats cell lists on a CPU."""
+_CANDIDATES_AT_ONCE = 2**22
+"""Some 200 bytes each."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +70,14 @@ def find_pairs(
 
 
 def neighbor_list(batch: Batch, cutoff: float) -> Neighbors:
-    """All pairs of every system of ``batch`` within ``cutoff`` (Å). Time O(n_atoms)."""
-    positions, cell, pbc = batch.positions.cpu().numpy(), batch.cell.cpu().numpy(), batch.pbc.cpu()
+    """All pairs of every system of ``batch`` within ``cutoff`` (Å), on its device.
+
+    Time O(n_atoms) on a CPU, and for systems above ``LARGEST_BY_IMAGES``. Waits for a GPU.
+    """
     sizes = batch.atoms_per_system.tolist()
+    if batch.positions.is_cuda and max(sizes) <= LARGEST_BY_IMAGES:
+        return all_images(batch, cutoff)
+    positions, cell, pbc = batch.positions.cpu().numpy(), batch.cell.cpu().numpy(), batch.pbc.cpu()
     parts, start = [], 0
     for system, size in enumerate(sizes):
         i, j, shifts = find_pairs(
@@ -78,6 +88,70 @@ def neighbor_list(batch: Batch, cutoff: float) -> Neighbors:
     i, j, shifts = (np.concatenate(column) for column in zip(*parts, strict=True))
     pairs = Neighbors(torch.from_numpy(i), torch.from_numpy(j), torch.from_numpy(shifts))
     return pairs.to(batch.positions.device)
+
+
+def all_images(batch: Batch, cutoff: float) -> Neighbors:
+    """The same by trying every pair of atoms of a system in every image that can be near enough.
+
+    With atoms wrapped into the cell, |r_ij| < r_c allows shifts |S_k| <= ceil(r_c / h_k), h_k the
+    height of the cell over its other periodic vectors. Work: the sum of n_atoms^2 n_images.
+    """
+    device = batch.positions.device
+    lattice = batch.cell * batch.pbc.unsqueeze(2)
+    dual = torch.linalg.pinv(lattice.cpu())  # columns; only their span is periodic
+    reach = torch.ceil(cutoff * dual.norm(dim=1)).long()  # (n_systems, 3)
+    n_images = (2 * reach + 1).prod(1)
+    of_image, shift = _images(reach.to(device), n_images.to(device), int(n_images.sum()))
+    offset = (shift.double().unsqueeze(1) @ lattice[of_image]).squeeze(1)
+    first_image = (n_images.cumsum(0) - n_images).to(device)
+
+    system = batch.system_idx
+    laps = torch.floor((batch.positions.unsqueeze(1) @ dual.to(device)[system]).squeeze(1))
+    inside = batch.positions - (laps.unsqueeze(1) @ lattice[system]).squeeze(1)
+    size = batch.atoms_per_system
+    first = size.cumsum(0) - size
+    tries = size.cpu() * n_images  # of each atom, by system
+    parts = []
+    for atoms in _portions(tries.repeat_interleave(size.cpu()).numpy()):
+        own = system[atoms]
+        i, candidate = _flat(tries.to(device)[own], int(tries[own.cpu()].sum()))
+        own, i = own[i], i + atoms.start
+        image = first_image[own] + candidate // size[own]
+        j = first[own] + candidate % size[own]
+        near = (inside[j] - inside[i] + offset[image]).square().sum(1) < cutoff**2
+        near &= (i != j) | (shift[image] != 0).any(1)
+        i, j, image = i[near], j[near], image[near]
+        parts.append((i, j, shift[image] - laps[j] + laps[i]))
+    return Neighbors(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _images(reach: Tensor, n_images: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    """System (n_images_of_all,) and shift (n_images_of_all, 3) of every image of every system."""
+    system, rest = _flat(n_images, total)
+    shift = torch.empty(total, 3, dtype=torch.int64, device=reach.device)
+    for axis in (2, 1, 0):
+        width = 2 * reach[system, axis] + 1
+        shift[:, axis] = rest % width - reach[system, axis]
+        rest = rest // width
+    return system, shift
+
+
+def _flat(counts: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    """For ``counts`` (n,) of members: each member's group, and its number there (total,)."""
+    groups = torch.arange(len(counts), device=counts.device)
+    group = groups.repeat_interleave(counts, output_size=total)
+    starts = counts.cumsum(0) - counts
+    return group, torch.arange(total, device=counts.device) - starts[group]
+
+
+def _portions(tries: np.ndarray) -> Iterator[slice]:
+    """Runs of atoms with about ``_CANDIDATES_AT_ONCE`` together, from those of each (n_atoms,)."""
+    ends, start = np.cumsum(tries), 0
+    while start < len(tries):
+        done = ends[start - 1] if start else 0
+        end = max(start + 1, int(np.searchsorted(ends, done + _CANDIDATES_AT_ONCE, "right")))
+        yield slice(start, end)
+        start = end
 
 
 def edge_vectors(batch: Batch, neighbors: Neighbors) -> Tensor:

@@ -10,8 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.conftest import structures
 
+from mlff_distiller import neighbors
 from mlff_distiller.batch import Batch
-from mlff_distiller.neighbors import Neighbors, edge_vectors, find_pairs, neighbor_list
+from mlff_distiller.neighbors import (
+    Neighbors,
+    all_images,
+    edge_vectors,
+    find_pairs,
+    neighbor_list,
+)
 
 
 def brute_force(atoms: Atoms, cutoff: float) -> np.ndarray:
@@ -33,18 +40,23 @@ def brute_force(atoms: Atoms, cutoff: float) -> np.ndarray:
     return np.sort(np.concatenate(lengths))
 
 
-def lengths_of(atoms: Atoms, cutoff: float) -> np.ndarray:
+SEARCHES = pytest.mark.parametrize("search", [neighbor_list, all_images])
+
+
+def lengths_of(atoms: Atoms, cutoff: float, search=neighbor_list) -> np.ndarray:
     batch = Batch.from_atoms([atoms])
-    return np.sort(edge_vectors(batch, neighbor_list(batch, cutoff)).norm(dim=1).numpy())
+    return np.sort(edge_vectors(batch, search(batch, cutoff)).norm(dim=1).numpy())
 
 
+@SEARCHES
 @pytest.mark.parametrize("box", structures())
 @pytest.mark.parametrize("cutoff", [1.2, 3.0, 5.5])
-def test_same_pairs_as_brute_force(box, cutoff):
+def test_same_pairs_as_brute_force(box, cutoff, search):
     atoms = structures()[box]
-    assert lengths_of(atoms, cutoff) == pytest.approx(brute_force(atoms, cutoff), abs=1e-9)
+    assert lengths_of(atoms, cutoff, search) == pytest.approx(brute_force(atoms, cutoff), abs=1e-9)
 
 
+@SEARCHES
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
@@ -53,17 +65,18 @@ def test_same_pairs_as_brute_force(box, cutoff):
     size=st.floats(2.0, 8.0),
     skew=st.floats(0.0, 1.2),
 )
-def test_random_boxes(seed, n, pbc, size, skew):
+def test_random_boxes(search, seed, n, pbc, size, skew):
     rng = np.random.default_rng(seed)
     cell = size * (np.eye(3) + skew * np.triu(rng.uniform(-1, 1, (3, 3)), 1))
     atoms = Atoms(f"H{n}", rng.uniform(-size, 2 * size, (n, 3)), cell=cell, pbc=pbc)
-    assert lengths_of(atoms, 3.5) == pytest.approx(brute_force(atoms, 3.5), abs=1e-9)
+    assert lengths_of(atoms, 3.5, search) == pytest.approx(brute_force(atoms, 3.5), abs=1e-9)
 
 
-def test_box_just_around_the_cutoff_counts_images_once():
+@SEARCHES
+def test_box_just_around_the_cutoff_counts_images_once(search):
     for edge in (2.999, 3.0, 3.001, 5.999, 6.001):
         atoms = Atoms("H", cell=[edge] * 3, pbc=True)
-        assert len(lengths_of(atoms, 3.0)) == len(brute_force(atoms, 3.0))
+        assert len(lengths_of(atoms, 3.0, search)) == len(brute_force(atoms, 3.0))
 
 
 def test_sorted_by_i_and_mirrored():
@@ -79,14 +92,41 @@ def test_sorted_by_i_and_mirrored():
     assert forward == backward
 
 
-def test_batch_is_the_union_of_its_systems():
+@SEARCHES
+def test_batch_is_the_union_of_its_systems(search, monkeypatch):
+    monkeypatch.setattr(neighbors, "_CANDIDATES_AT_ONCE", 1000)  # a system in several portions
     frames = list(structures().values())
     batch = Batch.from_atoms(frames)
-    together = neighbor_list(batch, 4.0)
-    parts = [neighbor_list(own, 4.0) for own in batch.systems()]
+    together = search(batch, 4.0)
+    parts = [search(own, 4.0) for own in batch.systems()]
     joined = Neighbors.concatenate(parts, [len(atoms) for atoms in frames])
     for name in ("i", "j", "shifts"):
         assert torch.equal(getattr(together, name), getattr(joined, name))
+
+
+def test_both_searches_find_the_same_images():
+    """Every pair and shift, not only the lengths."""
+    batch = Batch.from_atoms(list(structures().values()))
+    found = [search(batch, 4.0) for search in (neighbor_list, all_images)]
+    known, tried = (
+        {(i, j, *s) for i, j, s in zip(n.i.tolist(), n.j.tolist(), n.shifts.tolist(), strict=True)}
+        for n in found
+    )
+    assert known == tried
+    assert len(known) == len(found[1].i)
+    assert (found[1].i.diff() >= 0).all()
+
+
+@pytest.mark.gpu
+def test_searched_on_the_gpu_and_large_systems_elsewhere(monkeypatch):
+    frames = list(structures().values())
+    batch = Batch.from_atoms(frames)
+    expected = all_images(batch, 4.0)
+    for largest in (neighbors.LARGEST_BY_IMAGES, 1):
+        monkeypatch.setattr(neighbors, "LARGEST_BY_IMAGES", largest)
+        found = neighbor_list(batch.to("cuda"), 4.0)
+        assert found.i.is_cuda
+        assert torch.equal(found.i.cpu(), expected.i)
 
 
 def test_edge_vectors_differentiate_by_positions_and_cell():

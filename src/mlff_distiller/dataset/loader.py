@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -19,23 +20,27 @@ from mlff_distiller.batch import Batch
 from mlff_distiller.dataset.pairs import Packed, Pairs, pack, pairs_of
 from mlff_distiller.dataset.store import Dataset
 from mlff_distiller.errors import DatasetError, DistillerError
+from mlff_distiller.neighbors import LARGEST_BY_IMAGES, Neighbors, neighbor_list
 
-_Tensors = TypeVar("_Tensors", Batch, Packed)
+_Tensors = TypeVar("_Tensors", Batch, Packed, Neighbors)
+_own = threading.local()
 
 
 class AtomicDataLoader:
     """Iterating gives one epoch: each of ``indices`` once, over all ranks together.
 
     With ``cutoff`` (Å) an item is ``(Batch, Neighbors)``, as ``training.train.collate`` gives it,
-    otherwise a ``Batch``; on ``device`` if there is one, copied from pinned memory without waiting
-    if that is a GPU. The order is drawn from (seed, epoch): a full permutation, cut where a batch
-    would exceed ``atoms_per_batch``; a larger frame is a batch of its own. All ranks have equally
-    many batches. Each complete iteration is followed by the next epoch.
+    otherwise a ``Batch``; on ``device`` if there is one. The order is drawn from (seed, epoch): a
+    full permutation, cut where a batch would exceed ``atoms_per_batch``; a larger frame is a batch
+    of its own. All ranks have equally many batches. Each complete iteration is followed by the next
+    epoch.
 
     ``workers`` threads read, check and search neighbours up to ``prefetch`` batches ahead; they
-    end with the iteration, however it ends. Up to ``pair_cache_bytes`` of pairs are kept, 5 bytes
-    each, so that later epochs need not search them. Memory beside that: the batches ahead and 16
-    bytes an index. A new iteration ends the one before. May be pickled, and used after a fork.
+    end with the iteration, however it ends. For a GPU they do so on streams of their own, which
+    yours waits for; systems up to ``LARGEST_BY_IMAGES`` are searched there. Of pairs found on the
+    CPU up to ``pair_cache_bytes`` are kept, 5 bytes each, so that later epochs need not search
+    them. Memory beside that: the batches ahead and 16 bytes an index. A new iteration ends the one
+    before. May be pickled, and used after a fork.
 
     ``DatasetError`` names a record that cannot be loaded, ``IndexError`` one that does not exist.
     """
@@ -151,36 +156,44 @@ class AtomicDataLoader:
                 for records in itertools.islice(upcoming, self.prefetch)
             )
             while waiting:
-                sample, found = waiting.popleft().result()
+                sample, found, ready = waiting.popleft().result()
                 waiting.extend(
                     pool.submit(self._make, records) for records in itertools.islice(upcoming, 1)
                 )
                 self._keep(found)
                 self._done += 1
-                yield self._delivered(sample)
+                yield self._delivered(sample, ready)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
         self.epoch, self._done = self.epoch + 1, 0
 
-    def _make(self, records: np.ndarray) -> tuple[Any, dict[int, Pairs]]:
-        """A batch and, by record, the pairs that had to be searched for it; runs in a thread."""
+    def _make(self, records: np.ndarray) -> tuple[Any, dict[int, Pairs], torch.cuda.Event | None]:
+        """A batch, by record its pairs that the CPU searched, and what to wait for on a GPU.
+
+        Runs in a thread.
+        """
         try:
-            return self._load(records)
+            if self._stays:
+                return *self._load(records), None
+            if getattr(_own, "device", None) != self.device:
+                _own.device, _own.stream = self.device, torch.cuda.Stream(self.device)
+            with torch.cuda.stream(_own.stream):  # beside whatever the consumer's does
+                return *self._load(records), _own.stream.record_event()
         except Exception as error:
             raise self._blame(records, error) from error
 
     def _load(self, records: np.ndarray) -> tuple[Any, dict[int, Pairs]]:
         batch = self.dataset.read(records)
         if self.cutoff is None:
-            return self._pinned(batch), {}
+            return self._moved(batch), {}
+        if not self._stays and int(batch.atoms_per_system.max()) <= LARGEST_BY_IMAGES:
+            batch = self._moved(batch)
+            return (batch, neighbor_list(batch, self.cutoff)), {}
         numbers = records.tolist()
         known = {k: self._pairs[n] for k, n in enumerate(numbers) if n in self._pairs}
         parts = pairs_of(batch, known, self.cutoff)
         found = {n: part for n, part in zip(numbers, parts, strict=True) if n not in self._pairs}
-        packed = pack(parts)
-        if self._stays:
-            return (batch, packed.unpack()), found
-        return (self._pinned(batch), self._pinned(packed)), found
+        return (self._moved(batch), self._moved(pack(parts)).unpack()), found
 
     def _blame(self, records: np.ndarray, error: Exception) -> DatasetError:
         """The error that names the first record which cannot be loaded alone."""
@@ -205,24 +218,25 @@ class AtomicDataLoader:
                 self._pairs[number] = pairs
                 self._pair_bytes_left -= pairs.n_bytes
 
-    def _pinned(self, tensors: _Tensors) -> _Tensors:
-        if self.device is None or self.device.type != "cuda":
-            return tensors
-        return _each(tensors, Tensor.pin_memory)
-
-    def _delivered(self, sample: Any) -> Any:
-        """What a worker made, on the device, which works the rest out."""
+    def _moved(self, tensors: _Tensors) -> _Tensors:
         if self._stays:
-            return sample
-        device = self.device
+            return tensors
+        return _each(tensors, lambda own: own.pin_memory().to(self.device, non_blocking=True))
 
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
+    def _delivered(self, sample: Any, ready: torch.cuda.Event | None) -> Any:
+        """What a worker made; the consumer's stream waits until it is there."""
+        if ready is None:
+            return sample
+        stream = torch.cuda.current_stream(self.device)
+        stream.wait_event(ready)
+
+        def keep(tensor: Tensor) -> Tensor:
+            tensor.record_stream(stream)  # memory of the worker's stream, now used by this one
+            return tensor
 
         if isinstance(sample, Batch):
-            return _each(sample, move)
-        batch, packed = sample
-        return _each(batch, move), _each(packed, move).unpack()
+            return _each(sample, keep)
+        return tuple(_each(part, keep) for part in sample)
 
     @property
     def _stays(self) -> bool:

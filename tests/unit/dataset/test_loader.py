@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from mlff_distiller.batch import Batch
 from mlff_distiller.dataset import AtomicDataLoader, Dataset, DatasetWriter
+from mlff_distiller.dataset import loader as loading
 from mlff_distiller.dataset.loader import cut, share_out
 from mlff_distiller.dataset.pairs import pack, pairs_of
 from mlff_distiller.errors import DatasetError
@@ -410,7 +411,17 @@ def test_control_c_ends_it_at_once(folder):
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_the_samples_are_the_same(folder):
+@pytest.mark.parametrize("largest", [0, 1024])
+def test_on_a_gpu_the_samples_are_the_same(folder, monkeypatch, largest):
+    """Searched there or here; pairs of an atom in any order."""
+    monkeypatch.setattr(loading, "LARGEST_BY_IMAGES", largest)
     for sample, expected in zip(loader(folder, device="cuda"), loader(folder), strict=True):
         assert all(tensor.is_cuda for tensor in tensors(sample))
-        assert same([part.to("cpu") for part in sample], expected)
+        batch, neighbors = (part.to("cpu") for part in sample)
+        assert same(batch, expected[0])
+        pairs, known = (
+            torch.column_stack([own.i, own.j, own.shifts]).unique(dim=0)
+            for own in (neighbors, expected[1])
+        )
+        assert torch.equal(pairs, known)
+        assert len(pairs) == len(neighbors.i)
