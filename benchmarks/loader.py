@@ -89,7 +89,7 @@ def main():
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--frames", type=int, default=20_000)
-    parser.add_argument("--workers", type=int, default=min(8, os.cpu_count()))
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--updates", type=int, default=60)
     arguments = parser.parse_args()

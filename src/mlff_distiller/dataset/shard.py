@@ -18,6 +18,7 @@ import numpy as np
 
 from mlff_distiller.dataset.columns import COLUMNS, Rows, concatenate, index_checksum, running_total
 from mlff_distiller.dataset.layout import (
+    INDEX,
     LAYOUTS,
     Table,
     check_attributes,
@@ -39,8 +40,7 @@ class Shard:
 
     tables: dict[str, Table]  # those of its schema
     places: dict[str, int]  # byte position of each table
-    offsets: np.ndarray  # (n + 1,) int64: atoms before each record
-    info_offsets: np.ndarray  # (n + 1,) int64: bytes of provenance before each record
+    bounds: np.ndarray  # (n + 1, 2) int64: atoms and bytes of provenance before each record
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -79,11 +79,15 @@ class Shard:
         return Shard, (self.path,)  # a descriptor means nothing in another process
 
     def __len__(self) -> int:
-        return len(self.offsets) - 1
+        return len(self.bounds) - 1
 
     @property
     def n_atoms(self) -> int:
-        return int(self.offsets[-1])
+        return int(self.bounds[-1, 0])
+
+    def sizes(self) -> np.ndarray:
+        """(n,) int64: atoms of each record."""
+        return np.diff(self.bounds[:, 0])
 
     def keys(self) -> np.ndarray:
         """(n,) S64."""
@@ -126,16 +130,12 @@ class Shard:
         return array
 
     def _load_index(self, n: int, n_atoms: int, n_bytes: int, declared: int) -> None:
-        self.offsets, self.info_offsets = (
-            self._whole(name, np.dtype("<i8"), n + 1) for name in ("offsets", "info_offsets")
-        )
-        for name, offsets, total in (
-            ("offsets", self.offsets, n_atoms),
-            ("info_offsets", self.info_offsets, n_bytes),
-        ):
+        index = [self._whole(name, np.dtype("<i8"), n + 1) for name in INDEX]
+        self.bounds = np.stack(index, axis=1)
+        for name, offsets, total in zip(INDEX, index, (n_atoms, n_bytes), strict=True):
             if offsets[0] != 0 or offsets[-1] != total or (offsets[1:] < offsets[:-1]).any():
                 raise DatasetError(f"{name} do not ascend from 0 to {total}")
-        if index_checksum(self.offsets, self.info_offsets, self.keys(), self.groups()) != declared:
+        if index_checksum(*index, self.keys(), self.groups()) != declared:
             raise DatasetError("the index of records is damaged (checksum mismatch)")
 
 
@@ -169,14 +169,7 @@ def inspect(parts: Sequence[tuple[Shard, np.ndarray]]) -> tuple[Rows, np.ndarray
 
 def _stored(parts: Sequence[tuple[Shard, np.ndarray]]) -> tuple[Rows, np.ndarray]:
     """Records of shards of one schema, and the checksums stored with them."""
-    shards, (home, runs) = [shard for shard, _ in parts], _runs(parts)
-    offsets, info_offsets = (
-        running_total(np.concatenate([ends[records + 1] - ends[records] for ends, records in own]))
-        for own in (
-            [(shard.offsets, records) for shard, records in parts],
-            [(shard.info_offsets, records) for shard, records in parts],
-        )
-    )
+    shards, home, runs, offsets, info_offsets = _runs(parts)
     n_rows = {"system": len(offsets) - 1, "atom": offsets[-1], "byte": info_offsets[-1]}
     columns: dict[str, np.ndarray] = {}
     for name, table in shards[0].tables.items():
@@ -196,17 +189,33 @@ def _stored(parts: Sequence[tuple[Shard, np.ndarray]]) -> tuple[Rows, np.ndarray
 
 def _runs(
     parts: Sequence[tuple[Shard, np.ndarray]],
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Runs of neighbouring records: their part, and for each kind of column first and last + 1."""
-    homes, runs = [], []
-    for part, (shard, records) in enumerate(parts):
-        breaks = np.flatnonzero(records[1:] - records[:-1] != 1)
-        first, end = np.append(0, breaks + 1), np.append(breaks, len(records) - 1)
-        own = np.stack([records[first], records[end] + 1])
-        runs.append(np.stack([own, shard.offsets[own], shard.info_offsets[own]]))
-        homes.append(np.full(len(first), part))
-    kinds = np.concatenate(runs, axis=2)  # (3, 2, n_runs)
-    return np.concatenate(homes), dict(zip(("system", "atom", "byte"), kinds, strict=True))
+) -> tuple[
+    list[Shard], np.ndarray, dict[str, tuple[np.ndarray, np.ndarray]], np.ndarray, np.ndarray
+]:
+    """Runs of neighbouring records: their part, and for each kind of column first and last + 1.
+
+    Then the offsets of all rows. Little is done shard by shard: a batch may touch them all.
+    """
+    shards, homes, starts, ends, records = [], [], [], [], []
+    for part, (shard, own) in enumerate(parts):
+        shards.append(shard)
+        homes.append([part] * len(own))
+        starts.append(shard.bounds[own])
+        ends.append(shard.bounds[own + 1])
+        records.append(own)
+    home, record = np.concatenate(homes), np.concatenate(records)
+    start, end = np.concatenate(starts), np.concatenate(ends)
+    offsets, info_offsets = (running_total(sizes) for sizes in (end - start).T)
+    fresh = np.diff(record, prepend=-2) != 1
+    fresh |= np.diff(home, prepend=-1) != 0
+    first = np.flatnonzero(fresh)
+    last = np.append(first[1:], len(record)) - 1
+    runs = {
+        "system": (record[first], record[last] + 1),
+        "atom": (start[first, 0], end[last, 0]),
+        "byte": (start[first, 1], end[last, 1]),
+    }
+    return shards, home[first], runs, offsets, info_offsets
 
 
 def _bytes_of(array: np.ndarray) -> memoryview:

@@ -77,7 +77,7 @@ class ShardSequence:
 
     def sizes(self) -> np.ndarray:
         """(n,) int64: atoms of each record."""
-        return self._gather([np.diff(self.shard(entry).offsets) for entry in self.entries])
+        return self._gather([self.shard(entry).sizes() for entry in self.entries])
 
     def groups(self) -> np.ndarray:
         """(n,) int64."""
