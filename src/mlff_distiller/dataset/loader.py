@@ -37,11 +37,11 @@ class AtomicDataLoader:
 
     ``workers`` threads read, check and search neighbours up to ``prefetch`` batches ahead; they
     end with the iteration, however it ends. For a GPU they do so on streams of their own, which
-    yours waits for; systems up to ``LARGEST_BY_IMAGES`` are searched there, and two threads are best
-    (more of them wait for Python's lock: eight are a third slower on an H100). Of pairs found on the
-    CPU up to ``pair_cache_bytes`` are kept, 5 bytes each, so that later epochs need not search
-    them. Memory beside that: the batches ahead and 16 bytes an index. A new iteration ends the one
-    before. May be pickled, and used after a fork.
+    yours waits for; systems up to ``LARGEST_BY_IMAGES`` are searched there, and two threads are
+    best, since more wait for Python's lock. Of pairs found on the CPU up to ``pair_cache_bytes``
+    are kept, 5 bytes each, so that later epochs need not search them. Memory beside that: the
+    batches ahead and 16 bytes an index. A new iteration ends the one before. May be pickled, and
+    used after a fork.
 
     ``DatasetError`` names a record that cannot be loaded, ``IndexError`` one that does not exist.
     """
