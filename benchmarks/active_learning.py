@@ -126,7 +126,7 @@ def train_one(work: Path, strategy: str, size: int, device: str) -> None:
     student = nep_for(training, config.nep, config.seed).to(device)
     rows = train(student, training, validation, config.training, seed=1)
     about = {"n_labels": len(groups), "seconds": rows[-1]["seconds"], "epochs": len(rows)}
-    save_student(student.cpu(), folder, about=about, card="benchmark", max_neighbors=(200, 100))
+    save_student(student.cpu(), folder, about=about, card="benchmark", frames=training)
     print(strategy, size, rows[-1], flush=True)
 
 

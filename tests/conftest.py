@@ -12,7 +12,8 @@ from ase import Atoms
 from ase.build import bulk, molecule
 
 from mlff_distiller.kernels.nep import Shape
-from mlff_distiller.students import NEP
+from mlff_distiller.students import NEP, PaiNN
+from mlff_distiller.students.painn_setup import initialise
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -53,6 +54,24 @@ def random_nep(
             )
         student.scaler.fill_(0.3)
         student.reference_energies.copy_(-torch.arange(1.0, len(elements) + 1, dtype=torch.float64))
+    return student.eval()
+
+
+def random_painn(
+    elements: tuple[str, ...] = ("H", "O"),
+    *,
+    zbl: bool = True,
+    moments: bool = True,
+    seed: int = 0,
+    cutoff: float = 4.5,
+) -> PaiNN:
+    """A float64 PaiNN with random parameters and order-one forces."""
+    universal = (0.18175, 3.1998, 0.50986, 0.94229, 0.28022, 0.4029, 0.02817, 0.20162)
+    row = ((0.6, 1.3, *universal),) * len(elements)
+    table = (row,) * len(elements) if zbl else None
+    student = PaiNN(elements, cutoff, 12, 3, 8, 6.0, moments=moments, zbl=table)
+    initialise(student, torch.Generator().manual_seed(seed))
+    student.reference_energies.copy_(-torch.arange(1.0, len(elements) + 1, dtype=torch.float64))
     return student.eval()
 
 

@@ -50,7 +50,9 @@ def distill(
         str, typer.Option(help="A name from 'teachers', FAMILY:PATH, or ase:module:factory.")
     ],
     out: Annotated[Path, typer.Option(help="Folder of the run; the same command continues it.")],
-    student: Annotated[str | None, typer.Option(help="Architecture of the student: nep.")] = None,
+    student: Annotated[
+        str | None, typer.Option(help="The student: nep, or painn-32x2, painn-64x2, painn-128x3.")
+    ] = None,
     temperature: Annotated[
         list[float] | None, typer.Option(help="Sampling temperature, K; repeatable.")
     ] = None,

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
 
 from mlff_distiller.active import ActiveSettings
+from mlff_distiller.batch import Batch
 from mlff_distiller.errors import ConfigError
 from mlff_distiller.evaluate.assess import EvaluationSettings
 from mlff_distiller.sampling import DynamicsSettings, RattleSettings, ScanSettings
-from mlff_distiller.students import NEPSettings
+from mlff_distiller.students import NEPSettings, PaiNNSettings, Student, nep_for, painn_for
 from mlff_distiller.training import TrainingSettings
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -27,7 +28,7 @@ class Config:
     """Everything ``distill`` depends on, besides the structures and the teacher."""
 
     labels: Annotated[int, Field(ge=10)] = 300
-    student: Literal["nep"] = "nep"
+    student: Annotated[str, Field(pattern=r"^(nep|painn(-\d+x\d+)?)$")] = "nep"
     device: str = "auto"
     seed: Annotated[int, Field(ge=0)] = 0
     test_fraction: Fraction = 0.1
@@ -37,8 +38,16 @@ class Config:
     dynamics: DynamicsSettings = field(default_factory=DynamicsSettings)
     active: ActiveSettings = field(default_factory=ActiveSettings)
     nep: NEPSettings = field(default_factory=NEPSettings)
+    painn: PaiNNSettings = field(default_factory=PaiNNSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+
+    def new_student(self, frames: Sequence[Batch]) -> Student:
+        """The untrained student for ``frames``, on the CPU."""
+        architecture, _, preset = self.student.partition("-")
+        if architecture == "nep":
+            return nep_for(frames, self.nep, self.seed)
+        return painn_for(frames, self.painn, self.seed, preset)
 
 
 class _Loader(yaml.SafeLoader):

@@ -44,9 +44,8 @@ from mlff_distiller.labeling import (
     open_labels,
     read_frames,
 )
-from mlff_distiller.neighbors import edge_vectors, neighbor_list
 from mlff_distiller.sampling import enlarge, grow, scan, walk, walkers
-from mlff_distiller.students import NEP, Student, load_student, nep_for, read_config, save_student
+from mlff_distiller.students import Student, load_student, read_config, save_student
 from mlff_distiller.teachers import TeacherCalculator
 from mlff_distiller.training import train
 
@@ -107,10 +106,8 @@ def distill(
             split = split_labels(labels, config)
             student = train_stage(out, labels, split, source, config, log, on_progress)
             done = assess_stage(out, seeds, labels, split, student, source, config, on_progress)
-        config_of_student = read_config(out / "student")
-        write_text(
-            out / "student" / "README.md", model_card(done.report, config_of_student["about"])
-        )
+        card = model_card(done.report, read_config(out / "student"))
+        write_text(out / "student" / "README.md", card)
         write_report(
             out / "report.html", done.report, done.evidence(log.rows("train"), log.rows("round"))
         )
@@ -261,7 +258,7 @@ def _fit_round(
         training = labels.read(split.train).systems()
         validation = labels.read(split.validation).systems()
         updates = config.active.updates
-        student = nep_for(training, config.nep, config.seed).to(device)
+        student = config.new_student(training).to(device)
         if previous is None:
             updates *= 2
         else:
@@ -285,7 +282,7 @@ def _fit_round(
             folder,
             about={"round": number, "n_labels": len(labels), "forces_error": error},
             card="# A student of a round of active learning\n\nNot for use.\n",
-            max_neighbors=most_neighbors(training, student),
+            frames=training,
         )
     error = float(read_config(folder)["about"]["forces_error"])
     return StudentCalculator(folder, device=config.device), error
@@ -330,7 +327,7 @@ def train_stage(
     if not (folder / "config.json").exists():
         training = labels.read(split.train).systems()
         validation = labels.read(split.validation).systems()
-        student = nep_for(training, config.nep, config.seed).to(resolve_device(config.device))
+        student = config.new_student(training).to(resolve_device(config.device))
         shown = {row["epoch"] for row in log.rows("train")}
 
         def on_epoch(row: dict[str, float], epochs: int) -> None:
@@ -360,22 +357,8 @@ def train_stage(
             "versions": {name: version(name) for name in ("mlff-distiller", "torch", "numpy")},
         }
         card = "# A student, not yet evaluated\n\nThe run that made it has not finished.\n"
-        most = most_neighbors(training, student)
-        save_student(student, folder, about=about, card=card, max_neighbors=most)
+        save_student(student, folder, about=about, card=card, frames=training)
     return load_student(folder).to(resolve_device(config.device))
-
-
-def most_neighbors(frames: Sequence[Batch], student: NEP) -> tuple[int, int]:
-    """The most neighbours any atom has within the radial and the angular cutoff."""
-    radial = angular = 0
-    largest = max(pair[1] for pair in student.cutoffs)
-    for frame in frames:
-        pairs = neighbor_list(frame, student.cutoff)
-        counts = torch.bincount(pairs.i, minlength=frame.n_atoms)
-        radial = max(radial, int(counts.max()))
-        inside = edge_vectors(frame, pairs).norm(dim=1) < largest
-        angular = max(angular, int(torch.bincount(pairs.i[inside], minlength=frame.n_atoms).max()))
-    return radial, angular
 
 
 def assess_stage(

@@ -23,7 +23,6 @@ from mlff_distiller.config import Config
 from mlff_distiller.dataset import Dataset, Split
 from mlff_distiller.deploy import resolve_device
 from mlff_distiller.errors import DatasetError, TeacherError
-from mlff_distiller.students import nep_for
 from mlff_distiller.teachers import TeacherCalculator
 from mlff_distiller.training import train
 from mlff_distiller.training.train import collate, validate, with_neighbors
@@ -129,7 +128,7 @@ def plan(
     points = []
     for size in usable:
         training = labels.read(np.sort(order[:size])).systems()
-        student = nep_for(training, config.nep, config.seed).to(device)
+        student = config.new_student(training).to(device)
         train(
             student,
             training,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
-from tests.conftest import random_nep, rattled, structures
+from tests.conftest import random_nep, random_painn, rattled, structures
 
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.students import read_nep
@@ -13,6 +13,8 @@ from mlff_distiller.testing import LAWS, assert_laws, assert_smooth_at_cutoff
 STUDENTS = {
     "nep": lambda: random_nep(zbl=False),
     "nep with ZBL": lambda: random_nep(zbl=True),
+    "painn": lambda: random_painn(zbl=False),
+    "painn without moments": lambda: random_painn(zbl=True, moments=False),
 }
 
 
@@ -76,8 +78,9 @@ def test_one_atom_has_its_reference_energy_and_no_force(student):
     assert far.get_potential_energy() == pytest.approx(2 * alone, abs=1e-12)
 
 
-def test_repulsive_at_short_distance():
-    calculator = StudentCalculator(random_nep(zbl=True), device="cpu", dtype="float64")
+@pytest.mark.parametrize("model", [random_nep, random_painn])
+def test_repulsive_at_short_distance(model):
+    calculator = StudentCalculator(model(zbl=True), device="cpu", dtype="float64")
     energies = []
     for distance in (0.05, 0.1, 0.2, 0.3):
         dimer = Atoms("OH", [[0, 0, 0], [distance, 0, 0]])

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 
-def model_card(report: dict[str, Any], about: dict[str, Any]) -> str:
-    """``student/README.md`` from report.json and the student's own record, in Markdown."""
+def model_card(report: dict[str, Any], config: dict[str, Any]) -> str:
+    """``student/README.md`` from report.json and the student's config.json, in Markdown."""
     teacher, student, data = report["teacher"], report["student"], report["data"]
     rows = "\n".join(
         f"| {title} | {_number(own['forces_fidelity'], 4)} "
@@ -28,9 +28,13 @@ def model_card(report: dict[str, Any], about: dict[str, Any]) -> str:
         f"{_number(check['value'], 4)} (limit {check['limit']:g})"
         for check in report["verdict"]["checks"]
     )
-    temperatures = ", ".join(f"{kelvin:g}" for kelvin in about["temperature_K"])
+    temperatures = ", ".join(f"{kelvin:g}" for kelvin in config["about"]["temperature_K"])
     stability = report["stability"]
     elements = ", ".join(student["elements"])
+    exports = "".join(
+        f"`{name}` is the same model for {who}.\n\n"
+        for name, who in config.get("exports", {}).items()
+    )
     return f"""# {elements}: a {student["architecture"]} student of {teacher["name"]}
 
 Verdict: **{report["verdict"]["status"]}**.
@@ -42,9 +46,7 @@ from mlff_distiller import StudentCalculator
 atoms.calc = StudentCalculator("path/to/this/folder")
 ```
 
-`nep.txt` is the same model for GPUMD, LAMMPS (`pair_style nep`) and calorine.
-
-## Teacher
+{exports}## Teacher
 
 {teacher["name"]} ({teacher["family"]} {teacher["version"]}); licence: {teacher["licence"]}.
 Weights (sha256): {teacher["weights_sha256"] or "none"}. What the teacher gets wrong, the student

@@ -1,4 +1,4 @@
-"""A student on disk: ``config.json``, ``weights.safetensors``, ``README.md`` and ``nep.txt``.
+"""A student on disk: ``config.json``, ``weights.safetensors``, ``README.md`` and its exports.
 
 No pickle anywhere: the configuration is JSON, the tensors are safetensors, and what they may
 contain is fixed by the architecture.
@@ -7,41 +7,55 @@ contain is fixed by the architecture.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
+from mlff_distiller.batch import Batch
 from mlff_distiller.durable import replacing, sha256_of_file
 from mlff_distiller.errors import StudentError
 from mlff_distiller.students.base import Student
 from mlff_distiller.students.nep import NEP
-from mlff_distiller.students.nep_file import read_nep, write_nep
+from mlff_distiller.students.nep_file import export_nep, read_nep
+from mlff_distiller.students.painn import PaiNN
 
 SCHEMA = 1
-ARCHITECTURES: dict[str, type[NEP]] = {NEP.architecture: NEP}
+ARCHITECTURES: dict[str, type[Student]] = {own.architecture: own for own in (NEP, PaiNN)}
+EXPORTS: dict[str, Callable[[Any, Path, Sequence[Batch]], dict[str, str]]] = {
+    NEP.architecture: export_nep
+}
+"""Of an architecture: writes the model for other programs; names of files, and who reads them."""
 
 
 def save_student(
-    student: NEP, folder: Path, *, about: dict[str, Any], card: str, max_neighbors: tuple[int, int]
+    student: Student,
+    folder: Path,
+    *,
+    about: dict[str, Any],
+    card: str,
+    frames: Sequence[Batch],
 ) -> None:
     """Durably write ``student`` as ``folder``.
 
     ``about`` (JSON: teacher, data, training, ...) goes into ``config.json``, ``card`` is the
-    model card in Markdown, ``max_neighbors`` sizes the tables that engines allocate.
+    model card in Markdown, ``frames`` are those that the student was trained on.
     """
     with replacing(folder) as temporary:
         temporary.mkdir()
         weights = temporary / "weights.safetensors"
         tensors = {name: value.detach().cpu() for name, value in student.state_dict().items()}
         weights.write_bytes(save({name: value.contiguous() for name, value in tensors.items()}))
-        write_nep(student, temporary / "nep.txt", max_neighbors=max_neighbors)
+        export = EXPORTS.get(student.architecture)
+        exports = export(student, temporary, frames) if export else {}
         config = {
             "schema": SCHEMA,
             "architecture": student.architecture,
             "model": student.config(),
             "weights_sha256": sha256_of_file(weights),
+            "exports": exports,
             "about": about,
         }
         (temporary / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
@@ -73,7 +87,7 @@ def load_student(path: str | Path) -> Student:
             )
         student = architecture.from_config(config["model"])
         tensors = load_file(weights)
-        student.to(tensors["w0"].dtype)
+        student.to(tensors[next(name for name, _ in student.named_parameters())].dtype)
         student.load_state_dict(tensors)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
         if isinstance(error, StudentError):

@@ -38,6 +38,8 @@ class Student(nn.Module, ABC):
     """
 
     architecture: ClassVar[str]
+    learning_rate: ClassVar[float] = 1e-2
+    """What Adam should begin with."""
     reference_energies: Tensor  # (n_types,) eV, float64 whatever the dtype of the module
     types_of_numbers: Tensor  # (119,) int64, -1 for unknown elements
 
@@ -85,6 +87,11 @@ class Student(nn.Module, ABC):
             energies = self.site_energies(types, i, j, leaf)
             (gradients,) = torch.autograd.grad(energies.sum(), leaf, create_graph=self.training)
         return energies, gradients
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """The student, its weights aside, that ``config`` describes."""
 
     def types(self, atomic_numbers_: Tensor) -> Tensor:
         """Indices into ``elements`` (n_atoms,); an element the student lacks is an error."""

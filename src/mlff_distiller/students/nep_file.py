@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from ase.data import atomic_numbers
 
+from mlff_distiller.batch import Batch
 from mlff_distiller.durable import write_text
 from mlff_distiller.errors import StudentError
 from mlff_distiller.kernels.nep import Shape
 from mlff_distiller.kernels.nep.reference import ZBL_TERMS
+from mlff_distiller.neighbors import edge_vectors, neighbor_list
 from mlff_distiller.students.nep import NEP
 
 _RESERVED_BIAS = -20.0
@@ -153,6 +156,25 @@ def _zbl_table(
         for (t, u), numbers in zip(pairs, own.tolist(), strict=True):
             rows[t][u] = rows[u][t] = tuple(numbers)
     return tuple(tuple(row) for row in rows)
+
+
+def export_nep(student: NEP, folder: Path, frames: Sequence[Batch]) -> dict[str, str]:
+    """Write ``nep.txt`` into ``folder``, with tables as large as ``frames`` need."""
+    write_nep(student, folder / "nep.txt", max_neighbors=most_neighbors(frames, student))
+    return {"nep.txt": "GPUMD, LAMMPS (`pair_style nep`) and calorine"}
+
+
+def most_neighbors(frames: Sequence[Batch], student: NEP) -> tuple[int, int]:
+    """The most neighbours any atom has within the radial and the angular cutoff."""
+    radial = angular = 0
+    largest = max(pair[1] for pair in student.cutoffs)
+    for frame in frames:
+        pairs = neighbor_list(frame, student.cutoff)
+        counts = torch.bincount(pairs.i, minlength=frame.n_atoms)
+        radial = max(radial, int(counts.max()))
+        inside = edge_vectors(frame, pairs).norm(dim=1) < largest
+        angular = max(angular, int(torch.bincount(pairs.i[inside], minlength=frame.n_atoms).max()))
+    return radial, angular
 
 
 def write_nep(student: NEP, path: str | Path, *, max_neighbors: tuple[int, int]) -> None:

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import numpy as np
 import torch
-from ase.data import atomic_numbers, chemical_symbols, covalent_radii
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor
@@ -16,14 +15,11 @@ from torch import Tensor
 from mlff_distiller.batch import Batch
 from mlff_distiller.errors import TrainingError
 from mlff_distiller.kernels.nep import Shape
-from mlff_distiller.kernels.nep.reference import ZBL_TERMS
 from mlff_distiller.neighbors import edge_vectors, neighbor_list
+from mlff_distiller.students.data import elements_of, reference_energies, repulsion, some_of
 from mlff_distiller.students.nep import NEP
 
 _LARGEST_DESCRIPTOR = 103  # GPUMD's limit
-_PROBE_FRAMES = 64
-"""Frames that set scaler and repulsion: more change neither."""
-
 Length = Annotated[float, Field(gt=0.5, le=12.0)]
 Count = Annotated[int, Field(ge=0, le=16)]
 
@@ -51,20 +47,15 @@ def nep_for(frames: Sequence[Batch], settings: NEPSettings, seed: int) -> NEP:
     Reference energies are the least-squares fit of total energies to composition. The scaler is
     1/(max q - min q) over the atoms, as NEP4 defines it.
     """
-    elements = _elements(frames)
+    elements = elements_of(frames)
     radial, angular = _cutoffs(frames, settings)
     shape = _shape(settings, len(elements))
-    probes = Batch.concatenate(frames[:: math.ceil(len(frames) / _PROBE_FRAMES)])
-    zbl = _repulsion(probes, elements, angular) if settings.zbl else None
+    probes = some_of(frames)
+    zbl = repulsion(probes, elements, angular) if settings.zbl else None
     student = NEP(elements, shape, ((radial, angular),) * len(elements), zbl)
     student.reference_energies.copy_(reference_energies(frames, student))
     _initialise(student, probes, torch.Generator().manual_seed(seed))
     return student.float()
-
-
-def _elements(frames: Sequence[Batch]) -> tuple[str, ...]:
-    numbers = torch.unique(torch.cat([frame.atomic_numbers for frame in frames]))
-    return tuple(chemical_symbols[number] for number in numbers.tolist())
 
 
 def _cutoffs(frames: Sequence[Batch], settings: NEPSettings) -> tuple[float, float]:
@@ -108,42 +99,6 @@ def _shape(settings: NEPSettings, n_types: int) -> Shape:
             remedy="lower n_max_angular, n_max_radial or l_max",
         )
     return shape
-
-
-def reference_energies(frames: Sequence[Batch], student: NEP) -> Tensor:
-    """(n_types,) eV: least squares of energies on composition; minimum norm if undetermined."""
-    composition = torch.stack(
-        [
-            torch.bincount(student.types(frame.atomic_numbers), minlength=len(student.elements))
-            for frame in frames
-        ]
-    ).double()
-    energies = torch.cat([frame.labels["energy"] for frame in frames]).double()
-    return torch.from_numpy(np.linalg.lstsq(composition.numpy(), energies.numpy(), rcond=None)[0])
-
-
-def _repulsion(
-    probes: Batch, elements: tuple[str, ...], angular: float
-) -> tuple[tuple[tuple[float, ...], ...], ...]:
-    """ZBL of each pair, switched off well inside the shortest distance that the data hold.
-
-    A pair never seen closer than its covalent radii takes these instead.
-    """
-    pairs = neighbor_list(probes, angular)
-    lengths = edge_vectors(probes, pairs).norm(dim=1).numpy()
-    numbers = probes.atomic_numbers.numpy()
-    zi, zj = numbers[pairs.i.numpy()], numbers[pairs.j.numpy()]
-    universal = tuple(number for term in ZBL_TERMS for number in term)
-
-    def row(first: str, second: str) -> tuple[float, ...]:
-        a, b = atomic_numbers[first], atomic_numbers[second]
-        bond = float(covalent_radii[a] + covalent_radii[b])
-        seen = lengths[(zi == a) & (zj == b)]
-        shortest = min(bond, float(seen.min())) if len(seen) else bond
-        outer = round(min(0.75 * shortest, angular), 3)
-        return (round(0.5 * outer, 3), outer, *universal)
-
-    return tuple(tuple(row(first, second) for second in elements) for first in elements)
 
 
 @torch.no_grad()

@@ -4,17 +4,23 @@ import json
 
 import pytest
 import torch
-from tests.conftest import random_nep
+from ase.build import molecule
+from tests.conftest import random_nep, random_painn
 
+from mlff_distiller.batch import Batch
 from mlff_distiller.errors import StudentError
-from mlff_distiller.students import load_student, read_nep, save_student
+from mlff_distiller.students import load_student, read_config, read_nep, save_student
+
+
+def water():
+    return [Batch.from_atoms([molecule("H2O")])]
 
 
 @pytest.fixture
 def folder(tmp_path):
     student = random_nep().float()
     save_student(
-        student, tmp_path / "student", about={"n_labels": 3}, card="# card\n", max_neighbors=(9, 7)
+        student, tmp_path / "student", about={"n_labels": 3}, card="# card\n", frames=water()
     )
     return tmp_path / "student"
 
@@ -32,6 +38,28 @@ def test_round_trip_is_exact(folder):
         "README.md",
         "nep.txt",
     }
+
+
+def test_what_other_programs_read_is_listed(folder):
+    config = read_config(folder)
+    assert set(config["exports"]) == {"nep.txt"}
+    assert "GPUMD" in config["exports"]["nep.txt"]
+
+
+def test_painn_comes_back_and_exports_nothing(tmp_path):
+    student = random_painn(seed=3).float()
+    save_student(student, tmp_path / "student", about={}, card="# card\n", frames=water())
+    again = load_student(tmp_path / "student")
+    assert again.dtype == torch.float32
+    assert json.dumps(again.config()) == json.dumps(student.config())
+    for name, value in student.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    assert {path.name for path in (tmp_path / "student").iterdir()} == {
+        "config.json",
+        "weights.safetensors",
+        "README.md",
+    }
+    assert read_config(tmp_path / "student")["exports"] == {}
 
 
 def test_reference_energies_stay_float64(folder):

@@ -315,15 +315,14 @@ def network(parameters: Parameters, types: Tensor, q: Tensor) -> tuple[Tensor, T
     return energy, slope * parameters.scaler
 
 
-def zbl(
-    repulsion: Repulsion, types: Tensor, slots: Slots, geometry: Geometry
+def screened_repulsion(
+    r: Tensor, zi: Tensor, zj: Tensor, table: Tensor, outer: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Half the screened repulsion of each atom (N,) and its d/dr for each slot (N, J)."""
-    pair = (types.unsqueeze(1).expand_as(slots.neighbor_types), slots.neighbor_types)
-    table, charges, r = repulsion.table[pair], repulsion.charges, geometry.r
-    zi, zj = charges[pair[0]], charges[pair[1]]
-    inner, outer = table[..., 0], table[..., 1]
-    outer = torch.minimum(outer, geometry.pair_cutoffs[1])  # GPUMD takes the angular pairs
+    """Half of a pair's screened repulsion (...,) in eV, and its d/dr in eV/Å.
+
+    ``table`` (..., 10) as in ``Repulsion``, with ``outer`` (...,) Å in place of its second column.
+    """
+    inner = table[..., 0]
     scale = (zi**0.23 + zj**0.23) * ZBL_LENGTH
     a, b = table[..., 2::2], table[..., 3::2] * scale.unsqueeze(-1)
     screened = a * torch.exp(-b * r.unsqueeze(-1))
@@ -334,8 +333,17 @@ def zbl(
     ramp = -0.5 * math.pi / width * torch.sin(phase)
     dfc = torch.where((r >= inner) & (r < outer), ramp, 0.0)
     strength = 0.5 * ZBL_COULOMB * zi * zj / r
-    value = strength * phi * fc
-    slope = strength * (dphi * fc + phi * dfc - phi * fc / r)
+    return strength * phi * fc, strength * (dphi * fc + phi * dfc - phi * fc / r)
+
+
+def zbl(
+    repulsion: Repulsion, types: Tensor, slots: Slots, geometry: Geometry
+) -> tuple[Tensor, Tensor]:
+    """Half the screened repulsion of each atom (N,) and its d/dr for each slot (N, J)."""
+    pair = (types.unsqueeze(1).expand_as(slots.neighbor_types), slots.neighbor_types)
+    table, charges = repulsion.table[pair], repulsion.charges
+    outer = torch.minimum(table[..., 1], geometry.pair_cutoffs[1])  # GPUMD: the angular pairs
+    value, slope = screened_repulsion(geometry.r, charges[pair[0]], charges[pair[1]], table, outer)
     return value.sum(1), slope
 
 

@@ -1,0 +1,233 @@
+"""``painn``: the accurate tier, equivariant message passing with scalars and vectors.
+
+After Schütt, Unke and Gastegger (ICML 2021, arXiv:2102.03150). Beside the paper's form, the first
+layer, whose messages depend on the neighbour's element alone, also gathers second moments of the
+neighbourhood, and offers products of all its moments (two to four bodies, as in the atomic cluster
+expansion) to the scalars: angles cost no second pass over the edges there.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from ase.data import atomic_numbers
+from torch import Tensor, nn
+
+from mlff_distiller.kernels.nep.reference import screened_repulsion
+from mlff_distiller.students.base import Student
+
+_SHORTEST = 1e-6
+"""Å. Keeps the direction of coincident atoms finite."""
+
+
+class PaiNN(Student):
+    """PaiNN-style student; extensive, smooth to second order at the cutoff.
+
+    Parameters
+    ----------
+    channels, layers
+        Scalars, and vectors, of each atom; passes of messages.
+    radial_functions
+        Bessel functions sin(k pi r / r_c) / r under a polynomial envelope.
+    moments
+        Whether the first layer has second moments and products.
+    mean_neighbors
+        Of the data; messages are divided by its root.
+    zbl
+        ``zbl[t][u]`` = inner and outer radius (Å) and a1, b1 .. a4, b4; None for no repulsion.
+    """
+
+    architecture: ClassVar[str] = "painn"
+    learning_rate: ClassVar[float] = 2e-3
+    zbl_charges: Tensor  # (T,)
+    zbl_table: Tensor | None  # (T, T, 10)
+    scale: Tensor  # () eV
+
+    def __init__(
+        self,
+        elements: tuple[str, ...],
+        cutoff: float,
+        channels: int,
+        layers: int,
+        radial_functions: int,
+        mean_neighbors: float,
+        *,
+        moments: bool = True,
+        zbl: tuple[tuple[tuple[float, ...], ...], ...] | None = None,
+    ) -> None:
+        super().__init__(elements, cutoff)
+        self.channels, self.layers, self.radial_functions = channels, layers, radial_functions
+        self.mean_neighbors, self.moments, self.zbl = mean_neighbors, moments, zbl
+        charges = torch.tensor([float(atomic_numbers[symbol]) for symbol in elements])
+        self.register_buffer("zbl_charges", charges.double(), persistent=False)
+        table = None if zbl is None else torch.tensor(zbl, dtype=torch.float64)
+        self.register_buffer("zbl_table", table, persistent=False)
+        self.register_buffer("scale", torch.ones((), dtype=torch.float64))
+        self.embedding = nn.Parameter(torch.zeros(len(elements), channels, dtype=torch.float64))
+        self.messages, self.updates = nn.ModuleList(), nn.ModuleList()
+        for layer in range(layers):
+            self.updates.append(_Update(channels, last=layer == layers - 1))
+            if layer:
+                self.messages.append(_Message(channels, radial_functions))
+        self.gather = _Gather(len(elements), channels, radial_functions, moments=moments)
+        self.readout = _perceptron(channels, max(8, channels // 2), 1)
+        self.double()
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "elements": list(self.elements),
+            "cutoff": self.cutoff,
+            "channels": self.channels,
+            "layers": self.layers,
+            "radial_functions": self.radial_functions,
+            "mean_neighbors": self.mean_neighbors,
+            "moments": self.moments,
+            "zbl": self.zbl,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> PaiNN:
+        zbl = config["zbl"] and tuple(tuple(tuple(pair) for pair in row) for row in config["zbl"])
+        return cls(**{**config, "elements": tuple(config["elements"]), "zbl": zbl})
+
+    def site_energies(self, types: Tensor, i: Tensor, j: Tensor, vectors: Tensor) -> Tensor:
+        r = (vectors.square().sum(1) + _SHORTEST**2).sqrt()  # (n_edges,)
+        directions = vectors / r.unsqueeze(1)
+        share = 1.0 / math.sqrt(self.mean_neighbors)
+        radial = share * self._radial(r)  # (n_edges, radial_functions)
+        s, v = self.gather(types, i, j, radial, directions)  # (n_atoms, C), (n_atoms, 3, C)
+        s, v = self.updates[0](self.embedding[types] + s, v)
+        for message, update in zip(self.messages, self.updates[1:], strict=True):
+            s, v = update(*message(s, v, i, j, radial, directions))
+        energies: Tensor = self.scale.to(s.dtype) * self.readout(s).squeeze(1)
+        if self.zbl_table is not None:
+            table = self.zbl_table.to(r.dtype)[types[i], types[j]]
+            zi, zj = (self.zbl_charges.to(r.dtype)[types[k]] for k in (i, j))
+            outer = table[:, 1].clamp(max=self.cutoff)
+            energies = energies.index_add(0, i, screened_repulsion(r, zi, zj, table, outer)[0])
+        return energies
+
+    def _radial(self, r: Tensor) -> Tensor:
+        """Bessel functions (n_edges, K) times an envelope with two vanishing derivatives at r_c."""
+        x = (r / self.cutoff).clamp(max=1.0)
+        envelope = 1.0 - x**3 * (10.0 - x * (15.0 - 6.0 * x))
+        k = torch.arange(1, self.radial_functions + 1, device=r.device, dtype=r.dtype)
+        waves = torch.sin(math.pi * k * x.unsqueeze(1)) / r.unsqueeze(1)
+        return math.sqrt(2.0 / self.cutoff) * waves * envelope.unsqueeze(1)
+
+
+def _linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
+    """Weights undefined: PyTorch's own would be drawn from the global generator."""
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias)
+    return layer
+
+
+def _perceptron(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(_linear(inputs, hidden), nn.SiLU(), _linear(hidden, outputs))
+
+
+class _Gather(nn.Module):
+    """The first messages: moments of the neighbourhood, weighted by the neighbour's element."""
+
+    def __init__(
+        self, n_types: int, channels: int, radial_functions: int, *, moments: bool
+    ) -> None:
+        super().__init__()
+        half = channels // 2
+        self.sizes = [channels, channels, *([half] if moments else [])]
+        self.weights = nn.Parameter(torch.zeros(n_types, sum(self.sizes)))
+        self.filters = _linear(radial_functions, sum(self.sizes), bias=False)
+        self.products = _Products(channels, half) if moments else None
+
+    def forward(
+        self, types: Tensor, i: Tensor, j: Tensor, radial: Tensor, directions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Scalars (n_atoms, C) and vectors (n_atoms, 3, C)."""
+        n = len(types)
+        weights = (self.weights[types[j]] * self.filters(radial)).split(self.sizes, dim=1)
+        scalars = _sum(weights[0], i, n)
+        vectors = _sum(directions.unsqueeze(2) * weights[1].unsqueeze(1), i, n)
+        if self.products is None:
+            return scalars, vectors
+        second = _sum(_harmonics(directions).unsqueeze(2) * weights[2].unsqueeze(1), i, n)
+        ds, dv = self.products(vectors, second)
+        return scalars + ds, vectors + dv
+
+
+class _Message(nn.Module):
+    """Sums over neighbours of their scalars, filtered, of directions, and of their vectors."""
+
+    def __init__(self, channels: int, radial_functions: int) -> None:
+        super().__init__()
+        self.network = _perceptron(channels, channels, 3 * channels)
+        self.filters = _linear(radial_functions, 3 * channels, bias=False)
+
+    def forward(
+        self, s: Tensor, v: Tensor, i: Tensor, j: Tensor, radial: Tensor, directions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """``s`` (n_atoms, C) and ``v`` (n_atoms, 3, C) with their messages."""
+        weights = (self.network(s)[j] * self.filters(radial)).chunk(3, dim=1)
+        edges = directions.unsqueeze(2) * weights[1].unsqueeze(1)
+        edges = edges + v[j] * weights[2].unsqueeze(1)
+        return s + _sum(weights[0], i, len(s)), v + _sum(edges, i, len(s))
+
+
+def _sum(edges: Tensor, i: Tensor, n_atoms: int) -> Tensor:
+    """Over the edges (n_edges, ...) of each atom ``i``: (n_atoms, ...)."""
+    return edges.new_zeros(n_atoms, *edges.shape[1:]).index_add(0, i, edges)
+
+
+def _harmonics(directions: Tensor) -> Tensor:
+    """Second-order real harmonics (n_edges, 5), norm 1: xy, yz, zx, (3z^2 - 1), (x^2 - y^2)."""
+    x, y, z = directions.unbind(1)
+    root = math.sqrt(3.0)
+    last = 0.5 * (3.0 * z * z - x * x - y * y - z * z), 0.5 * root * (x * x - y * y)
+    return torch.stack([root * x * y, root * y * z, root * z * x, *last], 1)
+
+
+class _Products(nn.Module):
+    """Products of first moments a and second moments B: a.a, B:B, a.B.a, tr B^3, and B.a."""
+
+    def __init__(self, channels: int, mixed: int) -> None:
+        super().__init__()
+        self.mix = _linear(channels, mixed, bias=False)
+        self.mix_second = _linear(mixed, mixed, bias=False)
+        self.scalars = _linear(4 * mixed, channels, bias=False)
+        self.vectors = _linear(mixed, channels, bias=False)
+
+    def forward(self, vectors: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Scalars (n_atoms, C) and vectors (n_atoms, 3, C) to be added."""
+        a, b = self.mix(vectors), self.mix_second(second)
+        xy, yz, zx, zz, dd = b.unbind(1)
+        root = math.sqrt(3.0)
+        xx, yy = 0.5 * (root * dd - zz), -0.5 * (root * dd + zz)
+        xy, yz, zx = 0.5 * root * xy, 0.5 * root * yz, 0.5 * root * zx
+        x, y, z = a.unbind(1)
+        turned = torch.stack(
+            [xx * x + xy * y + zx * z, xy * x + yy * y + yz * z, zx * x + yz * y + zz * z], 1
+        )
+        determinant = (
+            xx * (yy * zz - yz * yz) - xy * (xy * zz - yz * zx) + zx * (xy * yz - yy * zx)
+        )  # a third of the trace of the cube, B being traceless
+        invariants = [(a * a).sum(1), (b * b).sum(1), (a * turned).sum(1), 3.0 * determinant]
+        return self.scalars(torch.cat(invariants, 1)), self.vectors(turned)
+
+
+class _Update(nn.Module):
+    """Scalars and vectors of one atom mix; of the last layer only the scalars are needed."""
+
+    def __init__(self, channels: int, *, last: bool) -> None:
+        super().__init__()
+        self.kinds = 2 if last else 3
+        self.u = _linear(channels, channels, bias=False)
+        self.v = _linear(channels, channels, bias=False)
+        self.network = _perceptron(2 * channels, channels, self.kinds * channels)
+
+    def forward(self, s: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        uv, vv = self.u(v), self.v(v)
+        norm = (vv.square().sum(1) + _SHORTEST).sqrt()
+        gates = self.network(torch.cat([s, norm], 1)).chunk(self.kinds, dim=1)
+        s = s + gates[0] + gates[1] * (uv * vv).sum(1)
+        return s, v if self.kinds == 2 else v + gates[2].unsqueeze(1) * uv

@@ -1,0 +1,132 @@
+"""PaiNN made for data: sizes, scales, and what its terms can tell apart."""
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk, molecule
+from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
+from tests.conftest import random_painn, rattled
+
+from mlff_distiller.batch import Batch
+from mlff_distiller.errors import TrainingError
+from mlff_distiller.neighbors import neighbor_list
+from mlff_distiller.students import PaiNN, PaiNNSettings, painn_for
+from mlff_distiller.students.painn_setup import initialise
+
+
+def labelled(atoms: Atoms, n: int) -> list[Batch]:
+    frames = []
+    for seed in range(n):
+        frame = rattled(atoms, 0.1, seed)
+        frame.calc = EMT()
+        energy, forces = frame.get_potential_energy(), frame.get_forces()
+        frame.calc = SinglePointCalculator(frame, energy=energy, forces=forces)
+        frames.append(Batch.from_atoms([frame]))
+    return frames
+
+
+def energies(student: PaiNN, atoms: Atoms) -> float:
+    batch = Batch.from_atoms([atoms])
+    return student(batch, neighbor_list(batch, student.cutoff)).energy.item()
+
+
+@pytest.mark.parametrize(
+    ("preset", "parameters"), [("32x2", 25_000), ("64x2", 92_000), ("128x3", 540_000)]
+)
+def test_presets(preset, parameters):
+    student = painn_for(labelled(bulk("Cu", cubic=True), 4), PaiNNSettings(), 0, preset)
+    assert sum(p.numel() for p in student.parameters()) == pytest.approx(parameters, rel=0.03)
+    assert student.dtype == torch.float32
+    assert student.cutoff == 4.5
+    assert f"{student.channels}x{student.layers}" == preset
+
+
+def test_the_data_set_cutoff_scales_and_repulsion():
+    frames = labelled(molecule("C2H6"), 6)
+    student = painn_for(frames, PaiNNSettings(), 0, "")
+    assert student.elements == ("H", "C")
+    assert (student.cutoff, student.channels, student.layers) == (5.0, 64, 2)
+    forces = torch.cat([frame.labels["forces"] for frame in frames]).double()
+    assert float(student.scale) == pytest.approx(float(forces.square().mean().sqrt()))
+    assert student.mean_neighbors == 7.0
+    assert student.zbl[0][1][1] < 1.1
+    own = painn_for(frames, PaiNNSettings(cutoff_A=3.0, channels=8, layers=1, zbl=False), 0, "64x2")
+    assert (own.cutoff, own.channels, own.layers, own.zbl) == (3.0, 8, 1, None)
+
+
+def test_the_seed_decides_and_the_global_one_stays():
+    frames = labelled(bulk("Cu", cubic=True), 2)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    one, same, other = (painn_for(frames, PaiNNSettings(), seed, "32x2") for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(one.gather.weights, same.gather.weights)
+    assert not torch.equal(one.gather.weights, other.gather.weights)
+
+
+@pytest.mark.parametrize("preset", ["large", "64", "64x2x1"])
+def test_no_such_preset(preset):
+    with pytest.raises(TrainingError, match=r"(?s)no preset.*painn-64x2"):
+        painn_for(labelled(bulk("Cu"), 1), PaiNNSettings(), 0, preset)
+
+
+def test_training_follows_the_exact_gradient_of_forces():
+    """The second derivative, by which force errors are trained, against finite differences."""
+    student = random_painn(seed=2).train()
+    batch = Batch.from_atoms([rattled(molecule("H2O"))])
+    pairs = neighbor_list(batch, student.cutoff)
+    weight = student.gather.filters.weight
+
+    def error() -> torch.Tensor:
+        return student(batch, pairs).forces.square().sum()
+
+    (gradient,) = torch.autograd.grad(error(), weight)
+    direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)).double()
+    values = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            weight += sign * 1e-5 * direction
+        values.append(float(error().detach()))
+        with torch.no_grad():
+            weight -= sign * 1e-5 * direction
+    slope = (values[0] - values[1]) / 2e-5
+    assert float((gradient * direction).sum()) == pytest.approx(slope, rel=1e-6)
+
+
+def shells(order: int) -> tuple[Atoms, Atoms]:
+    """Two neighbourhoods of the same distances, whose first differing moment is ``order``."""
+    cos, sin = np.cos(np.radians(70)), np.sin(np.radians(70))
+    if order == 1:
+        vectors = [[1, 0, 0], [-1, 0, 0]], [[1, 0, 0], [0, 1, 0]]
+    else:
+        vectors = (
+            [[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]],
+            [
+                [1, 0, 0],
+                [-1, 0, 0],
+                [cos, sin, 0],
+                [-cos, -sin, 0],
+            ],
+        )
+    one, other = (Atoms("O" + "H" * len(v), [[0, 0, 0], *v]) for v in vectors)
+    return one, other
+
+
+@pytest.mark.parametrize(
+    ("order", "moments", "differ"), [(1, False, 1), (2, False, 0), (2, True, 1)]
+)
+def test_first_moments_see_angles_and_second_moments_more(order, moments, differ):
+    """One layer, one centre: what distances and first moments cannot tell, second moments can."""
+    student = PaiNN(("H", "O"), 1.1, 8, 1, 6, 2.0, moments=moments)
+    initialise(student, torch.Generator().manual_seed(1))
+    one, other = (energies(student, atoms) for atoms in shells(order))
+    assert (abs(one - other) > 1e-6) == differ
+
+
+def test_coincident_atoms_stay_finite():
+    student = random_painn(zbl=False)
+    batch = Batch.from_atoms([Atoms("OH", np.zeros((2, 3)))])
+    prediction = student(batch, neighbor_list(batch, student.cutoff))
+    assert torch.isfinite(prediction.forces).all()
