@@ -87,9 +87,11 @@ class EventLog:
 
     def write(self, stage: str, **figures: Any) -> None:
         line = json.dumps({"time": round(time.time(), 3), "stage": stage, **figures})
-        with self.path.open("a+", encoding="utf-8") as stream:
-            torn = stream.tell() > 0 and not self.path.read_bytes().endswith(b"\n")
-            stream.write(("\n" if torn else "") + line + "\n")
+        with self.path.open("ab+") as stream:
+            if stream.tell() > 0:
+                stream.seek(-1, os.SEEK_END)
+                line = line if stream.read(1) == b"\n" else "\n" + line
+            stream.write(line.encode("utf-8") + b"\n")
 
     def rows(self, stage: str) -> list[dict[str, Any]]:
         """Events of ``stage``, in order."""

@@ -98,7 +98,8 @@ def all_images(batch: Batch, cutoff: float) -> Neighbors:
     """
     device = batch.positions.device
     lattice = batch.cell * batch.pbc.unsqueeze(2)
-    dual = torch.linalg.pinv(lattice.cpu())  # columns; only their span is periodic
+    # Columns dual to the periodic vectors; rounding must not make the others periodic.
+    dual = torch.linalg.pinv(lattice.cpu()) * batch.pbc.cpu().unsqueeze(1)
     reach = torch.ceil(cutoff * dual.norm(dim=1)).long()  # (n_systems, 3)
     n_images = (2 * reach + 1).prod(1)
     of_image, shift = _images(reach.to(device), n_images.to(device), int(n_images.sum()))

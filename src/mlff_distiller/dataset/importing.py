@@ -14,7 +14,12 @@ from ase import Atoms
 
 from mlff_distiller.batch import check_structure
 from mlff_distiller.dataset.formats import Conventions, Frame, detect, read_frames
-from mlff_distiller.dataset.record import Record, label_key
+from mlff_distiller.dataset.record import (
+    OPTIONAL_STRUCTURE,
+    Record,
+    charge_or_spin,
+    label_key,
+)
 from mlff_distiller.dataset.writer import DatasetWriter
 from mlff_distiller.durable import EventLog, sha256_of_file
 from mlff_distiller.errors import DatasetError, StructureError
@@ -62,7 +67,7 @@ def import_frames(
         A file cannot be read or leaves its units or signs open, or ``out`` was made otherwise.
     """
     conventions = conventions or Conventions()
-    report, kin = ImportReport(), _Kin()
+    report, kin = ImportReport(), Kin()
     rejected = EventLog(out / REJECTED)
     with DatasetWriter(out, _metadata(sources, conventions, format, level)) as writer:
         known = {(row["file"], row["frame"]) for row in rejected.rows("rejected")}
@@ -71,7 +76,7 @@ def import_frames(
             for frame in read_frames(path, conventions, format):
                 report.n_frames += 1
                 origin = {"file": str(path), "frame": frame.index}
-                group = kin.group(number, frame)
+                group = kin.group(number, frame.atoms, frame.kin)
                 problem = frame.problem or _problem(frame)
                 key = label_key(frame.atoms, level)
                 if problem:
@@ -96,37 +101,47 @@ def _owner(writer: DatasetWriter, key: str) -> dict[str, Any]:
     return {name: writer.provenance(key)[name] for name in ("file", "frame")}
 
 
-class _Kin:
-    """Numbers of groups, in order of appearance."""
+class Kin:
+    """Numbers of groups, in order of appearance.
+
+    Kin are frames of one source that name the same kin, and else consecutive frames of it in which
+    no atom moved by 0.1 Å.
+    """
 
     def __init__(self) -> None:
         self._named: dict[tuple[int, str], int] = {}
         self._number, self._source = -1, -1
         self._last = Atoms()
 
-    def group(self, source: int, frame: Frame) -> int:
-        """Of ``frame`` of the ``source``-th file; must be asked in order."""
-        if frame.kin:
-            if (source, frame.kin) not in self._named:
+    def group(self, source: int, atoms: Atoms, name: str = "") -> int:
+        """Of the next frame of the ``source``-th file; must be asked in order."""
+        if name:
+            if (source, name) not in self._named:
                 self._number += 1
-                self._named[source, frame.kin] = self._number
-            return self._named[source, frame.kin]
-        if source != self._source or not _continues(self._last, frame.atoms):
+                self._named[source, name] = self._number
+            return self._named[source, name]
+        if source != self._source or not _continues(self._last, atoms):
             self._number += 1
-        self._source, self._last = source, frame.atoms
+        self._source, self._last = source, atoms
         return self._number
 
 
 def _continues(before: Atoms, now: Atoms) -> bool:
     if len(now) == 0 or not np.array_equal(before.numbers, now.numbers):
         return False
-    return bool(np.abs(before.positions - now.positions).max() < _NEXT_FRAME)
+    moved = now.positions - before.positions
+    lattice = now.cell.array * now.pbc[:, None]
+    if now.pbc.any() and np.isfinite(lattice).all():  # an atom may have been wrapped meanwhile
+        moved = moved - np.round(moved @ np.linalg.pinv(lattice)) @ lattice
+    return bool(np.abs(moved).max() < _NEXT_FRAME)
 
 
 def _problem(frame: Frame) -> str:
     try:
         check_structure(frame.atoms)
-    except StructureError as error:
+        for name in OPTIONAL_STRUCTURE:
+            charge_or_spin(frame.atoms, name, "structure")
+    except (StructureError, DatasetError) as error:
         return error.problem
     for name, row in LABELS.items():
         value = frame.labels.get(name)

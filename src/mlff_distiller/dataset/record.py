@@ -41,11 +41,18 @@ def structure_hash(atoms: Atoms) -> str:
     """SHA-256, 64 hexadecimal digits, of what defines a structure.
 
     Numbers, positions, cell, pbc, and charge and spin of ``atoms.info``, in float64 and exactly:
-    another order of atoms is another structure; memory order and the sign of zero are not.
+    another order of atoms is another structure; memory order and the sign of zero are not. What
+    cannot be a charge or spin counts as it is written.
     """
     digest = hashlib.sha256(b"mlff-distiller structure 1")
     digest.update(np.concatenate([[len(atoms)], atoms.numbers]).astype("<i8").tobytes())
-    optional = [charge_or_spin(atoms, name, "structure") for name in OPTIONAL_STRUCTURE]
+    optional = []
+    for name in OPTIONAL_STRUCTURE:
+        try:
+            optional.append(charge_or_spin(atoms, name, "structure"))
+        except DatasetError:
+            optional.append(np.array(np.nan))
+            digest.update(f"{name}={atoms.info[name]!r}".encode())
     for array in (atoms.positions, atoms.cell.array, atoms.pbc, optional):
         digest.update((np.asarray(array, dtype="<f8") + 0.0).tobytes())  # -0.0 + 0.0 is 0.0
     return digest.hexdigest()

@@ -1,7 +1,8 @@
 """A labelling job: each structure labelled once, by one worker or many, killed and resumed.
 
-What is labelled together, and appended together, is cut from the list of structures alone: so the
-labels do not depend on who made them, or on how often the job was killed.
+What is labelled together, and appended together, is cut from the list of structures (of a shard,
+its share of it) and the size of a batch alone: so the labels do not depend on who made them, or on
+how often the job was killed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from mlff_distiller.dataset import Dataset, DatasetWriter
+from mlff_distiller.dataset.manifest import (
+    MANIFEST,
+    differences,
+    plain_metadata,
+    read_manifest,
+)
 from mlff_distiller.durable import EventLog, write_json
 from mlff_distiller.errors import (
     ConfigError,
@@ -24,7 +31,7 @@ from mlff_distiller.errors import (
     DistillerError,
     TeacherError,
 )
-from mlff_distiller.labeling.labeler import LabelStore, open_labels
+from mlff_distiller.labeling.labeler import LabelStore, metadata_of_labels, open_labels
 from mlff_distiller.labeling.structures import Structure, Structures, batches, share
 from mlff_distiller.labeling.workers import (
     Cluster,
@@ -71,7 +78,7 @@ def label(
 ) -> Outcome:
     """Label ``structures`` in the dataset ``out``; the same call continues an interrupted one.
 
-    ``shard`` (i, n) labels every n-th batch from the i-th in ``out/parts``; who finds all parts
+    ``shard`` (i, n) labels every n-th structure from the i-th in ``out/parts``; who finds all parts
     done collects them in ``out``. With a ``cluster`` its jobs are the workers.
 
     Raises
@@ -95,15 +102,16 @@ def label(
     with _workers(workers, cluster, request, out) as (pool, n_pool):
         on_progress(0, len(structures.all), "waiting for a worker")
         teacher, most_atoms = pool.submit(identify, request).result()
+        if shard is not None:
+            _refuse_other_parts(out, teacher, inputs)
         with open_labels(folder, teacher, inputs) as writer:
             if retry_failed:
                 EventLog(folder / "quarantine.jsonl").path.unlink(missing_ok=True)
             store = LabelStore(writer, teacher)
-            todo = batches(structures.all, most_atoms)
-            own = todo if shard is None else share(todo, shard)
+            todo = structures.all if shard is None else share(structures.all, shard)
+            own = batches(todo, most_atoms)
             seconds = _run(own, store, pool, n_pool, request, on_progress)
-            n_own = sum(map(len, own))
-            outcome = Outcome(n_own, n_own - len(store.failed), len(store.failed), seconds)
+            outcome = Outcome(len(todo), len(todo) - len(store.failed), len(store.failed), seconds)
             write_json(folder / _OUTCOME, asdict(outcome))
     return outcome if shard is None else _collect(out, shard[1], teacher, inputs, outcome)
 
@@ -204,6 +212,19 @@ def _refuse_other_shards(out: Path, shard: tuple[int, int] | None) -> None:
         )
 
 
+def _refuse_other_parts(out: Path, teacher: TeacherIdentity, inputs: Mapping[str, Any]) -> None:
+    """`DatasetError` if any part was begun by another teacher, or from other structures."""
+    ours = plain_metadata(metadata_of_labels(teacher, inputs))
+    for manifest in sorted(out.glob(f"{PARTS}/*-of-*/{MANIFEST}")):
+        changes = differences(ours, read_manifest(manifest.parent).metadata)
+        if changes:
+            raise DatasetError(
+                f"{manifest.parent} was made with other metadata (now != then):\n    "
+                + "\n    ".join(changes),
+                remedy="use the same teacher, settings and inputs, or choose another folder",
+            )
+
+
 def _collect(
     out: Path, n_shards: int, teacher: TeacherIdentity, inputs: Mapping[str, Any], own: Outcome
 ) -> Outcome:
@@ -219,6 +240,7 @@ def _collect(
         finished = _outcomes(out)
         if len(finished) < n_shards:  # another was quicker, and has removed them
             return pending
+        _refuse_other_parts(out, teacher, inputs)
         failures = EventLog(out / "quarantine.jsonl")
         known = {row["key"] for row in failures.rows("label_failed")}
         for part in finished:
@@ -233,11 +255,12 @@ def _collect(
             sum(row.n_failed for row in rows),
             sum(row.teacher_seconds for row in rows),
         )
-        if len(writer) != whole.n_labelled:  # never remove what has not arrived
+        complete = whole.n_structures == inputs["inputs"]["n_structures"]
+        if len(writer) != whole.n_labelled or not complete:  # never remove what has not arrived
             raise DatasetError(
                 f"{out}: labels of the parts are missing in what was collected",
-                expected=whole.n_labelled,
-                found=len(writer),
+                expected=f"{whole.n_labelled} of {inputs['inputs']['n_structures']} structures",
+                found=f"{len(writer)} of {whole.n_structures}",
                 remedy="keep the folder, and report this",
             )
         write_json(out / _OUTCOME, asdict(whole))

@@ -30,9 +30,16 @@ def open_labels(
 
     ``inputs`` is what else must not change from one run to the next.
     """
+    return DatasetWriter(folder, metadata_of_labels(teacher, inputs))
+
+
+def metadata_of_labels(
+    teacher: TeacherIdentity, inputs: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What a dataset of labels by ``teacher`` says about them."""
     identity = dataclasses.asdict(teacher)
     identity.pop("device")
-    return DatasetWriter(folder, {"teacher": identity, **(inputs or {})})
+    return {"teacher": identity, **(inputs or {})}
 
 
 class LabelStore:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -14,6 +14,7 @@ from ase.io import read as ase_read
 from ase.io.formats import UnknownFileTypeError
 
 from mlff_distiller.dataset import Dataset, structure_hash
+from mlff_distiller.dataset.importing import Kin
 from mlff_distiller.errors import StructureError
 
 _KEPT = ("charge", "spin")
@@ -61,15 +62,17 @@ def read_frames(source: str | Path) -> list[Atoms]:
 def read_structures(sources: Sequence[str | Path]) -> Structures:
     """Structures of files that ASE reads, or of datasets, whether they can be evaluated or not.
 
-    Frames are kin if ``sample`` made them in one tree or walk, and otherwise each for itself.
+    Frames are kin if ``sample`` made them in one tree or walk, if they are of one group of a
+    dataset, or if no atom moved by 0.1 Å since the last frame.
     """
     found: dict[str, Structure] = {}
-    repeated = 0
+    repeated, kin = 0, Kin()
     for number, source in enumerate(sources):
-        for frame, (atoms, about) in enumerate(_frames(source)):
+        for frame, (atoms, about, name) in enumerate(_frames(source)):
             bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
             bare.info = {name: atoms.info[name] for name in _KEPT if name in atoms.info}
-            origin = {"file": str(source), "frame": frame, **_kin(about, number, frame)}
+            group = kin.group(number, bare, name)
+            origin = {"file": str(source), "frame": frame, **_kin(about, number, group)}
             key = structure_hash(bare)
             repeated += key in found
             found.setdefault(key, Structure(bare, origin))
@@ -79,22 +82,23 @@ def read_structures(sources: Sequence[str | Path]) -> Structures:
     return Structures(tuple(found.values()), digest, repeated)
 
 
-def _frames(source: str | Path) -> Iterator[tuple[Atoms, dict[str, Any]]]:
+def _frames(source: str | Path) -> Iterator[tuple[Atoms, dict[str, Any], str]]:
+    """Each with what is said about it, and the name of its kin, if they have one."""
     if (Path(source) / "manifest.json").is_file():
         for record in Dataset(source).iterate():
-            yield record.atoms, dict(record.provenance)
+            yield record.atoms, dict(record.provenance), f"group {record.group}"
     else:
         for atoms in read_frames(source):
-            yield atoms, atoms.info
+            yield atoms, atoms.info, ""
 
 
-def _kin(about: dict[str, Any], number: int, frame: int) -> dict[str, int]:
-    """Seeds of different files differ; a frame that says nothing is a seed of its own."""
+def _kin(about: dict[str, Any], number: int, group: int) -> dict[str, int]:
+    """Seeds of different files differ; frames that say nothing are of a ``group``."""
     told = {name: int(about[name]) for name in _KIN if _is_whole(about.get(name))}
     if "seed" in told:
         branch = told.get("branch", told.get("walker", 0))
         return {**told, "seed": number * 10**6 + told["seed"], "branch": branch}
-    return {"seed": number * 10**6 + frame % 10**6, "branch": 1}
+    return {"seed": number * 10**6 + group % 10**6, "branch": 1}
 
 
 def _is_whole(value: object) -> bool:
@@ -115,7 +119,7 @@ def batches(structures: Sequence[Structure], most_atoms: int) -> list[list[Struc
     return cut
 
 
-def share(parts: Iterable[list[Structure]], shard: tuple[int, int]) -> list[list[Structure]]:
-    """Every n-th of ``parts``, from the i-th on; ``shard`` is (i, n), i from 1 on."""
+def share(structures: Sequence[Structure], shard: tuple[int, int]) -> Sequence[Structure]:
+    """Every n-th of ``structures``, from the i-th on; ``shard`` is (i, n), i from 1 on."""
     number, count = shard
-    return list(parts)[number - 1 :: count]
+    return structures[number - 1 :: count]

@@ -115,7 +115,7 @@ class PaiNN(Student):
         envelope = 1.0 - x**3 * (10.0 - x * (15.0 - 6.0 * x))
         k = torch.arange(1, self.radial_functions + 1, device=r.device, dtype=r.dtype)
         waves = torch.sin(math.pi * k * x.unsqueeze(1)) / r.unsqueeze(1)
-        return math.sqrt(2.0 / self.cutoff) * waves * envelope.unsqueeze(1)
+        return math.sqrt(2.0) * self.cutoff * waves * envelope.unsqueeze(1)
 
 
 def _linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:

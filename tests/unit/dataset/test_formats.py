@@ -344,10 +344,23 @@ def test_keys_of_others_need_a_unit(tmp_path):
     keys = {"energy_key": "REF_energy", "forces_key": "REF_forces"}
     with pytest.raises(DatasetError, match="the unit of 'REF_energy' is not given"):
         list(read_frames(path, Conventions(**keys)))
-    [frame] = read_frames(path, Conventions(**keys, energy_unit="kcal/mol", length_unit="bohr"))
+    units = {"energy_unit": "kcal/mol", "length_unit": "bohr"}
+    with pytest.raises(DatasetError, match="the unit of 'REF_forces' is not given"):
+        list(read_frames(path, Conventions(**keys, **units)))
+    [frame] = read_frames(path, Conventions(**keys, **units, forces_unit="kcal/mol/bohr"))
     assert frame.labels["energy"] == pytest.approx(2.0 * 0.0433641153)
     assert frame.labels["forces"][0, 0] == pytest.approx(0.5 * 0.0433641153 / 0.529177211)
     assert frame.atoms.positions[1, 0] == pytest.approx(0.529177211)
+
+
+def test_forces_of_ase_are_not_in_the_unit_of_another_energy(tmp_path):
+    """Hartree of one column say nothing about the other: it is asked for."""
+    path = text(tmp_path, "REF_energy=2.0", "species:S:1:pos:R:3:forces:R:3")
+    given = {"energy_key": "REF_energy", "energy_unit": "hartree"}
+    with pytest.raises(DatasetError, match="'forces' is not given, and other units are given"):
+        list(read_frames(path, Conventions(**given)))
+    [frame] = read_frames(path, Conventions(**given, forces_unit="eV/angstrom"))
+    assert frame.labels["forces"][0, 0] == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,33 @@ def test_every_frame_is_counted(tmp_path):
     assert verify(out).ok
 
 
+def test_a_charge_that_is_none_rejects_its_frame_alone(tmp_path):
+    bad = frame(1)
+    bad.info["charge"] = "abc"
+    write(tmp_path / "a.xyz", [frame(0), bad, frame(2)])
+    report = import_frames([tmp_path / "a.xyz"], tmp_path / "out")
+    assert (report.n_imported, report.n_rejected) == (2, 1)
+    [row] = [
+        json.loads(line) for line in (tmp_path / "out/rejected.jsonl").read_text().split("\n")[:1]
+    ]
+    assert "charge" in row["problem"]
+
+
+def test_an_atom_that_was_wrapped_breaks_no_trajectory(tmp_path):
+    one = frame(0)
+    other = one.copy()
+    other.positions += 0.01
+    other.positions[1] += 2 * other.cell[0] - other.cell[2]
+    far = one.copy()
+    far.positions[0, 0] += 0.2
+    other.calc, far.calc = one.calc, one.calc
+    for atoms in (other, far):
+        atoms.calc = SinglePointCalculator(atoms, energy=1.0, forces=np.zeros((len(atoms), 3)))
+    write(tmp_path / "a.traj", [one, other, far])
+    import_frames([tmp_path / "a.traj"], tmp_path / "out")
+    assert Dataset(tmp_path / "out").groups.tolist() == [0, 0, 1]
+
+
 def test_the_same_structure_with_another_label_is_not_a_second_label(tmp_path):
     write(tmp_path / "a.traj", [frame(0), frame(0, energy=7.0)])
     report = import_frames([tmp_path / "a.traj"], tmp_path / "out")

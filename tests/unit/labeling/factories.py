@@ -28,3 +28,11 @@ class Choosy(EMT):
         if len(atoms) > 4 and not Path("cured").exists():
             raise ValueError("more than four are a crowd")
         super().calculate(atoms, properties, system_changes)
+
+
+class Triple(EMT):
+    """Forces that are not the energy's slope."""
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        self.results["forces"] = 3.0 * self.results["forces"]

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk
+from ase.build import bulk, molecule
 from ase.io import write
 
-from mlff_distiller.dataset import Dataset, verify
+from mlff_distiller.dataset import Dataset, DatasetWriter, Record, verify
 from mlff_distiller.durable import write_json
 from mlff_distiller.errors import ConfigError, DatasetError, StructureError
-from mlff_distiller.labeling import Cluster, Request, label, read_structures
+from mlff_distiller.labeling import Cluster, Request, check_labels, label, read_structures
 from mlff_distiller.labeling.structures import batches, share
 from mlff_distiller.labeling.workers import cluster_workers
 
@@ -239,7 +239,7 @@ def test_kin_stay_together(tmp_path):
         atoms.info.update(seed=seed, branch=branch, charge=1)
         frames.append(atoms)
     write(tmp_path / "tree.xyz", frames)
-    write(tmp_path / "plain.xyz", [bulk("Al"), bulk("Al", a=4.1)])
+    write(tmp_path / "plain.xyz", [bulk("Al"), bulk("Ag")])
     origins = [
         (item.origin["seed"], item.origin["branch"])
         for item in read_structures([tmp_path / "tree.xyz", tmp_path / "plain.xyz"]).all
@@ -266,10 +266,73 @@ def test_batches_are_cut_from_the_list_alone(tmp_path):
         [9],
     ]
     assert [len(batch) for batch in batches(structures, 0)] == [1, 1, 1, 1]
-    parts = batches(structures, 0)
-    assert [s for n in (1, 2, 3) for part in share(parts, (n, 3)) for s in part] == [
+    assert [s for n in (1, 2, 3) for s in share(structures, (n, 3))] == [
         structures[k] for k in (0, 3, 1, 2)
     ]
+
+
+def test_shards_of_nodes_that_batch_otherwise_are_still_whole(here):
+    """What a shard is asked for depends on the list alone, not on how much its node takes."""
+    pytest.importorskip("torchani")
+    frames = [molecule("C2H6") for _ in range(9)]
+    for number, atoms in enumerate(frames):
+        atoms.rattle(0.3, seed=number)
+    write("ethane.xyz", frames)
+    structures = read_structures(["ethane.xyz"])
+    for number, batch_size in ((1, 1), (2, 100_000)):
+        request = Request("ani-1x", "cpu", batch_size=batch_size)
+        outcome = label(structures, request, here / "labels", shard=(number, 2))
+    assert (outcome.collected, outcome.n_structures, outcome.n_labelled) == (True, 9, 9)
+
+
+def test_shards_of_different_teachers_or_inputs_are_refused(here):
+    structures = read_structures(["copper.xyz"])
+    label(structures, EMT, here / "parts", shard=(1, 2))
+    with pytest.raises(DatasetError, match=r"(?s)parts.*now != then.*Slow"):
+        label(structures, Request("ase:factories:Slow", "cpu"), here / "parts", shard=(2, 2))
+    fewer = type(structures)(structures.all[:9], "0" * 64, 0)
+    with pytest.raises(DatasetError, match=r"(?s)now != then.*structures_sha256"):
+        label(fewer, EMT, here / "parts", shard=(2, 2))
+    assert label(structures, EMT, here / "parts", shard=(2, 2)).n_labelled == 10
+
+
+def test_frames_of_a_trajectory_are_kin_and_checked_as_one(here):
+    frames = [bulk("Cu", cubic=True)]
+    for number in range(19):
+        frames.append(frames[-1].copy())
+        frames[-1].rattle(0.02, seed=number)
+    write("walk.xyz", frames)
+    outcome = label(
+        read_structures(["walk.xyz"]), Request("ase:factories:Triple", "cpu"), here / "w"
+    )
+    assert outcome.n_labelled == 20
+    labels = Dataset(here / "w")
+    assert len(set(labels.groups.tolist())) == 1
+    assert {finding.check for finding in check_labels(labels)} == {"energy and forces"}
+    again = read_structures([here / "w"])
+    assert len({structure.origin["seed"] for structure in again.all}) == 1
+
+
+def test_groups_of_an_imported_dataset_are_kept(tmp_path):
+    frames = []
+    for number in range(4):
+        atoms = bulk("Cu", cubic=True) if number % 2 else bulk("Al", cubic=True)
+        atoms.rattle(0.5, seed=number)
+        frames.append(Record(atoms, {"energy": 0.0, "forces": np.zeros((4, 3))}, f"{number:064x}",
+                             number % 2, {"file": "a", "frame": number}))  # fmt: skip
+    with DatasetWriter(tmp_path / "set", {}) as writer:
+        writer.append(frames)
+    seeds = [structure.origin["seed"] for structure in read_structures([tmp_path / "set"]).all]
+    assert seeds[0] == seeds[2] != seeds[1] == seeds[3]
+
+
+def test_a_charge_that_is_none_is_quarantined_alone(here):
+    frames = [bulk("Cu"), bulk("Al")]
+    frames[0].info["charge"] = "abc"
+    write("two.xyz", frames)
+    outcome = label(read_structures(["two.xyz"]), EMT, here / "labels")
+    assert (outcome.n_labelled, outcome.n_failed) == (1, 1)
+    assert "charge" in (here / "labels" / "quarantine.jsonl").read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

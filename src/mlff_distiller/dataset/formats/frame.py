@@ -102,9 +102,7 @@ class Conventions:
     @property
     def forces(self) -> float:
         """eV/Å in the file's unit of forces."""
-        if self.forces_unit is not None:
-            return FORCES_UNITS[self.forces_unit.lower()]
-        return self.energy / self.length
+        return FORCES_UNITS[(self.forces_unit or "eV/angstrom").lower()]
 
     def only(self, name: str, *allowed: str) -> None:
         """Refuse what format ``name``, whose names and units are fixed, would not look at."""

@@ -85,26 +85,29 @@ def _find(
     if key is None:
         if not candidates:
             return None
-        if candidates != [label]:
+        if candidates == [label]:
+            key = label
+        else:
             raise DatasetError(
                 f"{name}: it is not said which numbers are the {label}",
                 expected=f"{option(f'{label}_key')} with one of those found",
                 found=", ".join(candidates),
                 remedy=f"for example {option(f'{label}_key')} {candidates[-1]}",
             )
-        return results[label]
-    if key in results:
-        return results[key]
-    if key not in places:
+    is_result = key in results
+    if not is_result and key not in places:
         return None
-    if conventions.energy_unit is None and (label == "energy" or conventions.forces_unit is None):
-        unit = "energy_unit" if label == "energy" else "forces_unit"
+    unit = f"{label}_unit"
+    others = (conventions.energy_unit, conventions.length_unit)
+    foreign = label == "forces" and any(given is not None for given in others)
+    if getattr(conventions, unit) is None and (foreign or not is_result):
+        why = "other units are given" if is_result else "it is no result of an ASE calculator"
         raise DatasetError(
-            f"{name}: the unit of {key!r} is not given, and it is no result of an ASE calculator",
+            f"{name}: the unit of {key!r} is not given, and {why}",
             expected=option(unit),
             remedy=f"for example {option(unit)} {'eV' if label == 'energy' else 'eV/angstrom'}",
         )
-    return places[key]
+    return results[key] if is_result else places[key]
 
 
 def _candidates(label: str, results: Mapping[str, Any], places: Mapping[str, Any]) -> list[str]:
