@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mlff_distiller import cli_data, cli_label, cli_sample
+from mlff_distiller import cli_data, cli_label, cli_sample, cli_train
 from mlff_distiller.errors import DistillerError
 from mlff_distiller.progress import Display
 
@@ -34,6 +34,9 @@ app.command(
     "label",
     epilog="Example: mlff-distiller label frames.xyz --teacher 7net-0 --out labels --workers 2",
 )(cli_label.label)
+app.command("train", epilog="Example: mlff-distiller train labels --student painn-64x2 --out run")(
+    cli_train.train
+)
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 

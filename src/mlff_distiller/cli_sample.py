@@ -199,7 +199,7 @@ def plan(
     from mlff_distiller import planner
     from mlff_distiller.config import Config
     from mlff_distiller.dataset import Dataset
-    from mlff_distiller.pipeline import split_labels
+    from mlff_distiller.fit import split_labels
     from mlff_distiller.teachers import TeacherCalculator
 
     folder = dataset / "dataset" if (dataset / "dataset").is_dir() else dataset

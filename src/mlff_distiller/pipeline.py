@@ -7,52 +7,38 @@ what is there, which costs next to nothing, and continues where it stopped.
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import math
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from ase import Atoms
 
 from mlff_distiller.active import Round, learn_actively
 from mlff_distiller.batch import Batch, check_structure
-from mlff_distiller.config import Config, differences, read_yaml, to_plain
-from mlff_distiller.dataset import (
-    Dataset,
-    Split,
-    split_by_group,
-    structure_hash,
-)
+from mlff_distiller.config import Config
+from mlff_distiller.dataset import Dataset, Split, structure_hash
 from mlff_distiller.deploy import StudentCalculator, resolve_device
 from mlff_distiller.durable import EventLog, write_json, write_text
-from mlff_distiller.errors import ConfigError, StructureError, TeacherError
+from mlff_distiller.errors import StructureError, TeacherError
 from mlff_distiller.evaluate.assess import Assessment, assess
 from mlff_distiller.evaluate.card import model_card
 from mlff_distiller.evaluate.report import write_report
+from mlff_distiller.fit import OnProgress, split_labels, train_stage
 from mlff_distiller.labeling import (
-    BRANCHES_PER_SEED,
     Labeler,
     check_labels,
     open_labels,
     read_frames,
 )
+from mlff_distiller.run_folder import fix_inputs, only_one
 from mlff_distiller.sampling import enlarge, grow, scan, walk, walkers
 from mlff_distiller.students import Student, load_student, read_config, save_student
 from mlff_distiller.teachers import TeacherCalculator
 from mlff_distiller.training import train
-
-SCHEMA = 1
-
-OnProgress = Callable[[str, int, int, str], None]
-"""Called with stage, done, total and a few words of news."""
 
 _SCORED_AT_ONCE = 8
 
@@ -87,8 +73,9 @@ def distill(
     out = Path(out)
     seeds = read_structures(structures)
     out.mkdir(parents=True, exist_ok=True)
-    with _only_one(out):
-        _fix_inputs(out, config, seeds, teacher)
+    with only_one(out):
+        inputs = {"teacher": teacher, "structures": [structure_hash(atoms) for atoms in seeds]}
+        fix_inputs(out, config, inputs)
         if (out / "report.json").exists():
             report: dict[str, Any] = json.loads((out / "report.json").read_text(encoding="utf-8"))
             if (out / "report.html").exists():
@@ -104,7 +91,7 @@ def distill(
             on_progress("teacher", 1, 1, source.identity.name)
             labels = label_stage(out, seeds, source, config, log, on_progress)
             split = split_labels(labels, config)
-            student = train_stage(out, labels, split, source, config, log, on_progress)
+            student = train_stage(out, labels, split, config, log, on_progress)
             done = assess_stage(out, seeds, labels, split, student, source, config, on_progress)
         card = model_card(done.report, read_config(out / "student"))
         write_text(out / "student" / "README.md", card)
@@ -129,47 +116,6 @@ def read_structures(sources: Sequence[str | Path | Atoms]) -> list[Atoms]:
     if not frames:
         raise StructureError("no structures were given", expected="at least one")
     return list(frames.values())
-
-
-@contextmanager
-def _only_one(out: Path) -> Iterator[None]:
-    """Hold ``out`` for this process; another ``distill`` there is refused at once."""
-    with (out / ".lock").open("a+") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            stream.seek(0)
-            raise ConfigError(
-                f"{out} is in use",
-                found=f"process {stream.read().strip() or '?'}",
-                remedy="wait for it, or choose another --out",
-            ) from error
-        stream.truncate(0)
-        stream.write(str(os.getpid()))
-        stream.flush()
-        yield
-
-
-def _fix_inputs(out: Path, config: Config, seeds: Sequence[Atoms], teacher: str) -> None:
-    """Write config.yaml, or check that the one there says the same."""
-    now = {
-        "schema": SCHEMA,
-        "inputs": {"teacher": teacher, "structures": [structure_hash(atoms) for atoms in seeds]},
-        "config": to_plain(config),
-    }
-    path = out / "config.yaml"
-    if path.exists():
-        before = read_yaml(path)
-        before.pop("versions", None)
-        changed = differences(before, now)
-        if changed:
-            raise ConfigError(
-                f"{out} holds a run with other inputs:\n    " + "\n    ".join(changed),
-                remedy="give the same inputs to continue it, or another --out to begin anew",
-            )
-        return
-    versions = {name: version(name) for name in ("mlff-distiller", "torch", "numpy", "ase")}
-    write_text(path, yaml.safe_dump({**now, "versions": versions}, sort_keys=False))
 
 
 def label_stage(
@@ -299,66 +245,6 @@ def _log_rounds(log: EventLog, rounds: Sequence[Round]) -> None:
                 reach_fs=done.reach_fs,
                 **done.quartiles(),
             )
-
-
-def split_labels(labels: Dataset, config: Config) -> Split:
-    """Whole trees to each part; the seeds themselves train."""
-    rest = 1.0 - config.test_fraction - config.validation_fraction
-    alone = frozenset(int(group) for group in labels.groups if group % BRANCHES_PER_SEED == 0)
-    return split_by_group(
-        labels.groups,
-        (rest, config.validation_fraction, config.test_fraction),
-        config.seed,
-        always_train=alone,
-    )
-
-
-def train_stage(
-    out: Path,
-    labels: Dataset,
-    split: Split,
-    teacher: TeacherCalculator,
-    config: Config,
-    log: EventLog,
-    on_progress: OnProgress,
-) -> Student:
-    """Train, or load what an earlier call trained, as ``out/student``."""
-    folder = out / "student"
-    if not (folder / "config.json").exists():
-        training = labels.read(split.train).systems()
-        validation = labels.read(split.validation).systems()
-        student = config.new_student(training).to(resolve_device(config.device))
-        shown = {row["epoch"] for row in log.rows("train")}
-
-        def on_epoch(row: dict[str, float], epochs: int) -> None:
-            if row["epoch"] not in shown:
-                log.write("train", **row)
-            news = (
-                f"fidelity {row['validation_forces_fidelity']:.4f}, "
-                f"{row['validation_forces_mae_meV_per_A']:.1f} meV/Å"
-            )
-            on_progress("train", int(row["epoch"]) + 1, epochs, news)
-
-        train(
-            student,
-            training,
-            validation,
-            config.training,
-            seed=config.seed,
-            checkpoint=out / "checkpoint.safetensors",
-            on_epoch=on_epoch,
-        )
-        about = {
-            "teacher": dataclasses.asdict(teacher.identity),
-            "n_labels": len(labels),
-            "n_train": len(training),
-            "temperature_K": list(config.sampling.temperature_K),
-            "config": to_plain(config),
-            "versions": {name: version(name) for name in ("mlff-distiller", "torch", "numpy")},
-        }
-        card = "# A student, not yet evaluated\n\nThe run that made it has not finished.\n"
-        save_student(student, folder, about=about, card=card, frames=training)
-    return load_student(folder).to(resolve_device(config.device))
 
 
 def assess_stage(

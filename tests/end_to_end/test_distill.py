@@ -264,6 +264,44 @@ def test_killed_ten_times_and_continued(bench, straight):
     assert len(calls) - len(own) <= 10 * 20
 
 
+def test_train_on_labels_that_are_there(bench, straight, tmp_path):
+    words = ["train", str(straight[0] / "dataset"), "--device", "cpu", "--out"]
+    sizes = [word for word in SMALL if word.startswith("nep.")]
+    first = CliRunner().invoke(app, [*words, str(tmp_path / "a"), *sizes, "training.epochs=12"])
+    assert first.exit_code == 0, first.output
+    assert "forces_fidelity" in first.output
+    errors = json.loads((tmp_path / "a" / "errors.json").read_text())
+    about = json.loads((tmp_path / "a" / "student" / "config.json").read_text())["about"]
+    assert about["teacher"]["name"] == "ase:counted:Counted"
+    again = CliRunner().invoke(app, [*words, str(tmp_path / "a"), *sizes, "training.epochs=12"])
+    assert again.exit_code == 0, again.output
+    other = CliRunner().invoke(app, [*words, str(tmp_path / "a"), *sizes, "training.epochs=13"])
+    assert other.exit_code != 0
+    assert "training.epochs: 12 -> 13" in str(other.exception)
+    gentle = ["--init", str(tmp_path / "a" / "student"), "training.learning_rate=0.001"]
+    more = [*words, str(tmp_path / "b"), *sizes, "training.epochs=12", *gentle]
+    warm = CliRunner().invoke(app, more)
+    assert warm.exit_code == 0, warm.output
+    better = json.loads((tmp_path / "b" / "errors.json").read_text())
+    assert better["forces_mae_meV_per_A"] < errors["forces_mae_meV_per_A"]
+    assert json.loads((tmp_path / "b" / "log.jsonl").read_text().splitlines()[0])["epoch"] == 0
+
+
+def test_painn_goes_the_whole_line(bench):
+    words = ("--student", "painn-8x1", "painn.radial_functions=6", "training.epochs=80")
+    done = bench.run("painn", *words)
+    assert done.returncode in (0, 1), done.stderr  # rejected or not, it is assessed
+    folder = bench.folder / "painn"
+    report = json.loads((folder / "report.json").read_text())
+    assert report["student"]["architecture"] == "painn"
+    assert report["accuracy"]["test"]["forces_fidelity"] > 0.3
+    assert not (folder / "student" / "nep.txt").exists()
+    assert "nep.txt" not in (folder / "student" / "README.md").read_text()
+    atoms = bulk("Cu", cubic=True)
+    atoms.calc = StudentCalculator(folder / "student", device="cpu")
+    assert np.isfinite(atoms.get_stress()).all()
+
+
 def test_mistakes_are_errors_not_tracebacks(bench):
     for words, shown in (
         (["--teacher", "7net-9"], "7net-0"),

@@ -33,8 +33,8 @@ class PaiNN(Student):
         Bessel functions sin(k pi r / r_c) / r under a polynomial envelope.
     moments
         Whether the first layer has second moments and products.
-    mean_neighbors
-        Of the data; messages are divided by its root.
+    radial_scale
+        Factor of the radial functions, by which an atom's first messages have unit variance.
     zbl
         ``zbl[t][u]`` = inner and outer radius (Å) and a1, b1 .. a4, b4; None for no repulsion.
     """
@@ -52,14 +52,14 @@ class PaiNN(Student):
         channels: int,
         layers: int,
         radial_functions: int,
-        mean_neighbors: float,
+        radial_scale: float,
         *,
         moments: bool = True,
         zbl: tuple[tuple[tuple[float, ...], ...], ...] | None = None,
     ) -> None:
         super().__init__(elements, cutoff)
         self.channels, self.layers, self.radial_functions = channels, layers, radial_functions
-        self.mean_neighbors, self.moments, self.zbl = mean_neighbors, moments, zbl
+        self.radial_scale, self.moments, self.zbl = radial_scale, moments, zbl
         charges = torch.tensor([float(atomic_numbers[symbol]) for symbol in elements])
         self.register_buffer("zbl_charges", charges.double(), persistent=False)
         table = None if zbl is None else torch.tensor(zbl, dtype=torch.float64)
@@ -82,7 +82,7 @@ class PaiNN(Student):
             "channels": self.channels,
             "layers": self.layers,
             "radial_functions": self.radial_functions,
-            "mean_neighbors": self.mean_neighbors,
+            "radial_scale": self.radial_scale,
             "moments": self.moments,
             "zbl": self.zbl,
         }
@@ -95,8 +95,7 @@ class PaiNN(Student):
     def site_energies(self, types: Tensor, i: Tensor, j: Tensor, vectors: Tensor) -> Tensor:
         r = (vectors.square().sum(1) + _SHORTEST**2).sqrt()  # (n_edges,)
         directions = vectors / r.unsqueeze(1)
-        share = 1.0 / math.sqrt(self.mean_neighbors)
-        radial = share * self._radial(r)  # (n_edges, radial_functions)
+        radial = self.radial_scale * bessel(r, self.cutoff, self.radial_functions)
         s, v = self.gather(types, i, j, radial, directions)  # (n_atoms, C), (n_atoms, 3, C)
         s, v = self.updates[0](self.embedding[types] + s, v)
         for message, update in zip(self.messages, self.updates[1:], strict=True):
@@ -109,13 +108,16 @@ class PaiNN(Student):
             energies = energies.index_add(0, i, screened_repulsion(r, zi, zj, table, outer)[0])
         return energies
 
-    def _radial(self, r: Tensor) -> Tensor:
-        """Bessel functions (n_edges, K) times an envelope with two vanishing derivatives at r_c."""
-        x = (r / self.cutoff).clamp(max=1.0)
-        envelope = 1.0 - x**3 * (10.0 - x * (15.0 - 6.0 * x))
-        k = torch.arange(1, self.radial_functions + 1, device=r.device, dtype=r.dtype)
-        waves = torch.sin(math.pi * k * x.unsqueeze(1)) / r.unsqueeze(1)
-        return math.sqrt(2.0) * self.cutoff * waves * envelope.unsqueeze(1)
+
+def bessel(r: Tensor, cutoff: float, n: int) -> Tensor:
+    """sin(k pi r / r_c) r_c / r (n_edges, n), times an envelope with two zero derivatives at r_c.
+
+    Gasteiger et al., arXiv:2003.03123, eq. 7; the envelope is 1 - 10 x^3 + 15 x^4 - 6 x^5.
+    """
+    x = (r / cutoff).clamp(max=1.0)
+    envelope = 1.0 - x**3 * (10.0 - x * (15.0 - 6.0 * x))
+    k = torch.arange(1, n + 1, device=r.device, dtype=r.dtype)
+    return torch.sin(math.pi * k * x.unsqueeze(1)) * (envelope * cutoff / r).unsqueeze(1)
 
 
 def _linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
@@ -152,7 +154,7 @@ class _Gather(nn.Module):
         if self.products is None:
             return scalars, vectors
         second = _sum(_harmonics(directions).unsqueeze(2) * weights[2].unsqueeze(1), i, n)
-        ds, dv = self.products(vectors, second)
+        ds, dv = self.products(_soft(vectors, 1), _soft(second, 1))
         return scalars + ds, vectors + dv
 
 
@@ -168,10 +170,21 @@ class _Message(nn.Module):
         self, s: Tensor, v: Tensor, i: Tensor, j: Tensor, radial: Tensor, directions: Tensor
     ) -> tuple[Tensor, Tensor]:
         """``s`` (n_atoms, C) and ``v`` (n_atoms, 3, C) with their messages."""
-        weights = (self.network(s)[j] * self.filters(radial)).chunk(3, dim=1)
+        weights = (self.network(_soft(s))[j] * self.filters(radial)).chunk(3, dim=1)
         edges = directions.unsqueeze(2) * weights[1].unsqueeze(1)
-        edges = edges + v[j] * weights[2].unsqueeze(1)
+        edges = edges + _soft(v, 1)[j] * weights[2].unsqueeze(1)
         return s + _sum(weights[0], i, len(s)), v + _sum(edges, i, len(s))
+
+
+def _soft(x: Tensor, components: int | None = None) -> Tensor:
+    """``x`` over the root of 1 + its mean square over channels: products of products stay finite.
+
+    Squares are summed over the axis ``components`` of a vector first.
+    """
+    squares = x.square()
+    if components is not None:
+        squares = squares.sum(components, keepdim=True)
+    return x * torch.rsqrt(1.0 + squares.mean(-1, keepdim=True))
 
 
 def _sum(edges: Tensor, i: Tensor, n_atoms: int) -> Tensor:
@@ -226,8 +239,9 @@ class _Update(nn.Module):
         self.network = _perceptron(2 * channels, channels, self.kinds * channels)
 
     def forward(self, s: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        uv, vv = self.u(v), self.v(v)
+        soft = _soft(v, 1)
+        uv, vv = self.u(soft), self.v(soft)
         norm = (vv.square().sum(1) + _SHORTEST).sqrt()
-        gates = self.network(torch.cat([s, norm], 1)).chunk(self.kinds, dim=1)
+        gates = self.network(torch.cat([_soft(s), norm], 1)).chunk(self.kinds, dim=1)
         s = s + gates[0] + gates[1] * (uv * vv).sum(1)
         return s, v if self.kinds == 2 else v + gates[2].unsqueeze(1) * uv

@@ -14,9 +14,9 @@ from torch import nn
 
 from mlff_distiller.batch import Batch
 from mlff_distiller.errors import TrainingError
-from mlff_distiller.neighbors import neighbor_list
+from mlff_distiller.neighbors import edge_vectors, neighbor_list
 from mlff_distiller.students.data import elements_of, reference_energies, repulsion, some_of
-from mlff_distiller.students.painn import PaiNN
+from mlff_distiller.students.painn import PaiNN, bessel
 
 DEFAULT_PRESET = "64x2"
 
@@ -49,14 +49,13 @@ def painn_for(frames: Sequence[Batch], settings: PaiNNSettings, seed: int, prese
     elements = elements_of(frames)
     cutoff = settings.cutoff_A or (5.0 if "H" in elements else 4.5)
     probes = some_of(frames)
-    pairs = neighbor_list(probes, cutoff)
     student = PaiNN(
         elements,
         cutoff,
         settings.channels or int(sizes[1]),
         settings.layers or int(sizes[2]),
         settings.radial_functions,
-        max(1.0, round(len(pairs.i) / probes.n_atoms, 2)),
+        _radial_scale(probes, cutoff, settings.radial_functions),
         moments=settings.moments,
         zbl=repulsion(probes, elements, cutoff) if settings.zbl else None,
     )
@@ -65,6 +64,13 @@ def painn_for(frames: Sequence[Batch], settings: PaiNNSettings, seed: int, prese
     student.scale.fill_(max(1e-3, float(forces.square().mean().sqrt())))
     initialise(student, torch.Generator().manual_seed(seed))
     return student.float()
+
+
+def _radial_scale(probes: Batch, cutoff: float, n: int) -> float:
+    """One over the root mean square, over atoms, of the sum over neighbours of mean f_k^2."""
+    lengths = edge_vectors(probes, neighbor_list(probes, cutoff)).norm(dim=1)
+    squares = bessel(lengths.clamp(min=0.3), cutoff, n).square().mean(1)
+    return float(f"{(probes.n_atoms / squares.sum().clamp(min=1e-3)).sqrt():.4g}")
 
 
 @torch.no_grad()
