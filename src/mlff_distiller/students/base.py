@@ -38,8 +38,6 @@ class Student(nn.Module, ABC):
     """
 
     architecture: ClassVar[str]
-    learning_rate: ClassVar[float] = 1e-2
-    """What Adam should begin with."""
     reference_energies: Tensor  # (n_types,) eV, float64 whatever the dtype of the module
     types_of_numbers: Tensor  # (119,) int64, -1 for unknown elements
 

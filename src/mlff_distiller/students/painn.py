@@ -40,7 +40,6 @@ class PaiNN(Student):
     """
 
     architecture: ClassVar[str] = "painn"
-    learning_rate: ClassVar[float] = 2e-3
     zbl_charges: Tensor  # (T,)
     zbl_table: Tensor | None  # (T, T, 10)
     scale: Tensor  # () eV

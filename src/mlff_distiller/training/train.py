@@ -28,15 +28,12 @@ Sample = tuple[Batch, Neighbors]
 
 @validated(frozen=True, config=ConfigDict(extra="forbid"))
 class TrainingSettings:
-    """Settings of the loop. ``epochs`` None: as many as make some ``updates``.
-
-    ``learning_rate`` None: the student's own.
-    """
+    """Settings of the loop. ``epochs`` None: as many as make some ``updates``."""
 
     epochs: Annotated[int, Field(ge=1)] | None = None
     updates: Annotated[int, Field(ge=1)] = 8_000
     atoms_per_batch: Annotated[int, Field(ge=1)] = 256
-    learning_rate: Annotated[float, Field(gt=0, lt=1)] | None = None
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-2
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
     gradient_clip: Annotated[float, Field(gt=0)] = 10.0
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
@@ -75,7 +72,6 @@ def train(
     updates_per_epoch = math.ceil(len(samples) / batch_size)
     epochs = settings.epochs or max(10, math.ceil(settings.updates / updates_per_epoch))
 
-    learning_rate = settings.learning_rate or student.learning_rate
     factors, groups = zip(*student.parameter_groups(), strict=True)
     optimizer = torch.optim.Adam([{"params": group} for group in groups], betas=(0.9, 0.99))
     average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
@@ -95,7 +91,7 @@ def train(
         for start in range(0, len(order), batch_size):
             batch, neighbors = collate([samples[k] for k in order[start : start + batch_size]])
             fraction = progress.updates / (epochs * updates_per_epoch)
-            rate = learning_rate * schedule(fraction, settings.warmup_fraction)
+            rate = settings.learning_rate * schedule(fraction, settings.warmup_fraction)
             for group, factor in zip(optimizer.param_groups, factors, strict=True):
                 group["lr"] = factor * rate
             with torch.enable_grad():
