@@ -27,7 +27,8 @@ app = typer.Typer(
 app.add_typer(cli_data.app, name="data")
 app.command(
     "sample",
-    epilog="Example: mlff-distiller sample a.xyz --method md --student run/student --out new.xyz",
+    epilog="Examples: mlff-distiller sample a.xyz --method md --student run/student --out new.xyz"
+    "\n\nmlff-distiller sample pool.xyz --method pool --select 500 --out few.xyz",
 )(cli_sample.sample)
 app.command("plan", epilog="Example: mlff-distiller plan run --teacher 7net-0")(cli_sample.plan)
 app.command(
@@ -196,8 +197,19 @@ def main() -> None:
         errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
-        errors.print("interrupted; the same command continues where it stopped")
+        _print_interrupted()
         sys.exit(130)
+    except SystemExit as end:
+        if end.code in (128 + signal.SIGINT, 128 + signal.SIGTERM):  # typer turns ctrl-C into it
+            _print_interrupted()
+        raise
+
+
+def _print_interrupted() -> None:
+    errors.print(
+        "interrupted; distill, label and data import continue when the same command is given again",
+        soft_wrap=True,
+    )
 
 
 if __name__ == "__main__":

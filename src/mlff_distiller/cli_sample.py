@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
@@ -13,7 +15,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mlff_distiller.errors import ConfigError
+from mlff_distiller.durable import replacing
+from mlff_distiller.errors import ConfigError, StructureError
 from mlff_distiller.progress import Display
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ class Method(StrEnum):
     tree = "tree"
     md = "md"
     scan = "scan"
+    pool = "pool"
 
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
@@ -41,9 +45,15 @@ def sample(
     structures: Annotated[list[str], typer.Argument(help="Files ASE reads; every frame a seed.")],
     out: Annotated[Path, typer.Option(help="extxyz file to write; must not exist.")],
     method: Annotated[
-        Method, typer.Option(help="Rattle-relax tree, molecular dynamics, or scan of the cell.")
+        Method,
+        typer.Option(
+            help="Rattle-relax tree, molecular dynamics, scan of the cell, or pool: make none, "
+            "--select from those given."
+        ),
     ] = Method.tree,
-    number: Annotated[int, typer.Option("--number", "-n", min=1, help="Structures to make.")] = 100,
+    number: Annotated[
+        int, typer.Option("--number", "-n", min=1, help="Structures to make by tree or MD.")
+    ] = 100,
     select: Annotated[
         int | None, typer.Option(min=1, help="Keep this many, those farthest from each other.")
     ] = None,
@@ -62,6 +72,9 @@ def sample(
     teacher_python: Annotated[
         str | None, typer.Option(help="Python of another environment for the teacher.")
     ] = None,
+    allow_download: Annotated[
+        bool, typer.Option(help="Let the teacher fetch its weights.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Make structures worth labelling. Those of tree and MD carry the energies and forces used.
@@ -69,32 +82,89 @@ def sample(
     Structures are appended as they are made: what an interrupted run wrote is good.
     """
     from mlff_distiller.pipeline import read_structures
-    from mlff_distiller.sampling import ScanSettings, enlarge, scan
+    from mlff_distiller.sampling import enlarge
 
     if out.exists():
         raise ConfigError(f"{out} exists", remedy="remove it, or choose another --out")
-    seeds = read_structures(structures)
-    frames: list[Atoms]
+    if method is Method.pool and select is None:
+        raise ConfigError("--method pool selects from the structures given", expected="--select N")
     with Display(console, quiet=quiet) as display:
-        if method is Method.scan:
-            frames, _ = scan(seeds, ScanSettings())
-            _append(out, frames)
-        else:
-            seeds = [enlarge(atoms, 32) if atoms.pbc.any() else atoms for atoms in seeds]
-            calculator = _calculator(teacher, student, device, teacher_python)
-            keeper = _Keeper(calculator, out)
-            _run(method, seeds, keeper, number, temperature, pressure, seed, display)
+        frames: list[Atoms] = []
+        if method is Method.pool:
+            frames = _pool(structures)
+        elif method is Method.scan:
+            frames = _scanned(read_structures(structures))
+        _check_selection(select, len(frames) or number)
+        if not frames:
+            seeds = [
+                enlarge(atoms, 32) if atoms.pbc.any() else atoms
+                for atoms in read_structures(structures)
+            ]
+            with _calculator(
+                teacher, student, device, teacher_python, allow_download, display
+            ) as source:
+                keeper = _Keeper(source, out)
+                _run(method, seeds, keeper, number, temperature, pressure, seed, display)
             frames = keeper.frames
         if select is not None:
-            from mlff_distiller.sampling import descriptors
-            from mlff_distiller.sampling.select import select as farthest
-
-            features = descriptors(frames, on_frame=lambda n: display("select", n, len(frames), ""))
-            frames = [frames[k] for k in sorted(farthest(features, select, seed).tolist())]
-            out.unlink()
-            _append(out, frames)
+            frames = _most_different(frames, select, seed, display)
+        if select is not None or method is Method.scan:  # what tree and MD made is there already
+            with replacing(out) as partial:
+                _append(partial, frames)
     if not quiet:
         console.print(f"{len(frames)} structures in {out}", soft_wrap=True)
+
+
+def _check_selection(select: int | None, most: int) -> None:
+    if select is not None and select > most:
+        raise ConfigError(
+            "--select asks for more structures than there are to choose from",
+            expected=f"at most {most}",
+            found=select,
+            remedy="lower --select, raise --number, or give more structures",
+        )
+
+
+def _scanned(seeds: Sequence[Atoms]) -> list[Atoms]:
+    from mlff_distiller.sampling import ScanSettings, scan
+
+    frames, origins = scan(seeds, ScanSettings())
+    if not frames:
+        raise StructureError(
+            "there is no cell to scan",
+            expected="a structure that is periodic in three directions",
+            found=", ".join(atoms.get_chemical_formula() for atoms in seeds[:3]),
+            remedy="give a crystal, or sample by --method tree or md",
+        )
+    for atoms, origin in zip(frames, origins, strict=True):
+        atoms.info.update(origin)
+    return frames
+
+
+def _pool(structures: Sequence[str]) -> list[Atoms]:
+    """The different structures given, each with its file, frame and kin."""
+    from mlff_distiller.batch import check_structure
+    from mlff_distiller.labeling import read_structures
+
+    frames = []
+    for structure in read_structures(structures).all:
+        check_structure(structure.atoms, structure.name)
+        structure.atoms.info.update(structure.origin)
+        frames.append(structure.atoms)
+    return frames
+
+
+def _most_different(frames: list[Atoms], n: int, seed: int, display: Display) -> list[Atoms]:
+    from mlff_distiller.sampling import descriptors
+    from mlff_distiller.sampling import select as farthest
+
+    features = descriptors(
+        frames,
+        threads=len(os.sched_getaffinity(0)),
+        on_frame=lambda done: display("describe", done, len(frames), ""),
+    )
+    chosen = farthest(features, n, seed, on_choice=lambda done: display("select", done, n, ""))
+    return [frames[k] for k in sorted(chosen.tolist())]
 
 
 def _run(
@@ -125,18 +195,30 @@ def _run(
     walk(group, keeper.calculator, keeper, number, dynamics, seed, None, shown)
 
 
+@contextmanager
 def _calculator(
-    teacher: str | None, student: Path | None, device: str, python: str | None
-) -> Calculator:
+    teacher: str | None,
+    student: Path | None,
+    device: str,
+    python: str | None,
+    allow_download: bool,
+    display: Display,
+) -> Iterator[Calculator]:
+    """The teacher, started, so that it says itself why it cannot; or the student."""
     if (teacher is None) == (student is None):
         raise ConfigError("whose forces are to be used?", expected="one of --teacher and --student")
     if student is not None:
         from mlff_distiller.deploy import StudentCalculator
 
-        return StudentCalculator(student, device=device)
+        yield StudentCalculator(student, device=device)
+        return
     from mlff_distiller.teachers import TeacherCalculator
 
-    return TeacherCalculator(str(teacher), device=device, python=python)
+    with TeacherCalculator(
+        str(teacher), device=device, python=python, allow_download=allow_download
+    ) as source:
+        display("teacher", 1, 1, source.identity.name)
+        yield source
 
 
 class _Keeper:
@@ -161,6 +243,8 @@ class _Keeper:
                 energy = self.calculator.get_potential_energy(known)
                 forces = self.calculator.get_forces(known)
             except DistillerError:
+                if origin["source"] == "seed":
+                    raise
                 answers.append(None)
                 continue
             known.info.update(origin)
@@ -192,6 +276,9 @@ def plan(
     teacher_python: Annotated[
         str | None, typer.Option(help="Python of another environment for the teacher.")
     ] = None,
+    allow_download: Annotated[
+        bool, typer.Option(help="Let the teacher fetch its weights.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -205,8 +292,14 @@ def plan(
     folder = dataset / "dataset" if (dataset / "dataset").is_dir() else dataset
     labels = Dataset(folder)
     config = planner.lower_budget(replace(Config(), device=device), updates)
-    source = TeacherCalculator(teacher, device=device, python=teacher_python) if teacher else None
+    source = None
+    if teacher:
+        source = TeacherCalculator(
+            teacher, device=device, python=teacher_python, allow_download=allow_download
+        )
     with Display(console, quiet=quiet or as_json) as display:
+        if source is not None:  # before hours of training, not after
+            display("teacher", 1, 1, source.identity.name)
         found = planner.plan(
             labels, split_labels(labels, config), config, sizes or (100, 333, 1000), source, display
         )

@@ -85,6 +85,8 @@ class Walker:
     """Longest duration of the next segment."""
     errors: list[float] = field(default_factory=list)
     """Relative force error of the student at the end of each segment; see `explore`."""
+    failure: str = ""
+    """What the calculator said when the last segment ended by its failure."""
 
 
 def walkers(
@@ -138,7 +140,10 @@ def walk(
                 raise DistillerError(
                     f"the teacher's dynamics stopped at {n} labels: every walker breaks down",
                     expected=f"{n_labels} labels",
-                    remedy="shorten dynamics.time_step_fs or lower the temperature",
+                    found=walker.failure or None,
+                    remedy="choose structures the teacher can evaluate"
+                    if walker.failure
+                    else "shorten dynamics.time_step_fs or lower the temperature",
                 )
             continue
         walker.atoms, fruitless = moved, 0
@@ -230,7 +235,7 @@ def run_segment(
     """
     rng = np.random.default_rng([seed, walker.number, walker.segment])
     atoms = walker.atoms.copy()
-    atoms.calc = calculator
+    atoms.calc, walker.failure = calculator, ""
     spread = np.sqrt(units.kB * walker.temperature_K * atoms.get_masses())
     atoms.set_momenta(rng.normal(size=(len(atoms), 3)) * spread[:, None])
     time_step = settings.time_step_fs or (0.5 if (atoms.numbers == 1).any() else 1.0)
@@ -250,8 +255,8 @@ def run_segment(
             quiet = quiet + 1 if abs(_correlation(first, forces)) < settings.decorrelation else 0
             if until_decorrelated and elapsed >= settings.shortest_fs and quiet >= _QUIET_LOOKS:
                 break
-    except DistillerError:  # a calculator that meets NaN, or a teacher that fails
-        pass
+    except DistillerError as error:  # a calculator that meets NaN, or a teacher that fails
+        walker.failure = error.problem
     finally:
         atoms.calc = None
     return whole
