@@ -19,6 +19,7 @@ a walker that has strayed where the student is wrong goes back to where it was s
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -95,14 +96,24 @@ def walkers(
     settings: DynamicsSettings,
     number: int | None = None,
 ) -> list[Walker]:
-    """One for each seed, temperature and pressure, or ``number`` that take these in turn."""
+    """One for each seed, temperature and pressure, or ``number`` that take these in turn.
+
+    The first few differ in all of these: of c conditions (temperature and pressure) and s seeds,
+    the k-th walker gets condition ``k mod c`` and seed ``(k + k div lcm(c, s)) mod s``. The first
+    ``c s`` walkers meet every pair once.
+    """
     pressures = settings.pressures_GPa if settings.ensemble == "npt" else (0.0,)
-    states = list(product(pressures, temperature_K, range(len(seeds))))
-    count = len(states) if number is None else number
-    return [
-        Walker(k, index, t, seeds[index].copy(), p, reach_fs=settings.shortest_fs)
-        for k, (p, t, index) in ((k, states[k % len(states)]) for k in range(count))
-    ]
+    conditions = list(product(pressures, temperature_K))
+    period = math.lcm(len(conditions), len(seeds))
+    count = len(conditions) * len(seeds) if number is None else number
+    group = []
+    for k in range(count):
+        pressure, temperature = conditions[k % len(conditions)]
+        index = (k + k // period) % len(seeds)
+        atoms = seeds[index].copy()
+        walker = Walker(k, index, temperature, atoms, pressure, reach_fs=settings.shortest_fs)
+        group.append(walker)
+    return group
 
 
 def walk(

@@ -68,6 +68,23 @@ def test_walk_labels_what_was_asked_for_and_heats_up():
     assert 1.4 < ratio < 3.0  # an Einstein crystal: 2
 
 
+@pytest.mark.parametrize("n_seeds", [1, 3, 4, 6, 10])
+@pytest.mark.parametrize(("n_temperatures", "n_pressures"), [(1, 1), (2, 2), (3, 2)])
+def test_few_walkers_cover_all_conditions_and_all_seeds(n_seeds, n_temperatures, n_pressures):
+    settings = DynamicsSettings(ensemble="npt", pressures_GPa=tuple(range(n_pressures)))
+    seeds = [copper(1) for _ in range(n_seeds)]
+    group = walkers(seeds, [300.0 + t for t in range(n_temperatures)], settings)
+    states = [(w.temperature_K, w.pressure_GPa) for w in group]
+    whole = n_temperatures * n_pressures
+    assert len(set(zip(states, [w.seed_index for w in group], strict=True))) == whole * n_seeds
+    assert len(group) == whole * n_seeds
+    assert len(set(states[:whole])) == whole
+    assert {w.seed_index for w in group[:n_seeds]} == set(range(n_seeds))
+    more = walkers(seeds, [300.0 + t for t in range(n_temperatures)], settings, 2 * len(group) + 1)
+    assert [w.seed_index for w in more[: len(group)]] == [w.seed_index for w in group]
+    assert [w.number for w in more] == list(range(len(more)))
+
+
 def test_a_segment_ends_when_forces_have_decorrelated():
     quick = DynamicsSettings(decorrelation=0.9)
     slow = DynamicsSettings(decorrelation=0.01)
