@@ -120,6 +120,37 @@ def test_a_pickled_array_is_refused(tmp_path):
         list(read_frames(tmp_path / "dp"))
 
 
+@pytest.mark.parametrize("content", ["archive", "torn archive"])
+def test_an_archive_is_no_array(tmp_path, content):
+    write_records(tmp_path / "dp", [make(bulk("Cu"))], "deepmd")
+    target = tmp_path / "dp" / "Cu" / "set.000" / "coord.npy"
+    with target.open("wb") as stream:
+        np.savez(stream, a=np.zeros((1, 3)))
+    if content == "torn archive":
+        target.write_bytes(target.read_bytes()[:50])
+    with pytest.raises(DatasetError, match=r"coord\.npy is no plain NumPy array"):
+        list(read_frames(tmp_path / "dp"))
+
+
+def test_types_of_a_mixed_deepmd_system_are_whole(tmp_path):
+    write_records(tmp_path / "dp", [make(molecule("H2O"), stress=False)], "deepmd")
+    inside = tmp_path / "dp" / "H2O-nopbc" / "set.000"
+    np.save(inside / "real_atom_types.npy", np.array([[1.0, 0.0, 0.0]]))
+    [frame] = read_frames(tmp_path / "dp")
+    assert frame.atoms.get_chemical_symbols() == ["O", "H", "H"]
+    np.save(inside / "real_atom_types.npy", np.array([[1.0, 0.5, 0.0]]))
+    with pytest.raises(DatasetError, match=r"(?s)real_atom_types\.npy.*whole"):
+        list(read_frames(tmp_path / "dp"))
+
+
+def test_a_frame_without_stress_costs_the_others_none(tmp_path):
+    given = [make(bulk("Cu", a=3.6 + 0.01 * k), k, stress=k != 1) for k in range(3)]
+    assert write_records(tmp_path / "dp", given, "deepmd") == 3
+    frames = {float(frame.labels["energy"]): frame for frame in read_frames(tmp_path / "dp")}
+    for record in given:
+        same(frames[float(record.labels["energy"])], record)
+
+
 class Marker:
     """Unpickling this leaves a file."""
 
@@ -194,6 +225,20 @@ def test_mace_hdf5(tmp_path):
     np.testing.assert_array_equal(frames[0].labels["stress"], [[1, 6, 5], [6, 2, 4], [5, 4, 3]])
     assert "stress" not in frames[1].labels  # its weight is zero: it stands for nothing
     assert frames[1].labels["energy"] == -6.0
+
+
+def test_fractional_atomic_numbers_are_refused(tmp_path):
+    path = spice(tmp_path / "a.hdf5", atomic_numbers=np.array([8.0, 1.5, 1.0]))
+    with pytest.raises(DatasetError, match=r"(?s)water.*atomic_numbers.*whole.*1\.5"):
+        list(read_frames(path))
+    path = mace(tmp_path / "b.h5")
+    with h5py.File(path, "a") as file:
+        del file["config_batch_0/config_1/atomic_numbers"]
+        file["config_batch_0/config_1/atomic_numbers"] = np.array([29.0, np.nan])
+    with pytest.raises(DatasetError, match=r"(?s)config_1/atomic_numbers.*whole.*nan"):
+        list(read_frames(path))
+    path = spice(tmp_path / "c.hdf5", atomic_numbers=np.array([8.0, 1.0, 1.0]))
+    assert [len(frame.atoms) for frame in read_frames(path)] == [3, 3]
 
 
 def external_link(file, folder):

@@ -55,6 +55,8 @@ def _system(system: Path, conventions: Conventions) -> Iterator[Frame]:
         virials = _load(folder / "virial.npy", 9, n) if has_virial else None
         mixed = folder / "real_atom_types.npy"
         kinds = _load(mixed, len(types), n) if mixed.exists() else None
+        if kinds is not None and (kinds % 1 != 0).any():
+            raise DatasetError(f"{mixed} holds something else than whole numbers")
         for k in range(n):
             own = types if kinds is None else np.asarray(kinds[k]).astype(int)
             real = own >= 0  # mixed systems are filled up with atoms of type -1
@@ -85,9 +87,11 @@ def _system(system: Path, conventions: Conventions) -> Iterator[Frame]:
 def write(folder: Path, records: Iterable[Record]) -> int:
     """One system a composition (elements in order) under ``folder``; the number of frames.
 
-    Open boundaries in part of the directions are refused: the format has none.
+    Frames with a stress are a system, and those without another: in one of DeePMD's, all frames
+    have a virial or none has. Open boundaries in part of the directions are refused: the format
+    has none.
     """
-    systems: dict[tuple[bool, bytes], list[Record]] = {}
+    systems: dict[tuple[bool, bool, bytes], list[Record]] = {}
     for record in records:
         pbc = record.atoms.pbc
         if pbc.any() and not pbc.all():
@@ -95,9 +99,10 @@ def write(folder: Path, records: Iterable[Record]) -> int:
                 "a frame is periodic along some of its vectors only, which DeePMD cannot say",
                 found=pbc.tolist(),
             )
-        systems.setdefault((bool(pbc.all()), record.atoms.numbers.tobytes()), []).append(record)
+        kind = bool(pbc.all()), "stress" in record.labels, record.atoms.numbers.tobytes()
+        systems.setdefault(kind, []).append(record)
     folder.mkdir(parents=True, exist_ok=True)
-    for (periodic, _), own in systems.items():
+    for (periodic, _, _), own in systems.items():
         stem = name = own[0].atoms.get_chemical_formula() + ("" if periodic else "-nopbc")
         number = 1
         while (folder / name).exists():
@@ -122,7 +127,7 @@ def _write_system(folder: Path, records: list[Record], *, periodic: bool) -> Non
     }
     if periodic:
         arrays["box"] = [record.atoms.cell.array.ravel() for record in records]
-        if all("stress" in record.labels for record in records):
+        if "stress" in records[0].labels:
             arrays["virial"] = [
                 (-record.labels["stress"] * record.atoms.get_volume()).ravel() for record in records
             ]
@@ -160,7 +165,8 @@ def _integers(path: Path) -> list[int]:
 def _load(path: Path, width: int, n_rows: int | None = None) -> np.ndarray:
     """(n, width), not yet in memory; never unpickled."""
     try:
-        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        # unlike np.load this reads nothing but arrays: no archives, and no pickles
+        array: np.ndarray = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError, EOFError) as error:
         raise DatasetError(f"{path} is no plain NumPy array", found=error) from error
     if array.dtype.kind not in "fiu":

@@ -57,7 +57,7 @@ def read_spice(path: Path, conventions: Conventions) -> Iterator[Frame]:
         index, names = 0, sorted(file.keys())
         for number, name in enumerate(names):
             group = _group(file, name, path)
-            numbers = _array(group, "atomic_numbers", 1)
+            numbers = _elements(group)
             positions = _array(group, "conformations", 3, "bohr") * units.Bohr
             energies = _array(group, "dft_total_energy", 1, "hartree") * units.Hartree
             forces = -_array(group, "dft_total_gradient", 3, "hartree/bohr") * _FORCE
@@ -95,7 +95,7 @@ def read_mace(path: Path, conventions: Conventions) -> Iterator[Frame]:
 def _mace_frame(group: h5py.Group, index: int, progress: float) -> Frame:
     cell, pbc = _optional(group, "cell"), _optional(group, "pbc")
     atoms = Atoms(
-        _array(group, "atomic_numbers", 1),
+        _elements(group),
         _array(group, "positions", 2),
         cell=np.zeros((3, 3)) if cell is None else cell.reshape(3, 3),
         pbc=False if pbc is None else pbc.astype(bool),
@@ -202,6 +202,19 @@ def _array(group: h5py.Group, name: str, ndim: int, unit: str = "") -> np.ndarra
         )
     values: np.ndarray = found[()]
     return values.astype(np.float64) if values.dtype.kind == "f" else values.astype(np.int64)
+
+
+def _elements(group: h5py.Group) -> np.ndarray:
+    """Atomic numbers (n_atoms,); some files have them as floats."""
+    numbers = _array(group, "atomic_numbers", 1)
+    odd = numbers[numbers % 1 != 0]
+    if len(odd):
+        raise DatasetError(
+            f"{group.file.filename}: {group.name}/atomic_numbers are no elements",
+            expected="whole numbers",
+            found=odd[0],
+        )
+    return numbers
 
 
 def _optional(group: h5py.Group, name: str) -> np.ndarray | None:
