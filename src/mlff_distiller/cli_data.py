@@ -241,8 +241,8 @@ def _write(out: Path, metadata: dict[str, Any], records: Iterable[Record]) -> tu
 def split(
     path: Folder,
     out: Annotated[Path, typer.Option(help="Folder of train, validation and test.")],
-    validation: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of it.")] = 0.1,
-    test: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of it.")] = 0.1,
+    validation: Annotated[float, typer.Option(help="Its share, more than 0.")] = 0.1,
+    test: Annotated[float, typer.Option(help="Its share, more than 0.")] = 0.1,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice.")] = 0,
 ) -> None:
     """Divide labels by whole groups of kin, and look for what is in two parts all the same."""

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from mlff_distiller.cli import app
 from mlff_distiller.dataset import Dataset
-from mlff_distiller.errors import ConfigError
+from mlff_distiller.errors import ConfigError, DatasetError
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,17 @@ def test_split_has_no_overlap(folder, tmp_path):
     assert sorted(key for part in parts for key in part.keys) == sorted(
         Dataset(folder / "labels").keys
     )
+
+
+@pytest.mark.parametrize("name", ["--validation", "--test"])
+def test_no_part_of_a_split_is_empty_and_the_help_says_so(folder, tmp_path, name):
+    told = " ".join(run("split", "--help").output.replace("│", " ").split())
+    assert told.count("more than 0") == 2
+    assert "<=x<=" not in told
+    for share in (0, 0.95, -0.1):
+        with pytest.raises(DatasetError, match=r"(?s)all positive, with sum 1"):
+            run("split", folder / "labels", "--out", tmp_path / "parts", name, share)
+    assert not (tmp_path / "parts").exists()
 
 
 def test_leakage_is_found_by_content(folder, tmp_path):
