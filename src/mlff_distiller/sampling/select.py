@@ -40,8 +40,7 @@ def descriptors(
     if elements is None:
         frames = list(frames)
         elements = sorted({int(z) for atoms in frames for z in np.unique(atoms.numbers)})
-    column = np.full(max(elements, default=0) + 1, -1)
-    column[list(elements)] = np.arange(len(elements))
+    column = _columns(elements)
     rows: list[np.ndarray] = []
     stream = iter(frames)
     with ThreadPoolExecutor(threads) as pool:
@@ -51,7 +50,18 @@ def descriptors(
     return np.array(rows, dtype=np.float32).reshape(len(rows), 2 * _CENTRES * len(elements) ** 2)
 
 
-def _describe(atoms: Atoms, column: np.ndarray, n: int, cutoff: float) -> np.ndarray:
+def densities(atoms: Atoms, elements: Sequence[int], cutoff: float = 6.0) -> np.ndarray:
+    """``rho`` of each atom, (n_atoms, n_elements * 16) float32: its environment."""
+    return _densities(atoms, _columns(elements), len(elements), cutoff)
+
+
+def _columns(elements: Sequence[int]) -> np.ndarray:
+    column = np.full(max(elements, default=0) + 1, -1)
+    column[list(elements)] = np.arange(len(elements))
+    return column
+
+
+def _densities(atoms: Atoms, column: np.ndarray, n: int, cutoff: float) -> np.ndarray:
     i, j, shifts = find_pairs(atoms.positions, atoms.cell.array, atoms.pbc, cutoff)
     vectors = atoms.positions[j] - atoms.positions[i] + shifts @ atoms.cell.array
     r = np.sqrt(np.einsum("ij,ij->i", vectors, vectors)).astype(np.float32)
@@ -59,14 +69,18 @@ def _describe(atoms: Atoms, column: np.ndarray, n: int, cutoff: float) -> np.nda
     width = centres[1] - centres[0]
     basis = np.exp(-0.5 * ((r[:, None] - centres) / width) ** 2)
     basis *= (0.5 + 0.5 * np.cos(np.pi / cutoff * r))[:, None]
-    kinds = column[atoms.numbers]
     density = np.zeros((len(atoms) * n, _CENTRES), dtype=np.float32)
-    slot = i * n + kinds[j]
+    slot = i * n + column[atoms.numbers][j]
     order = np.argsort(slot, kind="stable")
     starts = np.flatnonzero(np.diff(slot[order], prepend=-1))
     if len(starts):
         density[slot[order][starts]] = np.add.reduceat(basis[order], starts, axis=0)
-    density = density.reshape(len(atoms), n * _CENTRES)
+    return density.reshape(len(atoms), n * _CENTRES)
+
+
+def _describe(atoms: Atoms, column: np.ndarray, n: int, cutoff: float) -> np.ndarray:
+    density = _densities(atoms, column, n, cutoff)
+    kinds = column[atoms.numbers]
     features = np.zeros((n, 2, n * _CENTRES), dtype=np.float32)
     for kind in np.unique(kinds):
         own = density[kinds == kind]

@@ -1,6 +1,7 @@
 """Equal structures are found however they are turned, and unequal ones are not."""
 
 import numpy as np
+import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 
@@ -34,6 +35,56 @@ def test_disguises_of_one_structure():
     ]
     assert len(find_similar(others)) == 0
     assert len(find_similar([crystal, *disguises])) == 10
+
+
+@pytest.mark.parametrize("amount", [0.0, 0.1])
+def test_one_moved_atom_among_many_shows(amount):
+    crystal = rattled(bulk("Si", cubic=True) * 4, 0, amount)
+    frames = [crystal]
+    for distance in (0.02, 0.2):
+        moved = crystal.copy()
+        moved.positions[100] += [0.0, 0.0, distance]
+        frames.append(moved)
+    vacancy = crystal.copy()
+    del vacancy[7]
+    frames.append(vacancy)
+    assert len(find_similar(frames)) == 0
+    rng = np.random.default_rng(1)
+    turned = frames[2][rng.permutation(512)]
+    turned.positions += [1.0, 2.0, 3.0]
+    turned.rotate(33, (1, 2, 3), rotate_cell=True)
+    assert find_similar(frames, [turned]).tolist() == [[2, 0]]
+
+
+def test_one_changed_element_among_many_shows():
+    alloy = bulk("Cu", cubic=True) * 6
+    alloy.symbols[::2] = "Au"
+    other = alloy.copy()
+    other.symbols[0] = "Cu"
+    assert len(find_similar([alloy, other])) == 0
+
+
+def test_the_same_environments_in_other_numbers_are_another_structure():
+    chain = Atoms(
+        "He40", [[2.0 * k, 0, 0] for k in range(20)] + [[0, 50, 3.0 * k] for k in range(20)]
+    )
+    other = Atoms(
+        "He40", [[2.0 * k, 0, 0] for k in range(21)] + [[0, 50, 3.0 * k] for k in range(19)]
+    )
+    assert len(find_similar([chain, other], tolerance=0.1)) == 0
+
+
+def test_a_perfect_supercell_is_its_primitive_cell():
+    crystal = bulk("NaCl", "rocksalt", 5.64)
+    frames = [crystal, crystal * (4, 4, 4), bulk("NaCl", "rocksalt", 5.64, cubic=True) * (3, 2, 1)]
+    assert find_similar(frames).tolist() == [[0, 1], [0, 2], [1, 2]]
+
+
+def test_positions_rounded_to_float32_are_the_same():
+    box = rattled(bulk("SiC", "zincblende", 4.36, cubic=True) * 4, 0)
+    rounded = box.copy()
+    rounded.positions[:] = rounded.positions.astype(np.float32)
+    assert find_similar([box, rounded]).tolist() == [[0, 1]]
 
 
 def test_another_element_is_another_structure():
