@@ -41,22 +41,23 @@ def find_similar(
     shadow = points @ (along / np.linalg.norm(along))
     order = np.argsort(shadow, kind="stable")
     ends = np.searchsorted(shadow[order], shadow[order] + tolerance, side="right")
+    is_other = np.arange(len(everything)) >= len(frames)
     pairs = []
     for place, (index, end) in enumerate(zip(order.tolist(), ends.tolist(), strict=True)):
         near = order[place + 1 : end]
+        if others is not None:
+            near = near[is_other[near] != is_other[index]]
         alike = np.linalg.norm(points[near] - points[index], axis=1) < tolerance
         pairs += [
             sorted((index, other))
             for other in near[alike].tolist()
-            if same_environments(everything[index], everything[other], elements, tolerance * scale)
+            if np.array_equal(points[index], points[other])  # an exact copy, bit for bit
+            or same_environments(everything[index], everything[other], elements, tolerance * scale)
         ]
     found = np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2)
-    if others is None:
-        return found
-    n = len(frames)
-    across = found[(found[:, 0] < n) & (found[:, 1] >= n)]
-    across[:, 1] -= n
-    return across
+    if others is not None:
+        found[:, 1] -= len(frames)
+    return found
 
 
 def same_environments(

@@ -5,7 +5,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 
-from mlff_distiller.sampling import find_similar
+from mlff_distiller.sampling import find_similar, similar
 from mlff_distiller.testing import random_rotation
 
 
@@ -85,6 +85,18 @@ def test_positions_rounded_to_float32_are_the_same():
     rounded = box.copy()
     rounded.positions[:] = rounded.positions.astype(np.float32)
     assert find_similar([box, rounded]).tolist() == [[0, 1]]
+
+
+def test_only_what_is_asked_for_is_compared_atom_by_atom(monkeypatch):
+    asked = []
+    monkeypatch.setattr(similar, "same_environments", lambda *_: asked.append(1) or True)
+    rounded = rattled(bulk("Cu", cubic=True), 0)
+    rounded.positions[:] = rounded.positions.round(5)
+    copies = [rattled(bulk("Cu", cubic=True), 0)] * 30
+    assert len(find_similar(copies)) == 30 * 29 / 2
+    assert not asked  # exact copies need no closer look
+    assert len(find_similar(copies[:3], [rounded, rounded, *copies[:2]])) == 12
+    assert len(asked) == 6  # not the pairs within either
 
 
 def test_another_element_is_another_structure():
