@@ -100,16 +100,16 @@ def walkers(
 
     The first few differ in all of these: of c conditions (temperature and pressure) and s seeds,
     the k-th walker gets condition ``k mod c`` and seed ``(k + k div lcm(c, s)) mod s``. The first
-    ``c s`` walkers meet every pair once.
+    ``c s`` walkers meet every pair once; then it begins again.
     """
     pressures = settings.pressures_GPa if settings.ensemble == "npt" else (0.0,)
     conditions = list(product(pressures, temperature_K))
     period = math.lcm(len(conditions), len(seeds))
-    count = len(conditions) * len(seeds) if number is None else number
+    pairs = len(conditions) * len(seeds)
     group = []
-    for k in range(count):
+    for k in range(pairs if number is None else number):
         pressure, temperature = conditions[k % len(conditions)]
-        index = (k + k // period) % len(seeds)
+        index = (k + k % pairs // period) % len(seeds)
         atoms = seeds[index].copy()
         walker = Walker(k, index, temperature, atoms, pressure, reach_fs=settings.shortest_fs)
         group.append(walker)

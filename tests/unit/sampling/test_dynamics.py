@@ -81,7 +81,7 @@ def test_few_walkers_cover_all_conditions_and_all_seeds(n_seeds, n_temperatures,
     assert len(set(states[:whole])) == whole
     assert {w.seed_index for w in group[:n_seeds]} == set(range(n_seeds))
     more = walkers(seeds, [300.0 + t for t in range(n_temperatures)], settings, 2 * len(group) + 1)
-    assert [w.seed_index for w in more[: len(group)]] == [w.seed_index for w in group]
+    assert [w.seed_index for w in more] == [w.seed_index for w in [*group, *group, group[0]]]
     assert [w.number for w in more] == list(range(len(more)))
 
 
