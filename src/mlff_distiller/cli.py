@@ -207,7 +207,7 @@ def main() -> None:
 
 def _print_interrupted() -> None:
     errors.print(
-        "interrupted; distill, label and data import continue when the same command is given again",
+        "interrupted; distill, label, train and data import continue if the command is repeated",
         soft_wrap=True,
     )
 
