@@ -93,8 +93,8 @@ def neighbor_list(batch: Batch, cutoff: float) -> Neighbors:
 def all_images(batch: Batch, cutoff: float) -> Neighbors:
     """The same by trying every pair of atoms of a system in every image that can be near enough.
 
-    With atoms wrapped into the cell, |r_ij| < r_c allows shifts |S_k| <= ceil(r_c / h_k), h_k the
-    height of the cell over its other periodic vectors. Work: the sum of n_atoms^2 n_images.
+    With atoms wrapped into the cell, ``|r_ij| < r_c`` allows shifts ``|S_k| <= ceil(r_c / h_k)``,
+    h_k the height of the cell over its other periodic vectors. Work: the sum of n_atoms² n_images.
     """
     device = batch.positions.device
     lattice = batch.cell * batch.pbc.unsqueeze(2)

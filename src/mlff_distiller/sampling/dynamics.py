@@ -2,7 +2,7 @@
 
 A *walker* is a trajectory cut into segments. Each segment draws new velocities from the
 Maxwell-Boltzmann distribution and runs Langevin dynamics (NVT) or a Martyna-Tobias-Klein barostat
-(NPT). The teacher's segments end when the structure has decorrelated from the one they began with:
+(NPT). The teacher's segments end when the structure has decorrelated from the one they began with::
 
     |c(t)| < decorrelation for 20 fs,    c(t) = sum F(0)·F(t) / sqrt(sum |F(0)|^2 sum |F(t)|^2)
 
@@ -176,7 +176,7 @@ def explore(
 ) -> list[float]:
     """Dynamics by ``calculator`` (the student); the teacher labels where each segment ends.
 
-    Returns, for each of about ``n_labels`` new labels, the student's relative force error
+    Returns, for each of about ``n_labels`` new labels, the student's relative force error::
 
         sum |F_student - F_teacher| / sum |F_teacher|
 

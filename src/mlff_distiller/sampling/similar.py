@@ -65,7 +65,7 @@ def same_environments(
 ) -> bool:
     """Whether every atom's surroundings are as frequent in one structure as in the other.
 
-    For every atom i, among the atoms of its element,
+    For every atom i, among the atoms of its element::
 
         #{k of its own : |rho_k - rho_i| < t/2} / n  <=  #{k of the other : |rho_k - rho_i| < t} / m
 
