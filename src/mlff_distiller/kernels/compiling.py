@@ -1,0 +1,129 @@
+"""Compiled Warp kernels: where they are kept, and how they are launched on CPU cores and GPUs.
+
+Warp's configuration is the user's: what is set here is set back before returning.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import warp as wp
+
+SMALLEST_RANGE = 32
+"""Atoms below which a further thread costs more than it saves."""
+RANGES_PER_THREAD = 4
+"""So that a core that others use as well holds up a quarter of its share only."""
+
+_configuration = threading.Lock()
+
+
+@cache
+def cache_folder() -> Path:
+    """A folder for compiled kernels that nobody else can write to, nor read.
+
+    Machine code found there is run. Where the user's cache cannot be made private, kernels go to
+    a new temporary folder, and are compiled once a process.
+    """
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = root / "mlff-distiller" / "kernels"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.lstat()
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid():
+            folder.chmod(0o700)
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+    except OSError:
+        pass
+    return Path(tempfile.mkdtemp(prefix="mlff-distiller-kernels-"))
+
+
+@contextmanager
+def _quiet(**settings: Any) -> Iterator[None]:
+    with _configuration:
+        settings["log_level"] = wp.LOG_ERROR
+        before = {name: getattr(wp.config, name) for name in settings}
+        try:
+            for name, value in settings.items():
+                setattr(wp.config, name, value)
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(wp.config, name, value)
+
+
+def warp_device(device: str) -> wp.Device:
+    """The Warp device of torch's name for it; starts Warp when first called."""
+    with _quiet():
+        wp.init()
+    return wp.get_device("cuda:0" if device == "cuda" else device)
+
+
+def load(module: wp.Module, device: wp.Device) -> None:
+    """Compile ``module`` for ``device``, or load what was compiled before."""
+    with _quiet(kernel_cache_dir=str(cache_folder() / wp.config.version)):
+        wp.load_module(module, device=device, block_dim=module.options["block_dim"])
+
+
+@cache
+def _pool(n_threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(n_threads, thread_name_prefix="kernel")
+
+
+class Launch:
+    """Kernels over ``n`` atoms one after another, recorded, to be called any number of times.
+
+    Each kernel takes the number of its launch's first atom as its first argument. On the CPU a
+    launch runs on one core and leaves Python's lock to others, so ranges of atoms run on
+    ``n_threads`` of them; a range passes through all ``steps`` before the call returns.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[tuple[wp.Kernel, Sequence[Any]]],
+        n: int,
+        device: wp.Device,
+        n_threads: int = 1,
+    ) -> None:
+        n_ranges = 1
+        if device.is_cpu and n_threads > 1:
+            n_ranges = max(1, min(n_threads * RANGES_PER_THREAD, n // SMALLEST_RANGE))
+        bounds = [n * k // n_ranges for k in range(n_ranges + 1)]
+        self._ranges = [
+            [
+                wp.launch(
+                    kernel,
+                    stop - start,
+                    [start, *arguments],
+                    device=device,
+                    block_dim=kernel.module.options["block_dim"],
+                    record_cmd=True,
+                )
+                for kernel, arguments in steps
+            ]
+            for start, stop in pairwise(bounds)
+        ]
+        self._pool = _pool(n_threads) if n_ranges > 1 else None
+
+    def __call__(self) -> None:
+        if self._pool is None:
+            for command in self._ranges[0]:
+                command.launch()
+        else:
+            for _ in self._pool.map(_run, self._ranges):
+                pass
+
+
+def _run(commands: Sequence[Any]) -> None:
+    for command in commands:
+        command.launch()

@@ -1,0 +1,247 @@
+"""Cell lists as Warp kernels: one source for CPU and GPU, one thread an atom, no float atomics.
+
+Atoms are put into bins between lattice planes. With one bin an axis the search tries all pairs in
+all images: small systems and large ones take the same path.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import warp as wp
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """In the order of their use."""
+
+    module: wp.Module
+    wrap: wp.Kernel
+    follow: wp.Kernel
+    bounds: wp.Kernel
+    assign: wp.Kernel
+    bin_ranges: wp.Kernel
+    fill: wp.Kernel
+    most: wp.Kernel
+
+
+@cache
+def build(device: str) -> Kernels:
+    """Kernels for ``device``, "cpu" or "cuda"; compiled when first loaded."""
+    module = wp.Module(f"mlff_distiller_neighbors_{device}", None)
+    module.options.update(
+        enable_backward=False,
+        block_dim=1 if device == "cpu" else 128,
+        default_grid_stride=False,
+    )
+    func, kernel = wp.func(module=module), wp.kernel(module=module)
+
+    @func
+    def floor_div(a: int, b: int) -> int:
+        q = a // b
+        if q * b > a:  # Warp divides towards zero
+            q -= 1
+        return q
+
+    @func
+    def number(image: wp.vec3i, reach: wp.vec3i) -> int:
+        n = wp.vec3i(2 * reach[0] + 1, 2 * reach[1] + 1, 2 * reach[2] + 1)
+        return ((image[0] + reach[0]) * n[1] + image[1] + reach[1]) * n[2] + image[2] + reach[2]
+
+    @func
+    def is_periodic(image: wp.vec3i, pbc: wp.vec3i) -> bool:
+        for k in range(3):
+            if image[k] != 0 and pbc[k] == 0:
+                return False
+        return True
+
+    @kernel
+    def wrap(
+        first: int,
+        positions: wp.array(dtype=wp.vec3d),
+        lattice: wp.array(dtype=wp.mat33d),  # rows
+        dual: wp.array(dtype=wp.mat33d),  # columns
+        pbc: wp.vec3i,
+        laps: wp.array(dtype=wp.vec3d),
+        inside: wp.array(dtype=wp.vec3d),
+        built: wp.array(dtype=wp.vec3d),
+    ):
+        """Whole lattice vectors that bring each atom into the cell, and where it then is."""
+        i = first + wp.tid()
+        fractional = positions[i] * dual[0]
+        lap = wp.vec3d()
+        for k in range(3):
+            if pbc[k] != 0:
+                lap[k] = wp.floor(fractional[k])
+        laps[i] = lap
+        inside[i] = positions[i] - lap * lattice[0]
+        built[i] = inside[i]
+
+    @kernel
+    def follow(
+        first: int,
+        positions: wp.array(dtype=wp.vec3d),
+        lattice: wp.array(dtype=wp.mat33d),
+        laps: wp.array(dtype=wp.vec3d),
+        built: wp.array(dtype=wp.vec3d),
+        limit_squared: wp.float64,
+        inside: wp.array(dtype=wp.vec3d),
+        moved: wp.array(dtype=int),
+    ):
+        """Follow the atoms without wrapping them anew; say whether one has left its skin."""
+        i = first + wp.tid()
+        inside[i] = positions[i] - laps[i] * lattice[0]
+        step = inside[i] - built[i]
+        # Written so that NaN counts as moved.
+        if not (wp.dot(step, step) <= limit_squared):
+            moved[0] = 1
+
+    @kernel
+    def bounds(
+        first: int,
+        n_atoms: int,
+        inside: wp.array(dtype=wp.vec3d),
+        dual: wp.array(dtype=wp.mat33d),
+        lower: wp.array2d(dtype=wp.float64),
+        upper: wp.array2d(dtype=wp.float64),
+    ):
+        """Range of the fractional coordinates of every ``lower.shape[0]``-th atom."""
+        t = first + wp.tid()
+        low = inside[t] * dual[0]
+        high = inside[t] * dual[0]
+        for i in range(t, n_atoms, lower.shape[0]):
+            f = inside[i] * dual[0]
+            low = wp.min(low, f)
+            high = wp.max(high, f)
+        for k in range(3):
+            lower[t, k] = low[k]
+            upper[t, k] = high[k]
+
+    @func
+    def bin_of(f: wp.vec3d, origin: wp.vec3d, scale: wp.vec3d, n_bins: wp.vec3i) -> wp.vec3i:
+        b = wp.vec3i()
+        for k in range(3):
+            b[k] = wp.clamp(int(wp.floor((f[k] - origin[k]) * scale[k])), 0, n_bins[k] - 1)
+        return b
+
+    @kernel
+    def assign(
+        first: int,
+        inside: wp.array(dtype=wp.vec3d),
+        dual: wp.array(dtype=wp.mat33d),
+        origin: wp.vec3d,
+        scale: wp.vec3d,
+        n_bins: wp.vec3i,
+        bins: wp.array(dtype=int),
+        members: wp.array(dtype=int),
+    ):
+        i = first + wp.tid()
+        b = bin_of(inside[i] * dual[0], origin, scale, n_bins)
+        bins[i] = (b[0] * n_bins[1] + b[1]) * n_bins[2] + b[2]
+        members[i] = i
+
+    @kernel
+    def bin_ranges(
+        first: int,
+        n_atoms: int,
+        bins: wp.array(dtype=int),
+        starts: wp.array(dtype=int),
+        stops: wp.array(dtype=int),
+    ):
+        """``bins`` are sorted; those of no atom keep start = stop = 0."""
+        # Warp evaluates both sides of an "or".
+        k = first + wp.tid()
+        b = bins[k]
+        if k == 0:
+            starts[b] = k
+        elif bins[k - 1] != b:
+            starts[b] = k
+        if k == n_atoms - 1:
+            stops[b] = n_atoms
+        elif bins[k + 1] != b:
+            stops[b] = k + 1
+
+    @func
+    def insert(
+        neighbors: wp.array2d(dtype=int),
+        images: wp.array2d(dtype=int),
+        i: int,
+        count: int,
+        j: int,
+        image: int,
+    ) -> int:
+        """Move what belongs behind (j, image) up by one slot, and say which is free."""
+        slot = int(count)
+        while slot > 0:
+            other, of = neighbors[slot - 1, i], images[slot - 1, i]
+            if other < j or (other == j and of < image):
+                break
+            neighbors[slot, i] = other
+            images[slot, i] = of
+            slot -= 1
+        return slot
+
+    @kernel
+    def fill(
+        first: int,
+        inside: wp.array(dtype=wp.vec3d),
+        dual: wp.array(dtype=wp.mat33d),
+        origin: wp.vec3d,
+        scale: wp.vec3d,
+        n_bins: wp.vec3i,
+        pbc: wp.vec3i,
+        reach: wp.vec3i,  # bins to look at on either side
+        image_reach: wp.vec3i,  # images on either side
+        range_squared: wp.float64,
+        starts: wp.array(dtype=int),
+        stops: wp.array(dtype=int),
+        members: wp.array(dtype=int),
+        shifts: wp.array(dtype=wp.vec3d),
+        counts: wp.array(dtype=int),
+        neighbors: wp.array2d(dtype=int),
+        images: wp.array2d(dtype=int),
+    ):
+        """Neighbours of each atom in the order of (j, image); counts go on beyond the table."""
+        i = first + wp.tid()
+        capacity = neighbors.shape[0]
+        own = inside[i]
+        b = bin_of(own * dual[0], origin, scale, n_bins)
+        home = number(wp.vec3i(), image_reach)
+        count = int(0)
+        for x in range(b[0] - reach[0], b[0] + reach[0] + 1):
+            for y in range(b[1] - reach[1], b[1] + reach[1] + 1):
+                for z in range(b[2] - reach[2], b[2] + reach[2] + 1):
+                    s = wp.vec3i(
+                        floor_div(x, n_bins[0]), floor_div(y, n_bins[1]), floor_div(z, n_bins[2])
+                    )
+                    if is_periodic(s, pbc):
+                        cell = (
+                            (x - s[0] * n_bins[0]) * n_bins[1] + (y - s[1] * n_bins[1])
+                        ) * n_bins[2] + (z - s[2] * n_bins[2])
+                        image = number(s, image_reach)
+                        offset = shifts[image] - own
+                        for m in range(starts[cell], stops[cell]):
+                            j = members[m]
+                            d = inside[j] + offset
+                            if wp.dot(d, d) < range_squared and (j != i or image != home):
+                                if count < capacity:
+                                    slot = insert(neighbors, images, i, count, j, image)
+                                    neighbors[slot, i] = j
+                                    images[slot, i] = image
+                                count += 1
+        counts[i] = count
+
+    @kernel
+    def most(
+        first: int,
+        n_atoms: int,
+        counts: wp.array(dtype=int),
+        stride: int,
+        largest: wp.array(dtype=int),
+    ):
+        t = first + wp.tid()
+        value = int(0)
+        for i in range(t, n_atoms, stride):
+            value = wp.max(value, counts[i])
+        wp.atomic_max(largest, 0, value)
+
+    return Kernels(module, wrap, follow, bounds, assign, bin_ranges, fill, most)

@@ -1,0 +1,203 @@
+"""The Warp kernels give what the reference gives, in every kind of box, whatever came before."""
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk
+from tests.conftest import random_nep, rattled, structures
+from tests.kernels.test_nep_reference import FILES, crystals
+
+from mlff_distiller.batch import Batch
+from mlff_distiller.neighbors import neighbor_list
+from mlff_distiller.students import NEP, read_nep
+
+pytest.importorskip("warp")
+from mlff_distiller.kernels.nep.evaluator import NEPEvaluator
+
+FORCE_TOLERANCE = {"float64": 1e-9, "float32": 5e-5}  # eV/Å
+
+
+def evaluator(student: NEP, dtype: str = "float64", **settings) -> NEPEvaluator:
+    return NEPEvaluator(
+        student.shape, student.nep4(), student.reference_energies, dtype=dtype, **settings
+    )
+
+
+def run(evaluator: NEPEvaluator, student: NEP, atoms: Atoms):
+    types = student.types(torch.from_numpy(atoms.numbers)).numpy()
+    result = evaluator.evaluate(atoms.positions, types, atoms.cell.array, atoms.pbc)
+    return result.energy, result.energies.copy(), result.forces.copy(), result.virial
+
+
+def expected(student: NEP, atoms: Atoms):
+    batch = Batch.from_atoms([atoms])
+    with torch.no_grad():
+        prediction = student(batch, neighbor_list(batch, student.cutoff))
+    virial = -prediction.stress[0].numpy() * atoms.cell.volume if atoms.cell.rank == 3 else None
+    return (
+        float(prediction.energy[0]),
+        prediction.energies.numpy(),
+        prediction.forces.numpy(),
+        virial,
+    )
+
+
+def assert_same(found, wanted, dtype: str = "float64") -> None:
+    tolerance = FORCE_TOLERANCE[dtype]
+    n_atoms = len(wanted[1])
+    assert np.abs(found[2] - wanted[2]).max() <= tolerance
+    assert np.abs(found[1] - wanted[1]).max() <= tolerance
+    assert found[0] == pytest.approx(wanted[0], abs=tolerance * n_atoms)
+    if wanted[3] is not None:
+        assert np.abs(found[3] - wanted[3]).max() <= 5 * tolerance * n_atoms
+
+
+@pytest.fixture(scope="module")
+def student() -> NEP:
+    return random_nep()
+
+
+@pytest.fixture(scope="module")
+def shared_evaluators(student) -> dict[str, NEPEvaluator]:
+    """One evaluator goes through all structures: nothing of one may remain in the next."""
+    return {dtype: evaluator(student, dtype) for dtype in FORCE_TOLERANCE}
+
+
+@pytest.mark.parametrize("dtype", FORCE_TOLERANCE)
+@pytest.mark.parametrize("box", list(structures()))
+def test_same_as_reference(student, shared_evaluators, box, dtype):
+    atoms = structures()[box]
+    for amount in (0.0, 0.08):
+        moved = rattled(atoms, amount)
+        wanted = expected(student, moved)
+        assert_same(run(shared_evaluators[dtype], student, moved), wanted, dtype)
+
+
+@pytest.mark.parametrize("dtype", FORCE_TOLERANCE)
+@pytest.mark.parametrize("file", FILES)
+def test_same_as_reference_for_published_models(shared, file, dtype):
+    student = read_nep(shared / "data" / "nep" / file)
+    one = evaluator(student, dtype)
+    largest = []
+    for atoms in crystals(FILES[file]).values():
+        wanted = expected(student, atoms)
+        largest.append(np.abs(wanted[2]).max())
+        assert_same(run(one, student, atoms), wanted, dtype)
+    assert max(largest) > 1.0
+
+
+@pytest.mark.parametrize(("l_max", "flags"), [(1, (False, False)), (3, (True, False))])
+def test_other_shapes(l_max, flags):
+    full = random_nep(zbl=False)
+    shape = type(full.shape)(0, 1, 0, 1, l_max, *flags, 3)
+    student = NEP(("H", "O"), shape, ((4.0, 3.0), (3.5, 4.5)))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator).double() * 0.4)
+    atoms = rattled(structures()["skewed cell"])
+    wanted = expected(student.eval(), atoms)
+    assert np.abs(wanted[2]).max() > 0.01
+    assert_same(run(evaluator(student), student, atoms), wanted)
+
+
+def test_no_neighbours_and_one_atom(student, shared_evaluators):
+    for atoms in (Atoms("OH", [[0, 0, 0], [30, 0, 0]]), Atoms("H"), Atoms("O", [[1e3, 0, 0]])):
+        found = run(shared_evaluators["float64"], student, atoms)
+        assert_same(found, expected(student, atoms))
+        assert (found[2] == 0).all()
+        assert (found[3] == 0).all()
+
+
+def test_forces_are_the_slope_of_the_energy(student, shared_evaluators):
+    atoms = rattled(structures()["slab"])
+    one, step = shared_evaluators["float64"], 1e-4
+    forces = run(one, student, atoms)[2]
+    for atom in range(len(atoms)):
+        for axis in range(3):
+            energies = []
+            for sign in (1, -1):
+                moved = atoms.copy()
+                moved.positions[atom, axis] += sign * step
+                energies.append(run(one, student, moved)[0])
+            slope = (energies[0] - energies[1]) / (2 * step)
+            assert forces[atom, axis] == pytest.approx(-slope, abs=1e-5)
+
+
+def many_atoms(n: int = 5) -> Atoms:
+    atoms = bulk("Fe", a=3.0, cubic=True) * (n, n, n)
+    atoms.numbers = np.random.default_rng(1).choice([1, 8], len(atoms))
+    return rattled(atoms, 0.1)
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_repeats_are_identical(student, n_threads):
+    atoms = many_atoms()
+    one = evaluator(student, "float32", n_threads=n_threads)
+    first = run(one, student, atoms)
+    for _ in range(3):
+        for a, b in zip(run(one, student, atoms), first, strict=True):
+            assert np.array_equal(a, b)
+    fresh = run(evaluator(student, "float32", n_threads=1), student, atoms)
+    for a, b in zip(fresh, first, strict=True):
+        assert np.array_equal(a, b)
+
+
+def test_translation_by_lattice_vectors(student, shared_evaluators):
+    atoms = rattled(structures()["skewed cell"])
+    moved = atoms.copy()
+    whole = np.random.default_rng(0).integers(-50, 50, (len(atoms), 3))
+    moved.positions += whole @ atoms.cell.array
+    one = shared_evaluators["float64"]
+    assert_same(run(one, student, moved), run(one, student, atoms))
+
+
+def test_list_with_a_skin_equals_a_fresh_one_along_a_walk(student):
+    atoms, rng = many_atoms(4), np.random.default_rng(4)
+    one = evaluator(student, "float64", skin=0.6)
+    builds = []
+    for _ in range(12):
+        atoms.positions += rng.normal(0.0, 0.05, atoms.positions.shape)
+        assert_same(run(one, student, atoms), expected(student, atoms))
+        builds.append(one.neighbors.n_builds)
+    assert 1 < builds[-1] < len(builds)
+
+
+def test_neighbours_are_added_when_the_density_jumps(student):
+    atoms = many_atoms(4)
+    one = evaluator(student, "float64")
+    run(one, student, atoms)
+    before = one.neighbors.capacity
+    atoms.set_cell(0.7 * atoms.cell.array, scale_atoms=True)
+    assert_same(run(one, student, atoms), expected(student, atoms))
+    assert one.neighbors.capacity > before
+    run(one, student, atoms)
+
+
+def test_a_crowd_within_an_unchanged_box(student):
+    """Neighbours beyond the table's capacity by motion alone."""
+    atoms = many_atoms(4)
+    one = evaluator(student, "float64")
+    run(one, student, atoms)
+    centre = atoms.positions.mean(0)
+    atoms.positions = centre + 0.8 * (atoms.positions - centre)
+    assert_same(run(one, student, atoms), expected(student, atoms))
+
+
+def test_only_types_present_matter(student, shared_evaluators):
+    one = shared_evaluators["float64"]
+    oxygen = Atoms("O2", [[0, 0, 0], [0, 0.3, 1.1]], cell=[3, 3, 3], pbc=True)
+    for atoms in (oxygen, structures()["molecule"], oxygen):
+        assert_same(run(one, student, atoms), expected(student, atoms))
+
+
+def test_memory_stays_when_sizes_do(student):
+    atoms = many_atoms(4)
+    one = evaluator(student)
+    run(one, student, atoms)
+    arrays = [one.positions.ptr, one.forces.ptr, one.neighbors.neighbors.ptr]
+    for _ in range(3):
+        atoms.positions += 0.01
+        run(one, student, atoms)
+    assert arrays == [one.positions.ptr, one.forces.ptr, one.neighbors.neighbors.ptr]
