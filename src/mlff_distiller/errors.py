@@ -47,6 +47,10 @@ class StudentError(DistillerError, RuntimeError):
     """A student's files are missing, damaged or of another schema; or it gave NaN."""
 
 
+class KernelError(DistillerError, RuntimeError):
+    """Compiled kernels cannot be had on this machine."""
+
+
 class TrainingError(DistillerError, RuntimeError):
     """Training cannot start or continue."""
 

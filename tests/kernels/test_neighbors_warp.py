@@ -2,15 +2,14 @@
 
 import numpy as np
 import pytest
+import warp as wp
 from ase import Atoms
 from ase.build import bulk
 from tests.conftest import rattled, structures
 
-from mlff_distiller.neighbors import find_pairs
-
-wp = pytest.importorskip("warp")
 from mlff_distiller.kernels.compiling import warp_device
 from mlff_distiller.kernels.neighbors import VerletList
+from mlff_distiller.neighbors import find_pairs
 
 CUTOFF, SKIN = 4.0, 0.7
 

@@ -9,11 +9,9 @@ from tests.conftest import random_nep, rattled, structures
 from tests.kernels.test_nep_reference import FILES, crystals
 
 from mlff_distiller.batch import Batch
+from mlff_distiller.kernels.nep.evaluator import NEPEvaluator
 from mlff_distiller.neighbors import neighbor_list
 from mlff_distiller.students import NEP, read_nep
-
-pytest.importorskip("warp")
-from mlff_distiller.kernels.nep.evaluator import NEPEvaluator
 
 FORCE_TOLERANCE = {"float64": 1e-9, "float32": 5e-5}  # eV/Å
 

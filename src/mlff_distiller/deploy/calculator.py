@@ -22,9 +22,9 @@ from ase.calculators.calculator import (
 )
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from mlff_distiller.batch import Batch, check_structure
+from mlff_distiller.batch import check_structure
+from mlff_distiller.deploy.backends import BackendName, choose_backend
 from mlff_distiller.errors import StudentError
-from mlff_distiller.neighbors import neighbor_list
 from mlff_distiller.students import Student, load_student
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -46,9 +46,15 @@ class StudentCalculator(Calculator):
         ``auto`` takes the GPU if there is one.
     dtype
         Precision of the network; positions, cells and energy sums are float64 in either case.
+    backend
+        ``warp`` runs compiled kernels, which there are for nep students; the first call with a
+        new kind of model compiles them, for some seconds, and keeps them. ``torch`` runs PyTorch.
+        ``auto`` prefers the former.
 
     Raises
     ------
+    KernelError
+        ``backend="warp"``, and Warp is missing or cannot compile.
     StudentError
         The model cannot be read, the device is not there, or the student gave NaN.
     StructureError
@@ -64,6 +70,7 @@ class StudentCalculator(Calculator):
         *,
         device: str = "auto",
         dtype: Literal["float32", "float64"] = "float32",
+        backend: BackendName = "auto",
     ) -> None:
         self._lock = threading.Lock()
         self._known: tuple[np.ndarray, ...] | None = None
@@ -74,6 +81,7 @@ class StudentCalculator(Calculator):
         self.student = student.to(resolve_device(device), _DTYPES[dtype]).eval()
         for parameter in self.student.parameters():
             parameter.requires_grad_(False)
+        self._backend = choose_backend(self.student, dtype, backend)
 
     # -- what ASE calls, several times a step -------------------------------------------------
 
@@ -164,22 +172,11 @@ class StudentCalculator(Calculator):
         self.results = self._evaluate(*now)
         self._known = now
 
-    @torch.no_grad()
     def _evaluate(
         self, positions: np.ndarray, cell: np.ndarray, numbers: np.ndarray, pbc: np.ndarray
     ) -> dict[str, Any]:
-        batch = Batch(
-            torch.from_numpy(positions),
-            torch.from_numpy(numbers),
-            torch.zeros(len(numbers), dtype=torch.int64),
-            torch.from_numpy(cell).unsqueeze(0),
-            torch.from_numpy(pbc).unsqueeze(0),
-        )
-        neighbors = neighbor_list(batch, self.student.cutoff)
-        device = self.student.device
-        prediction = self.student(batch.to(device), neighbors.to(device))
-        forces = prediction.forces.double().cpu().numpy()
-        energy = float(prediction.energy[0])
+        found = self._backend(positions, cell, numbers, pbc)
+        energy, forces = found.energy, found.forces
         if not (np.isfinite(energy) and np.isfinite(forces).all()):
             bad = np.flatnonzero(~np.isfinite(forces).all(1))
             raise StudentError(
@@ -190,12 +187,11 @@ class StudentCalculator(Calculator):
         results = {
             "energy": energy,
             "free_energy": energy,
-            "energies": prediction.energies.cpu().numpy(),
+            "energies": found.energies,
             "forces": forces,
         }
-        stress = prediction.stress[0].cpu().numpy()
-        if np.isfinite(stress).all():
-            results["stress"] = full_3x3_to_voigt_6_stress(stress)
+        if np.isfinite(found.stress).all():
+            results["stress"] = full_3x3_to_voigt_6_stress(found.stress)
         return results
 
 

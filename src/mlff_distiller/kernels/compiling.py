@@ -19,6 +19,8 @@ from typing import Any
 
 import warp as wp
 
+from mlff_distiller.errors import KernelError
+
 SMALLEST_RANGE = 32
 """Atoms below which a further thread costs more than it saves."""
 RANGES_PER_THREAD = 4
@@ -64,15 +66,23 @@ def _quiet(**settings: Any) -> Iterator[None]:
 
 def warp_device(device: str) -> wp.Device:
     """The Warp device of torch's name for it; starts Warp when first called."""
-    with _quiet():
-        wp.init()
-    return wp.get_device("cuda:0" if device == "cuda" else device)
+    try:
+        with _quiet():
+            wp.init()
+            return wp.get_device("cuda:0" if device == "cuda" else device)
+    except Exception as error:
+        raise KernelError(f"NVIDIA Warp cannot use the device {device!r}: {error}") from error
 
 
 def load(module: wp.Module, device: wp.Device) -> None:
     """Compile ``module`` for ``device``, or load what was compiled before."""
     with _quiet(kernel_cache_dir=str(cache_folder() / wp.config.version)):
-        wp.load_module(module, device=device, block_dim=module.options["block_dim"])
+        try:
+            wp.load_module(module, device=device, block_dim=module.options["block_dim"])
+        except Exception as error:
+            raise KernelError(
+                f"the kernels {module.name} cannot be compiled or loaded: {error}"
+            ) from error
 
 
 @cache

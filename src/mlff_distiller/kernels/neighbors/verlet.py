@@ -8,7 +8,7 @@ import numpy as np
 import warp as wp
 
 from mlff_distiller.kernels.compiling import Launch, load
-from mlff_distiller.kernels.neighbors.warp import build
+from mlff_distiller.kernels.neighbors.warp import GRID, build
 
 ATOMS_PER_BIN = 0.25
 """Bins are made wider than the cutoff rather than emptier than this on average."""
@@ -17,6 +17,8 @@ LARGEST_BY_PAIRS = 128
 MARGIN = 1.15
 """Slots allocated for each slot needed."""
 SAMPLES = 1024
+CACHE_LINE = 16
+"""Of 4 bytes."""
 
 
 class VerletList:
@@ -50,7 +52,6 @@ class VerletList:
             self._moved = wp.zeros(1, dtype=int)
             self._largest = wp.zeros(1, dtype=int)
             self.shifts = wp.zeros(1, dtype=wp.vec3d)
-            self.neighbors = wp.zeros((0, 0), dtype=int)
 
     def update(self, positions: wp.array, cell: np.ndarray, pbc: np.ndarray) -> bool:
         """Follow ``positions`` (n_atoms, vec3d, Å); True if the list was built anew.
@@ -92,14 +93,14 @@ class VerletList:
     def _set_capacity(self, capacity: int) -> None:
         self.capacity = capacity
         self.version += 1
+        # Rows of an odd number of cache lines: at 4 kB apart they would share a few places in it.
+        width = CACHE_LINE * (-(-self.n_atoms // CACHE_LINE) | 1)
         with wp.ScopedDevice(self.device):
-            self.neighbors, self.images = (
-                wp.zeros((capacity, self.n_atoms), dtype=int) for _ in range(2)
-            )
+            self.neighbors, self.images = (wp.zeros((capacity, width), dtype=int) for _ in range(2))
 
     def _set_box(self, cell: np.ndarray, pbc: np.ndarray) -> None:
         self._cell, self._pbc = cell.copy(), pbc.copy()
-        self._rows = complete_lattice(cell, pbc)
+        self._rows = np.round(complete_lattice(cell, pbc) * GRID) / GRID
         self._columns = np.linalg.inv(self._rows)
         self._lattice.assign(self._rows[None])
         self._dual.assign(self._columns[None])

@@ -9,6 +9,10 @@ from functools import cache
 
 import warp as wp
 
+GRID = 2.0**40
+"""Points an Å. Positions and lattice vectors are rounded to it (10^-12 Å): differences are then
+exact in float64, and do not depend on the images that happen to be stored."""
+
 
 @dataclass(frozen=True)
 class Kernels:
@@ -43,6 +47,14 @@ def build(device: str) -> Kernels:
         return q
 
     @func
+    def on_grid(position: wp.vec3d) -> wp.vec3d:
+        return wp.vec3d(
+            wp.round(position[0] * wp.float64(GRID)) / wp.float64(GRID),
+            wp.round(position[1] * wp.float64(GRID)) / wp.float64(GRID),
+            wp.round(position[2] * wp.float64(GRID)) / wp.float64(GRID),
+        )
+
+    @func
     def number(image: wp.vec3i, reach: wp.vec3i) -> int:
         n = wp.vec3i(2 * reach[0] + 1, 2 * reach[1] + 1, 2 * reach[2] + 1)
         return ((image[0] + reach[0]) * n[1] + image[1] + reach[1]) * n[2] + image[2] + reach[2]
@@ -73,7 +85,7 @@ def build(device: str) -> Kernels:
             if pbc[k] != 0:
                 lap[k] = wp.floor(fractional[k])
         laps[i] = lap
-        inside[i] = positions[i] - lap * lattice[0]
+        inside[i] = on_grid(positions[i]) - lap * lattice[0]
         built[i] = inside[i]
 
     @kernel
@@ -89,7 +101,7 @@ def build(device: str) -> Kernels:
     ):
         """Follow the atoms without wrapping them anew; say whether one has left its skin."""
         i = first + wp.tid()
-        inside[i] = positions[i] - laps[i] * lattice[0]
+        inside[i] = on_grid(positions[i]) - laps[i] * lattice[0]
         step = inside[i] - built[i]
         # Written so that NaN counts as moved.
         if not (wp.dot(step, step) <= limit_squared):

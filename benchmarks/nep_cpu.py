@@ -1,0 +1,143 @@
+"""Energy and forces of NEP4 models on a CPU: our kernels against calorine's CPUNEP, turn by turn.
+
+Every evaluation sees moved atoms, as in a simulation. Ours: float32, neighbours kept with a skin
+of 1 Å ("kept", the usual step) and searched at every evaluation ("rebuilt"), as CPUNEP does.
+CPUNEP runs on one thread. Milliseconds an evaluation, median of repeats.
+
+    python benchmarks/nep_cpu.py NEP_FILES --out benchmarks/results/nep_cpu.json
+
+NEP_FILES is a folder with the models named below.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from ase.build import bulk
+from calorine.calculators import CPUNEP
+
+from mlff_distiller.kernels.nep.evaluator import NEPEvaluator
+from mlff_distiller.students import read_nep
+
+MODELS = {
+    "Si_2022_NEP4_3body.txt": ("Si", {64: (2, 2, 2), 1000: (5, 5, 5), 4096: (8, 8, 8)}),
+    "Song-2024-UNEP-v1-AgAlAuCrCuMgMoNiPbPdPtTaTiVWZr.txt": (
+        "Cu",
+        {64: (2, 2, 4), 1008: (6, 6, 7), 4096: (8, 8, 16)},
+    ),
+}
+
+
+def processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def calorine(path, atoms):
+    atoms = atoms.copy()
+    atoms.calc = CPUNEP(str(path))
+
+    def evaluate(positions):
+        atoms.positions = positions
+        return atoms.get_forces()
+
+    return evaluate
+
+
+def ours(student, atoms, n_threads, *, rebuild):
+    evaluator = NEPEvaluator(
+        student.shape, student.nep4(), student.reference_energies, n_threads=n_threads
+    )
+    types, cells = np.zeros(len(atoms), dtype=np.int64), [atoms.cell.array, atoms.cell.array]
+    types[:] = student.types_of_numbers[atoms.numbers[0]]
+    cells[1] = cells[1] * (1.0 + 1e-15)
+    calls = 0
+
+    def evaluate(positions):
+        nonlocal calls
+        calls += 1
+        # A cell that differs in the last digit is another cell.
+        cell = cells[calls % 2] if rebuild else cells[0]
+        return evaluator.evaluate(positions, types, cell, atoms.pbc).forces
+
+    return evaluate
+
+
+def measure(ways, atoms, repeats):
+    rng = np.random.default_rng(0)
+    frames = [atoms.positions + rng.normal(0, 0.02, (len(atoms), 3)) for _ in range(repeats)]
+    results = {name: evaluate(frames[0]).copy() for name, evaluate in ways.items()}
+    differences = {
+        name: float(np.abs(forces - results["CPUNEP"]).max()) for name, forces in results.items()
+    }
+    assert max(differences.values()) < 5e-5, differences
+    times = {name: [] for name in ways}
+    for positions in frames:
+        for name, evaluate in ways.items():
+            start = time.perf_counter()
+            evaluate(positions)
+            times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in times.items()}, differences
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", type=Path, metavar="NEP_FILES")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--repeats", type=int, default=25)
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    n_cores = len(os.sched_getaffinity(0))
+    rows = []
+    for file, (element, sizes) in MODELS.items():
+        path = arguments.models / file
+        student = read_nep(path)
+        for n_atoms, cells in sizes.items():
+            atoms = bulk(element, cubic=True) * cells
+            ways = {"CPUNEP": calorine(path, atoms)}
+            for n_threads in sorted({1, n_cores}):
+                for kind in ("kept", "rebuilt"):
+                    name = f"{kind}, {n_threads} threads"
+                    rebuild = kind == "rebuilt"
+                    ways[name] = ours(student, atoms, n_threads, rebuild=rebuild)
+            repeats = arguments.repeats * (8 if n_atoms < 100 else 1)
+            times, differences = measure(ways, atoms, repeats)
+            row = {
+                "model": file,
+                "element": element,
+                "n_atoms": len(atoms),
+                "repeats": repeats,
+                "ms": {name: round(value, 3) for name, value in times.items()},
+                "speedup": {
+                    name: round(times["CPUNEP"] / value, 2) for name, value in times.items()
+                },
+                "largest_force_difference_eV_per_A": max(differences.values()),
+            }
+            print(json.dumps(row), flush=True)
+            rows.append(row)
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
+    about = {
+        "processor": processor(),
+        "cores": n_cores,
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("calorine", "numpy", "warp-lang")},
+        "commit": commit.stdout.strip(),
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
