@@ -75,7 +75,7 @@ def test_no_edges_and_no_neighbours():
     assert energies.shape == (2,)
     assert gradients.shape == (0, 3)
     last = Atoms("OHO", [[0, 0, 0], [0, 0, 1.0], [30, 0, 0]])  # the last atom has none
-    alone = StudentCalculator(student, device="cpu", dtype="float64")
+    alone = StudentCalculator(student, device="cpu", dtype="float64", backend="torch")
     last.calc = alone
     assert (last.get_forces()[2] == 0).all()
 
@@ -96,8 +96,8 @@ def test_non_contiguous_vectors():
 def test_float32_is_close_to_float64():
     student = random_nep()
     atoms = rattled(structures()["skewed cell"])
-    exact = StudentCalculator(random_nep(), device="cpu", dtype="float64")
-    fast = StudentCalculator(student, device="cpu", dtype="float32")
+    exact = StudentCalculator(random_nep(), device="cpu", dtype="float64", backend="torch")
+    fast = StudentCalculator(student, device="cpu", dtype="float32", backend="torch")
     difference = fast.get_forces(atoms) - exact.get_forces(atoms)
     assert 0 < np.abs(difference).max() < 1e-4
     assert fast.get_potential_energy(atoms) == pytest.approx(
@@ -139,15 +139,16 @@ def crystals(elements: tuple[str, ...]) -> dict[str, Atoms]:
     }
 
 
+@pytest.mark.parametrize("backend", ["torch", "warp"])
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("kind", list(crystals(("Si",))))
-def test_same_as_calorine(shared, file, kind):
+def test_same_as_calorine(shared, file, kind, backend):
     path = shared / "data" / "nep" / file
     atoms = crystals(FILES[file])[kind]
     if kind == "cluster":
         atoms.center(vacuum=12.0)  # CPUNEP wants a cell
     energy, forces, stress = calorine(path, atoms)
-    own = StudentCalculator(path, device="cpu", dtype="float64")
+    own = StudentCalculator(path, device="cpu", dtype="float64", backend=backend)
     assert own.get_potential_energy(atoms) == pytest.approx(energy, abs=1e-9 * len(atoms))
     assert np.abs(own.get_forces(atoms) - forces).max() <= 1e-8
     assert np.abs(own.get_stress(atoms) - stress).max() <= 1e-9
@@ -158,12 +159,14 @@ def test_written_file_means_the_same_to_calorine(tmp_path, zbl):
     student = random_nep(zbl=zbl, seed=4)
     write_nep(student, tmp_path / "nep.txt", max_neighbors=(90, 60))
     atoms = rattled(structures()["small cell"]) * (2, 2, 2)
-    own = StudentCalculator(student, device="cpu", dtype="float64")
+    own = StudentCalculator(student, device="cpu", dtype="float64", backend="torch")
     energy, forces, stress = calorine(tmp_path / "nep.txt", atoms)
     assert energy == pytest.approx(own.get_potential_energy(atoms), abs=1e-5)
     assert np.abs(own.get_forces(atoms)).max() > 0.5
     assert np.abs(own.get_forces(atoms) - forces).max() <= 1e-6
     assert np.abs(own.get_stress(atoms) - stress).max() <= 1e-7
-    again = StudentCalculator(read_nep(tmp_path / "nep.txt"), device="cpu", dtype="float64")
+    again = StudentCalculator(
+        read_nep(tmp_path / "nep.txt"), device="cpu", dtype="float64", backend="torch"
+    )
     assert np.abs(again.get_forces(atoms) - forces).max() <= 1e-9
     assert again.student.reference_energies.tolist() == [-1.0, -2.0]

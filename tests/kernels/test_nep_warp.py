@@ -100,6 +100,16 @@ def test_other_shapes(l_max, flags):
     assert_same(run(evaluator(student), student, atoms), wanted)
 
 
+def test_repulsion_ends_at_the_angular_cutoff():
+    base = random_nep()
+    universal = base.zbl[0][0][2:]
+    row = ((1.0, 4.2, *universal),) * 2
+    student = NEP(base.elements, base.shape, base.cutoffs, (row, row))
+    student.load_state_dict(base.state_dict())
+    atoms = rattled(structures()["small cell"])
+    assert_same(run(evaluator(student), student, atoms), expected(student, atoms))
+
+
 def test_no_neighbours_and_one_atom(student, shared_evaluators):
     for atoms in (Atoms("OH", [[0, 0, 0], [30, 0, 0]]), Atoms("H"), Atoms("O", [[1e3, 0, 0]])):
         found = run(shared_evaluators["float64"], student, atoms)
@@ -149,6 +159,21 @@ def test_translation_by_lattice_vectors(student, shared_evaluators):
     moved.positions += whole @ atoms.cell.array
     one = shared_evaluators["float64"]
     assert_same(run(one, student, moved), run(one, student, atoms))
+
+
+def test_results_do_not_depend_on_what_came_before(student):
+    """Atoms that crossed the cell's border, and a list that was made elsewhere."""
+    atoms, rng = many_atoms(4), np.random.default_rng(7)
+    atoms.set_cell(atoms.cell.array + rng.normal(0, 0.3, (3, 3)), scale_atoms=True)
+    one = evaluator(student, "float64", skin=2.0)
+    run(one, student, atoms)
+    for _ in range(3):
+        atoms.positions += rng.normal(0.0, 0.1, atoms.positions.shape)
+        found = run(one, student, atoms)
+        fresh = run(evaluator(student, "float64", skin=0.3), student, atoms)
+        for a, b in zip(found, fresh, strict=True):
+            assert np.array_equal(a, b)
+    assert one.neighbors.n_builds == 1
 
 
 def test_list_with_a_skin_equals_a_fresh_one_along_a_walk(student):

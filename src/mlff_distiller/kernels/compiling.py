@@ -5,7 +5,9 @@ Warp's configuration is the user's: what is set here is set back before returnin
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import stat
 import tempfile
 import threading
@@ -33,21 +35,23 @@ _configuration = threading.Lock()
 def cache_folder() -> Path:
     """A folder for compiled kernels that nobody else can write to, nor read.
 
-    Machine code found there is run. Where the user's cache cannot be made private, kernels go to
-    a new temporary folder, and are compiled once a process.
+    Machine code found there is run. Where the user's cache is not private, kernels go to a new
+    temporary folder, and are compiled once a process.
     """
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = root / "mlff-distiller" / "kernels"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.lstat()
-        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid():
-            folder.chmod(0o700)
+        own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+        if own and not found.st_mode & 0o077:
             with tempfile.TemporaryFile(dir=folder):
                 return folder
     except OSError:
         pass
-    return Path(tempfile.mkdtemp(prefix="mlff-distiller-kernels-"))
+    temporary = tempfile.mkdtemp(prefix="mlff-distiller-kernels-")
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    return Path(temporary)
 
 
 @contextmanager
