@@ -24,8 +24,8 @@ def large() -> dict[str, Atoms]:
     wire.set_cell(skewed.cell)
     cluster.pbc, cluster.cell = False, None
     far.positions += np.random.default_rng(1).integers(-9, 9, (len(far), 3)) @ far.cell.array
-    thin = rattled(bulk("Si", cubic=True) * (4, 2, 4), 0.2)  # two bins thick
-    thin.pbc = [True, False, True]
+    thin = rattled(bulk("Si", cubic=True) * (6, 2, 2), 0.2)  # two bins thick
+    thin.pbc = [True, False, False]
     vacuum = slab.copy()
     vacuum.positions[0, 1] += 900.0
     return {
@@ -33,7 +33,7 @@ def large() -> dict[str, Atoms]:
         "skewed crystal": skewed,
         "large slab": slab,
         "large wire": wire,
-        "thin slab": thin,
+        "thin wire": thin,
         "cluster": cluster,
         "unwrapped crystal": far,
         "one atom far away": vacuum,
