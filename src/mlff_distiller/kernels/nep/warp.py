@@ -81,8 +81,8 @@ def build(spec: Specialization) -> Kernels:
     if spec.device == "cpu":
         module.options["cpu_compiler_flags"] = CPU_FLAGS
     func, kernel = wp.func(module=module), wp.kernel(module=module)
-    # Out of line on the CPU: unrolled over n it would double the time of compilation.
-    rare = wp.func(module=module, inline=False if spec.device == "cpu" else None)
+    # Out of line on the CPU these sums run in vectors, and compile in half the time.
+    outlined = wp.func(module=module, inline=False if spec.device == "cpu" else None)
 
     n_radial, n_angular = shape.n_max_radial + 1, shape.n_max_angular + 1
     n_invariants, neurons = shape.n_invariants, shape.neurons
@@ -94,7 +94,7 @@ def build(spec: Specialization) -> Kernels:
     signs = [(-1.0) ** l for l in range(1, shape.l_max + 1) for _ in range(2 * l + 1)]
     parity = wp.constant(vec_h(*signs))
 
-    of_atom = atom_functions(func, rare, types, shape)
+    of_atom = atom_functions(func, outlined, types, shape)
     harmonics, turning, separation = of_atom.harmonics, of_atom.turning, of_atom.separation
     invariants, slopes, zbl = of_atom.invariants, of_atom.slopes, of_atom.zbl
     radial = radial_functions(func, types, shape.basis_size_radial + 1, vec_r)
@@ -189,6 +189,35 @@ def build(spec: Specialization) -> Kernels:
                 dq_n[k] = dq[n_radial + k * n_angular + n]
             s[i, n] = slopes(s[i, n], dq_n)
 
+    @outlined
+    def both_ends(ds: wp.array2d(dtype=vec_h), i: int, j: int, g: vec_a, dg: vec_a):
+        by_r = vec_h()
+        by_u = vec_h()
+        for n in range(n_angular):
+            both = ds[i, n] + wp.cw_mul(ds[j, n], parity)
+            by_r += dg[n] * both
+            by_u += g[n] * both
+        return by_r, by_u
+
+    @outlined
+    def each_end(
+        ds: wp.array2d(dtype=vec_h),
+        i: int,
+        j: int,
+        g: vec_a,
+        dg: vec_a,
+        g_back: vec_a,
+        dg_back: vec_a,
+    ):
+        by_r = vec_h()
+        by_u = vec_h()
+        for n in range(n_angular):
+            mine = ds[i, n]
+            theirs = wp.cw_mul(ds[j, n], parity)
+            by_r += dg[n] * mine + dg_back[n] * theirs
+            by_u += g[n] * mine + g_back[n] * theirs
+        return by_r, by_u
+
     @kernel
     def force(
         first: int,
@@ -240,21 +269,12 @@ def build(spec: Specialization) -> Kernels:
                     h, dh = angular_slopes(r, rc[1])
                     g = contract_a(c_angular, pair, h)
                     dg = contract_a(c_angular, pair, dh)
-                    if wp.static(not one_type):
+                    if wp.static(one_type):
+                        by_r, by_u = both_ends(ds, i, j, g, dg)
+                    else:
                         g_back = contract_a(c_angular, back, h)
                         dg_back = contract_a(c_angular, back, dh)
-                    by_r = vec_h()
-                    by_u = vec_h()
-                    for n in range(n_angular):
-                        mine = ds[i, n]
-                        theirs = wp.cw_mul(ds[j, n], parity)
-                        if wp.static(one_type):
-                            both = mine + theirs
-                            by_r += dg[n] * both
-                            by_u += g[n] * both
-                        else:
-                            by_r += dg[n] * mine + dg_back[n] * theirs
-                            by_u += g[n] * mine + g_back[n] * theirs
+                        by_r, by_u = each_end(ds, i, j, g, dg, g_back, dg_back)
                     along += wp.dot(by_r, harmonics(u))
                     pull = turning(by_u, u) / r
                     along -= wp.dot(pull, u)

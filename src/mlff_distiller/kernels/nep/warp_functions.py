@@ -133,9 +133,9 @@ def radial_functions(
 
 
 def atom_functions(
-    func: Callable[..., Any], rare: Callable[..., Any], types: Types, shape: Shape
+    func: Callable[..., Any], outlined: Callable[..., Any], types: Types, shape: Shape
 ) -> AtomFunctions:
-    """``func`` and ``rare`` decorate; ``rare`` is for what is called once an atom and n."""
+    """``func`` and ``outlined`` decorate what becomes a Warp function."""
     real, vec2, vec3, vec_h = types.real, types.vec2, types.vec3, types.harmonics
     vec_i, vec_z = types.invariants, types.zbl
     l_max, has_q222, has_q1111 = shape.l_max, shape.has_q222, shape.has_q1111
@@ -238,7 +238,7 @@ def atom_functions(
             gy += real(2.0) * (i2 * x - r2 * y)
         return vec3(gx, gy, gz)
 
-    @rare
+    @outlined
     def invariants(s: vec_h) -> vec_i:
         q = vec_i()
         w = wp.cw_mul(wp.cw_mul(s, s), c3b)
@@ -262,7 +262,7 @@ def atom_functions(
             q[last] = k50 * aa * aa + k51 * aa * p + k52 * p * p
         return q
 
-    @rare
+    @outlined
     def slopes(s: vec_h, dq: vec_i) -> vec_h:
         w = vec_h()
         for m in range(0, 3):
