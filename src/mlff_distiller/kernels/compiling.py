@@ -90,7 +90,8 @@ def load(module: wp.Module, device: wp.Device) -> None:
 
 
 @cache
-def _pool(n_threads: int) -> ThreadPoolExecutor:
+def _pool(n_threads: int, process: int) -> ThreadPoolExecutor:
+    """Threads of this process: a fork has none of its parent's."""
     return ThreadPoolExecutor(n_threads, thread_name_prefix="kernel")
 
 
@@ -127,14 +128,13 @@ class Launch:
             ]
             for start, stop in pairwise(bounds)
         ]
-        self._pool = _pool(n_threads) if n_ranges > 1 else None
+        self._n_threads = n_threads
 
     def __call__(self) -> None:
-        if self._pool is None:
-            for command in self._ranges[0]:
-                command.launch()
+        if len(self._ranges) == 1:
+            _run(self._ranges[0])
         else:
-            for _ in self._pool.map(_run, self._ranges):
+            for _ in _pool(self._n_threads, os.getpid()).map(_run, self._ranges):
                 pass
 
 

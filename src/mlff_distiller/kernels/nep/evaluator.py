@@ -177,6 +177,7 @@ class NEPEvaluator:
 
     def _set_positions(self, positions: Array | Tensor) -> None:
         if isinstance(positions, Tensor) and positions.is_cuda:
+            torch.cuda.current_stream(positions.device).synchronize()  # Warp has its own stream
             wp.copy(self.positions, wp.from_torch(positions.contiguous(), dtype=wp.vec3d))
             return
         np.copyto(self._views[0], positions)
