@@ -21,8 +21,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--backend", default="auto")
     arguments = parser.parse_args()
-    calculator = StudentCalculator(student(), device=arguments.device)
+    calculator = StudentCalculator(student(), device=arguments.device, backend=arguments.backend)
     on_gpu = calculator.student.device.type == "cuda"
     rows = []
     for cells in ((2, 2, 2), (3, 3, 3), (5, 5, 5), (8, 8, 8), *([(10, 10, 10)] if on_gpu else [])):
@@ -34,8 +35,11 @@ def main():
     about = {
         "device": torch.cuda.get_device_name() if on_gpu else platform.machine(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("ase", "torch", "numpy", "vesin")},
-        "model": "nep reference (PyTorch), float32, cutoff 6/5 Å, n_max 8 8, 50 neurons",
+        "versions": {
+            name: version(name) for name in ("ase", "torch", "numpy", "vesin", "warp-lang")
+        },
+        "backend": arguments.backend,
+        "model": "nep, float32, cutoff 6/5 Å, n_max 8 8, 50 neurons",
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
