@@ -45,7 +45,7 @@ def test_a_student_compared_with_itself_is_perfect():
     frames = []
     for seed in range(3):
         atoms = rattled(structures()["small cell"], seed=seed)
-        atoms.calc = StudentCalculator(student, device="cpu", dtype="float64")
+        atoms.calc = StudentCalculator(student, device="cpu", dtype="float64", backend="torch")
         atoms.get_stress()
         frames.append(Batch.from_atoms([atoms]))
     done = compare(random_nep(), frames)
