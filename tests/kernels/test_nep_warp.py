@@ -208,6 +208,25 @@ def test_a_crowd_within_an_unchanged_box(student):
     assert_same(run(one, student, atoms), expected(student, atoms))
 
 
+@pytest.mark.parametrize("where", ["_allocate", "neighbors._build", "neighbors._set_capacity"])
+def test_the_next_structure_works_after_lack_of_memory(student, monkeypatch, where):
+    one, small, large = evaluator(student), many_atoms(3), many_atoms(4)
+    large.set_cell(0.8 * large.cell.array, scale_atoms=True)
+    run(one, student, small)
+    *path, name = where.split(".")
+    owner = one.neighbors if path else one
+
+    def fail(*args):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, fail)
+        with pytest.raises(MemoryError):
+            run(one, student, large)
+    for atoms in (small, large):
+        assert_same(run(one, student, atoms), expected(student, atoms))
+
+
 def test_only_types_present_matter(student, shared_evaluators):
     one = shared_evaluators["float64"]
     oxygen = Atoms("O2", [[0, 0, 0], [0, 0.3, 1.1]], cell=[3, 3, 3], pbc=True)

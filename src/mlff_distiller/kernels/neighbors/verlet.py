@@ -46,6 +46,7 @@ class VerletList:
         self.n_atoms = self.capacity = self.n_builds = self.version = 0
         self._cell, self._pbc = np.full((3, 3), np.nan), np.zeros(3, dtype=bool)
         self._positions: wp.array = None
+        self._is_complete = False  # also after a failure half-way, such as lack of memory
         with wp.ScopedDevice(device):
             self._lattice = wp.zeros(1, dtype=wp.mat33d)
             self._dual = wp.zeros(1, dtype=wp.mat33d)
@@ -59,24 +60,30 @@ class VerletList:
         ``version`` counts the times that arrays were replaced by larger ones. Waits for the
         device.
         """
-        same_box = np.array_equal(cell, self._cell) and np.array_equal(pbc, self._pbc)
+        same_box = (
+            self._is_complete
+            and np.array_equal(cell, self._cell)
+            and np.array_equal(pbc, self._pbc)
+        )
         if same_box and positions is self._positions:
             self._moved.zero_()
             self._follow()
             if not self._moved.numpy()[0]:
                 return False
-        elif positions is not self._positions:
+        self._is_complete = False
+        if positions is not self._positions:
             self._allocate(positions)
         if not same_box:
             self._set_box(cell, pbc)
         self._build()
+        self._is_complete = True
         return True
 
     # -- memory -------------------------------------------------------------------------------
 
     def _allocate(self, positions: wp.array) -> None:
         n = self.n_atoms = len(positions)
-        self._positions = positions
+        self._positions = None
         with wp.ScopedDevice(self.device):
             self.inside, self._laps, self._built = (wp.zeros(n, dtype=wp.vec3d) for _ in range(3))
             self.counts = wp.zeros(n, dtype=int)
@@ -89,14 +96,15 @@ class VerletList:
         arguments = (positions, self._lattice, self._laps, self._built, limit)
         step = (self._kernels.follow, (*arguments, self.inside, self._moved))
         self._follow = Launch([step], n, self.device, self.n_threads)
+        self._positions = positions
 
     def _set_capacity(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.version += 1
         # Rows of an odd number of cache lines: at 4 kB apart they would share a few places in it.
         width = CACHE_LINE * (-(-self.n_atoms // CACHE_LINE) | 1)
         with wp.ScopedDevice(self.device):
-            self.neighbors, self.images = (wp.zeros((capacity, width), dtype=int) for _ in range(2))
+            neighbors, images = (wp.zeros((capacity, width), dtype=int) for _ in range(2))
+        self.neighbors, self.images, self.capacity = neighbors, images, capacity
+        self.version += 1
 
     def _set_box(self, cell: np.ndarray, pbc: np.ndarray) -> None:
         self._cell, self._pbc = cell.copy(), pbc.copy()

@@ -111,9 +111,10 @@ class NEPEvaluator:
         present, compact = np.unique(types, return_inverse=True)
         if not np.array_equal(present, self._present):
             self._set_present(present)
-        n = len(types)
+        n, n_before = len(types), len(self._types)
+        self._types = np.empty(0, dtype=np.int64)  # until all is there
         with wp.ScopedDevice(self.device):
-            if n != len(self._types):
+            if n != n_before:
                 self._allocate(n)
             self._atom_types.assign(compact.reshape(-1).astype(np.int32))
         self._types = types.copy()
