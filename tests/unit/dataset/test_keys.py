@@ -3,7 +3,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 
-from mlff_distiller.dataset import label_key, structure_hash
+from mlff_distiller.dataset import DatasetWriter, Record, label_key, structure_hash
 from mlff_distiller.errors import DatasetError
 
 
@@ -74,11 +74,18 @@ def test_charge_and_spin_are_not_confused():
 
 
 @pytest.mark.parametrize("value", ["much", float("nan"), float("inf"), [1, 2]])
-def test_a_charge_that_is_no_number(value):
+def test_a_charge_that_is_no_number(value, tmp_path):
+    """It has a hash, so that it can be named among what failed, but makes no record."""
     atoms = _silicon()
     atoms.info["charge"] = value
-    with pytest.raises(DatasetError, match="charge"):
-        structure_hash(atoms)
+    assert structure_hash(atoms) == structure_hash(atoms.copy())
+    assert structure_hash(atoms) != structure_hash(_silicon())
+    labels = {"energy": 0.0, "forces": np.zeros((len(atoms), 3))}
+    record = Record(atoms, labels, structure_hash(atoms), 0)
+    with DatasetWriter(tmp_path, {}) as writer:
+        with pytest.raises(DatasetError, match="charge"):
+            writer.append([record])
+        assert len(writer) == 0
 
 
 def test_label_key_is_64_digits_and_depends_on_teacher_and_structure():
