@@ -55,7 +55,7 @@ gets wrong too. Its licence may bind what you do with this student.
 ## Domain
 
 Elements {elements}; {data["n_labels"]} labels ({data["n_train"]} trained on)
-from a rattle-relax tree at {temperatures} K, {data["teacher_seconds"]:.0f} s of the teacher's time.
+of structures sampled at {temperatures} K, {data["teacher_seconds"]:.0f} s of the teacher's time.
 Cutoff {student["cutoff"]:g} Å, {student["n_parameters"]} parameters. Outside these structures'
 neighbourhood (other phases, defects, reactions, higher temperatures) it has not been tested.
 Neutral systems only.
