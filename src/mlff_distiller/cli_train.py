@@ -25,7 +25,7 @@ def train(
     ] = None,
     init: Annotated[
         Path | None,
-        typer.Option(help="Student to begin with; lower training.learning_rate to stay near it."),
+        typer.Option(help="Student to begin with, whose sizes stay; try a lower learning rate."),
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings.")] = None,

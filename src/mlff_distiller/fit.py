@@ -39,14 +39,16 @@ def fit(
     """Train a student on the dataset ``labels``; returns its errors on the held-out groups.
 
     ``out`` gets ``student/``, ``errors.json`` and ``log.jsonl``; the same call continues an
-    interrupted one. ``init`` is a student to begin with: trained on more labels of the same kind,
-    or on few of a better level.
+    interrupted one. ``init`` is a student to begin with, whose architecture and sizes stay: trained
+    on more labels of the same kind, or on few of a better level.
 
     Raises
     ------
     ConfigError
         ``out`` holds a run with other settings or labels; the difference is shown.
     StudentError
+        ``init`` cannot be read.
+    UnknownElementError
         ``init`` does not know an element of the labels.
     """
     dataset = Dataset(labels)
@@ -120,7 +122,7 @@ def train_stage(
             on_epoch=on_epoch,
         )
         about = {
-            "teacher": labels.metadata["teacher"],
+            "teacher": labels.metadata.get("teacher"),
             "n_labels": len(labels),
             "n_train": len(training),
             "temperature_K": list(config.sampling.temperature_K),

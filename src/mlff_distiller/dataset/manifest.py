@@ -111,6 +111,17 @@ def plain_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
+def refuse_other_metadata(folder: Path, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """`DatasetError` with the differences, unless what is written in ``folder`` says the same."""
+    changes = differences(ours, theirs)
+    if changes:
+        raise DatasetError(
+            f"dataset {folder} was made with other metadata (now != then):\n    "
+            + "\n    ".join(changes),
+            remedy="use the same teacher, settings and inputs, or choose another folder",
+        )
+
+
 def differences(ours: Any, theirs: Any, name: str = "") -> list[str]:
     """Field by field, ``name: ours != theirs``; empty if equal."""
     if isinstance(ours, dict) and isinstance(theirs, dict):

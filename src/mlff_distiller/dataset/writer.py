@@ -28,9 +28,9 @@ from mlff_distiller.dataset.manifest import (
     SHARD_NAME,
     Manifest,
     ShardEntry,
-    differences,
     plain_metadata,
     read_manifest,
+    refuse_other_metadata,
     shard_name,
     write_manifest,
 )
@@ -133,13 +133,7 @@ class DatasetWriter:
             if not (self.folder / MANIFEST).exists():
                 self._begin()
             manifest = read_manifest(self.folder)
-            changes = differences(self._metadata, manifest.metadata)
-            if changes:
-                raise DatasetError(
-                    f"dataset {self.folder} was made with other metadata (now != then):\n    "
-                    + "\n    ".join(changes),
-                    remedy="use the same teacher, settings and inputs, or choose another folder",
-                )
+            refuse_other_metadata(self.folder, self._metadata, manifest.metadata)
             shards = self._shards.replaced_by(manifest.shards)
             index = KeyIndex(shards.keys())
             durable.remove_partials(self.folder)

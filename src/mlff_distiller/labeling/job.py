@@ -19,9 +19,9 @@ from typing import Any
 from mlff_distiller.dataset import Dataset, DatasetWriter
 from mlff_distiller.dataset.manifest import (
     MANIFEST,
-    differences,
     plain_metadata,
     read_manifest,
+    refuse_other_metadata,
 )
 from mlff_distiller.durable import EventLog, write_json
 from mlff_distiller.errors import (
@@ -216,13 +216,7 @@ def _refuse_other_parts(out: Path, teacher: TeacherIdentity, inputs: Mapping[str
     """`DatasetError` if any part was begun by another teacher, or from other structures."""
     ours = plain_metadata(metadata_of_labels(teacher, inputs))
     for manifest in sorted(out.glob(f"{PARTS}/*-of-*/{MANIFEST}")):
-        changes = differences(ours, read_manifest(manifest.parent).metadata)
-        if changes:
-            raise DatasetError(
-                f"{manifest.parent} was made with other metadata (now != then):\n    "
-                + "\n    ".join(changes),
-                remedy="use the same teacher, settings and inputs, or choose another folder",
-            )
+        refuse_other_metadata(manifest.parent, ours, read_manifest(manifest.parent).metadata)
 
 
 def _collect(

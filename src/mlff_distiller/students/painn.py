@@ -20,6 +20,8 @@ from mlff_distiller.students.base import Student
 
 _SHORTEST = 1e-6
 """Å. Keeps the direction of coincident atoms finite."""
+_SMALLEST_NORM = 1e-3
+"""Keeps the slope of a norm finite where a vector vanishes."""
 
 
 class PaiNN(Student):
@@ -240,7 +242,7 @@ class _Update(nn.Module):
     def forward(self, s: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         soft = _soft(v, 1)
         uv, vv = self.u(soft), self.v(soft)
-        norm = (vv.square().sum(1) + _SHORTEST).sqrt()
+        norm = (vv.square().sum(1) + _SMALLEST_NORM**2).sqrt()
         gates = self.network(torch.cat([_soft(s), norm], 1)).chunk(self.kinds, dim=1)
         s = s + gates[0] + gates[1] * (uv * vv).sum(1)
         return s, v if self.kinds == 2 else v + gates[2].unsqueeze(1) * uv
