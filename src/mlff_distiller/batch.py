@@ -105,7 +105,8 @@ class Batch:
     @property
     def volume(self) -> Tensor:
         """(n_systems,) Å³; 0 where the cell has no volume."""
-        volume: Tensor = torch.linalg.det(self.cell)
+        a, b, c = self.cell.unbind(1)
+        volume: Tensor = (torch.linalg.cross(a, b) * c).sum(1)
         return volume.abs()
 
     def to(self, device: torch.device | str) -> Batch:

@@ -101,16 +101,16 @@ def train_stage(
         validation = labels.read(split.validation).systems()
         student = config.new_student(training) if init is None else rebased(init, training)
         student = student.to(resolve_device(config.device))
-        shown = {row["epoch"] for row in log.rows("train")}
+        shown = {row["updates"] for row in log.rows("train")}
 
-        def on_epoch(row: dict[str, float], epochs: int) -> None:
-            if row["epoch"] not in shown:
+        def on_validation(row: dict[str, float], updates: int) -> None:
+            if row["updates"] not in shown:
                 log.write("train", **row)
             news = (
                 f"fidelity {row['validation_forces_fidelity']:.4f}, "
                 f"{row['validation_forces_mae_meV_per_A']:.1f} meV/Å"
             )
-            on_progress("train", int(row["epoch"]) + 1, epochs, news)
+            on_progress("train", int(row["updates"]), updates, news)
 
         train(
             student,
@@ -119,7 +119,7 @@ def train_stage(
             config.training,
             seed=config.seed,
             checkpoint=out / "checkpoint.safetensors",
-            on_epoch=on_epoch,
+            on_validation=on_validation,
         )
         about = {
             "teacher": labels.metadata.get("teacher"),

@@ -215,10 +215,10 @@ def _fit_round(
             validation,
             dataclasses.replace(config.training, epochs=None, updates=updates),
             seed=config.seed + number,
-            on_epoch=lambda row, epochs: on_progress(
+            on_validation=lambda row, updates: on_progress(
                 f"round {number + 1}",
-                int(row["epoch"]) + 1,
-                epochs,
+                int(row["updates"]),
+                updates,
                 f"fidelity {row['validation_forces_fidelity']:.4f}",
             ),
         )

@@ -24,8 +24,7 @@ from mlff_distiller.dataset import Dataset, Split
 from mlff_distiller.deploy import resolve_device
 from mlff_distiller.errors import DatasetError, TeacherError
 from mlff_distiller.teachers import TeacherCalculator
-from mlff_distiller.training import train
-from mlff_distiller.training.train import collate, validate, with_neighbors
+from mlff_distiller.training import batches_of, train, validate
 
 WORTH_IT = 0.05
 """Twice the labels should lower the error by this fraction of it at least."""
@@ -135,14 +134,14 @@ def plan(
             validation,
             config.training,
             seed=config.seed,
-            on_epoch=lambda row, epochs, size=size: on_progress(  # type: ignore[misc]
+            on_validation=lambda row, updates, size=size: on_progress(  # type: ignore[misc]
                 f"{size} labels",
-                int(row["epoch"]) + 1,
-                epochs,
+                int(row["updates"]),
+                updates,
                 f"fidelity {row['validation_forces_fidelity']:.4f}",
             ),
         )
-        metrics = validate(student, *collate(with_neighbors(test, student)))
+        metrics = validate(student, batches_of(test, student))
         points.append(
             Point(
                 size,

@@ -20,13 +20,20 @@ from mlff_distiller.neighbors import Neighbors, edge_vectors
 class Prediction:
     """Names, shapes and units of ``properties.LABELS``, and the energy of each atom.
 
-    Sums are float64. ``stress`` of a system without volume is NaN.
+    Sums are float64.
     """
 
     energy: Tensor  # (n_systems,) eV, float64
     energies: Tensor  # (n_atoms,) eV, float64
     forces: Tensor  # (n_atoms, 3) eV/Å, the student's dtype
-    stress: Tensor  # (n_systems, 3, 3) eV/Å³, float64
+    strain_gradient: Tensor  # (n_systems, 3, 3) eV, float64: dE/dstrain
+    volume: Tensor  # (n_systems,) Å³
+
+    @property
+    def stress(self) -> Tensor:
+        """(n_systems, 3, 3) eV/Å³, float64; NaN for a system without volume."""
+        volume = torch.where(self.volume > 0, self.volume, torch.nan)
+        return self.strain_gradient / volume[:, None, None]
 
 
 class Student(nn.Module, ABC):
@@ -38,6 +45,8 @@ class Student(nn.Module, ABC):
     """
 
     architecture: ClassVar[str]
+    max_neighbors: int | None = None
+    """Bound on neighbours of an atom, where shapes must not depend on values; None: unknown."""
     reference_energies: Tensor  # (n_types,) eV, float64 whatever the dtype of the module
     types_of_numbers: Tensor  # (119,) int64, -1 for unknown elements
 
@@ -106,8 +115,11 @@ class Student(nn.Module, ABC):
 
     def forward(self, batch: Batch, neighbors: Neighbors) -> Prediction:
         """Predict a batch whose ``neighbors`` reach at least ``cutoff``."""
+        return self.predict(self.types(batch.atomic_numbers), batch, neighbors)
+
+    def predict(self, types: Tensor, batch: Batch, neighbors: Neighbors) -> Prediction:
+        """The same for known ``types`` (n_atoms,); with ``max_neighbors`` never waits for a GPU."""
         i, j = neighbors.i, neighbors.j
-        types = self.types(batch.atomic_numbers)
         vectors = edge_vectors(batch, neighbors)
         site, gradients = self.site_energies_and_gradients(types, i, j, vectors.to(self.dtype))
 
@@ -120,6 +132,4 @@ class Student(nn.Module, ABC):
             0, batch.system_idx[i], outer
         )
         strain_gradient = 0.5 * (strain_gradient + strain_gradient.mT)
-        volume = batch.volume
-        volume = torch.where(volume > 0, volume, torch.nan)
-        return Prediction(energy, energies, forces, strain_gradient / volume[:, None, None])
+        return Prediction(energy, energies, forces, strain_gradient, batch.volume)

@@ -118,7 +118,8 @@ class NEP(Student):
         )
 
     def slots(self, types: Tensor, i: Tensor, j: Tensor, vectors: Tensor) -> Slots:
-        return Slots.from_edges(types, i, j, vectors, far=2.0 * self.cutoff)
+        far = 2.0 * self.cutoff
+        return Slots.from_edges(types, i, j, vectors, far, self.max_neighbors)
 
     def site_energies(self, types: Tensor, i: Tensor, j: Tensor, vectors: Tensor) -> Tensor:
         slots = self.slots(types, i, j, vectors)

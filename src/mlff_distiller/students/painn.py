@@ -98,7 +98,7 @@ class PaiNN(Student):
         directions = vectors / r.unsqueeze(1)
         radial = self.radial_scale * bessel(r, self.cutoff, self.radial_functions)
         s, v = self.gather(types, i, j, radial, directions)  # (n_atoms, C), (n_atoms, 3, C)
-        s, v = self.updates[0](self.embedding[types] + s, v)
+        s, v = self.updates[0](_of_type(self.embedding, types) + s, v)
         for message, update in zip(self.messages, self.updates[1:], strict=True):
             s, v = update(*message(s, v, i, j, radial, directions))
         energies: Tensor = self.scale.to(s.dtype) * self.readout(s).squeeze(1)
@@ -149,7 +149,8 @@ class _Gather(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Scalars (n_atoms, C) and vectors (n_atoms, 3, C)."""
         n = len(types)
-        weights = (self.weights[types[j]] * self.filters(radial)).split(self.sizes, dim=1)
+        own = _of_type(self.weights, types).index_select(0, j)
+        weights = (own * self.filters(radial)).split(self.sizes, dim=1)
         scalars = _sum(weights[0], i, n)
         vectors = _sum(directions.unsqueeze(2) * weights[1].unsqueeze(1), i, n)
         if self.products is None:
@@ -171,10 +172,17 @@ class _Message(nn.Module):
         self, s: Tensor, v: Tensor, i: Tensor, j: Tensor, radial: Tensor, directions: Tensor
     ) -> tuple[Tensor, Tensor]:
         """``s`` (n_atoms, C) and ``v`` (n_atoms, 3, C) with their messages."""
-        weights = (self.network(_soft(s))[j] * self.filters(radial)).chunk(3, dim=1)
+        sent = self.network(_soft(s)).index_select(0, j)
+        weights = (sent * self.filters(radial)).chunk(3, dim=1)
         edges = directions.unsqueeze(2) * weights[1].unsqueeze(1)
-        edges = edges + _soft(v, 1)[j] * weights[2].unsqueeze(1)
+        edges = edges + _soft(v, 1).index_select(0, j) * weights[2].unsqueeze(1)
         return s + _sum(weights[0], i, len(s)), v + _sum(edges, i, len(s))
+
+
+def _of_type(table: Tensor, types: Tensor) -> Tensor:
+    """Rows (n_atoms, C) of ``table`` (T, C). A product: its gradient needs no sums over atoms."""
+    own = nn.functional.one_hot(types, len(table)).to(table.dtype)
+    return own @ table
 
 
 def _soft(x: Tensor, components: int | None = None) -> Tensor:

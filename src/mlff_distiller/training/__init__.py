@@ -1,6 +1,19 @@
 """Training: the loss and the loop."""
 
 from mlff_distiller.training.loss import LossSettings, Spread, loss
-from mlff_distiller.training.train import TrainingSettings, train
+from mlff_distiller.training.metrics import batches_of, validate
+from mlff_distiller.training.settings import TrainingSettings
+from mlff_distiller.training.train import train
+from mlff_distiller.training.workers import Workers, workers_of_torchrun
 
-__all__ = ["LossSettings", "Spread", "TrainingSettings", "loss", "train"]
+__all__ = [
+    "LossSettings",
+    "Spread",
+    "TrainingSettings",
+    "Workers",
+    "batches_of",
+    "loss",
+    "train",
+    "validate",
+    "workers_of_torchrun",
+]

@@ -4,60 +4,72 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from mlff_distiller.durable import write_bytes
 from mlff_distiller.errors import TrainingError
+from mlff_distiller.training.update import Updater
 
-_SCHEMA = "1"
+_SCHEMA = "2"
 
 
 @dataclass
 class Progress:
-    """Everything about a run that is not a tensor; goes into the checkpoint as it is."""
+    """Everything about a run that is not a tensor; goes into the checkpoint as it is.
+
+    ``batch`` minibatches of ``epoch`` are done; ``loss_sum`` is that since the last validation.
+    """
 
     epoch: int = 0
+    batch: int = 0
     updates: int = 0
     seconds: float = 0.0
-    best_epoch: int = -1
+    loss_sum: float = 0.0
+    best_updates: int = -1
     best_forces_mae: float = math.inf
+    curvature_dropped: bool = False
+    stopped: bool = False
     history: list[dict[str, float]] = field(default_factory=list)
 
 
 def save_checkpoint(
-    path: Path,
-    student: torch.nn.Module,
-    average: AveragedModel,
-    optimizer: torch.optim.Optimizer,
-    progress: Progress,
-    best: dict[str, Tensor],
+    path: Path, updater: Updater, progress: Progress, best: Mapping[str, Tensor]
 ) -> None:
     """Everything a bit-exact continuation needs. A crash leaves the previous checkpoint."""
-    tensors = {f"student.{name}": value for name, value in student.state_dict().items()}
-    tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
+    student, average = updater.student.state_dict(), updater.average.state_dict()
+    tensors = {f"student.{name}": value for name, value in student.items()}
+    tensors |= {f"average.{name}": value for name, value in average.items()}
     tensors |= {f"best.{name}": value for name, value in best.items()}
-    for index, state in optimizer.state_dict()["state"].items():
+    for index, state in updater.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
     header = {"schema": _SCHEMA, "progress": json.dumps(asdict(progress))}
-    copies = {name: value.detach().cpu().clone() for name, value in tensors.items()}
-    write_bytes(path, save(copies, metadata=header))
+    write_bytes(path, save(_copies(tensors), metadata=header))
 
 
-def load_checkpoint(
-    path: Path,
-    student: torch.nn.Module,
-    average: AveragedModel,
-    optimizer: torch.optim.Optimizer,
-) -> tuple[Progress, dict[str, Tensor]]:
-    """Restore the four objects in place; returns the progress and the best weights so far."""
+def keep_the_best(folder: Path, best: Mapping[str, Tensor], progress: Progress, most: int) -> None:
+    """Write the weights that were just the best so far; of such files ``most`` stay."""
+    if most == 0:
+        return
+    folder = folder / "best"
+    folder.mkdir(exist_ok=True)
+    write_bytes(folder / f"update-{progress.updates:08d}.safetensors", save(_copies(best)))
+    for old in sorted(folder.glob("update-*.safetensors"))[:-most]:
+        old.unlink()
+
+
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in tensors.items()}
+
+
+def load_checkpoint(path: Path, updater: Updater) -> tuple[Progress, dict[str, Tensor]]:
+    """Restore the updater in place; returns the progress and the best weights so far."""
     try:
         with safe_open(path, framework="pt") as stream:
             header = stream.metadata() or {}
@@ -82,12 +94,12 @@ def load_checkpoint(
             name[start:]: value for name, value in tensors.items() if name.startswith(f"{prefix}.")
         }
 
-    student.load_state_dict(part("student"))
-    average.load_state_dict(part("average"))
+    updater.student.load_state_dict(part("student"))
+    updater.average.load_state_dict(part("average"))
     state: dict[int, dict[str, Any]] = {}
     for name, value in part("optimizer").items():
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = value
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    groups = updater.optimizer.state_dict()["param_groups"]
+    updater.optimizer.load_state_dict({"state": state, "param_groups": groups})
     return Progress(**json.loads(header["progress"])), part("best")

@@ -1,4 +1,4 @@
-"""The distillation loss: Huber errors of forces, energy and stress, over the data's spread."""
+"""The distillation loss: Huber errors of what the teacher said, over the data's spread."""
 
 from __future__ import annotations
 
@@ -13,20 +13,46 @@ from torch import Tensor
 
 from mlff_distiller.batch import Batch
 from mlff_distiller.students.base import Prediction, Student
+from mlff_distiller.training.minibatch import Minibatch
+
+Weight = Annotated[float, Field(ge=0)]
+KINDS = ("forces", "energies", "energy", "stress", "curvature")
 
 
 @validated(frozen=True, config=ConfigDict(extra="forbid"))
 class LossSettings:
-    """Weights of the three errors. ``huber_delta``, in spreads: below it an error counts squared.
+    """Weights of the errors; ``late_`` ones hold in the last ``late_fraction`` of the updates.
 
-    A small delta makes the loss nearly absolute: fidelity is a sum of absolute errors, and rare
-    strained frames do not dominate.
+    ``energies`` are those of single atoms, ``curvature`` is the Hessian's along the directions of
+    probes; where the labels hold none, nothing is added. Curvature is dropped once the validation
+    force error has not improved for ``curvature_patience`` of the updates. ``huber_delta``, in
+    spreads: below it an error counts squared. A small one makes the loss nearly absolute: fidelity
+    is a sum of absolute errors, and rare strained frames do not dominate. ``disagreement``: an atom
+    on whose force a committee's members differ by s weighs 1/(1 + (disagreement s/median s)^2).
     """
 
-    forces: Annotated[float, Field(ge=0)] = 1.0
-    energy: Annotated[float, Field(ge=0)] = 0.05
-    stress: Annotated[float, Field(ge=0)] = 0.05
+    forces: Weight = 1.0
+    energy: Weight = 0.05
+    stress: Weight = 0.05
+    energies: Weight = 0.05
+    curvature: Weight = 0.2
+    late_energy: Weight | None = None
+    late_stress: Weight | None = None
+    late_fraction: Annotated[float, Field(ge=0, le=1)] = 0.25
+    curvature_patience: Annotated[float, Field(gt=0, le=1)] = 0.15
     huber_delta: Annotated[float, Field(gt=0)] = 0.1
+    disagreement: Weight = 0.0
+
+    def weights(self, fraction: float, *, curvature: bool) -> list[float]:
+        """Of ``KINDS``, when ``fraction`` of the updates are done."""
+        late = fraction >= 1.0 - self.late_fraction
+        return [
+            self.forces,
+            self.energies,
+            self.late_energy if late and self.late_energy is not None else self.energy,
+            self.late_stress if late and self.late_stress is not None else self.stress,
+            self.curvature if curvature else 0.0,
+        ]
 
 
 @dataclass(frozen=True)
@@ -34,46 +60,83 @@ class Spread:
     """Standard deviations over the training data, so that the loss has no unit."""
 
     energy: float  # eV/atom, after reference energies
+    energies: float  # eV, of an atom's, after reference energies
     forces: float  # eV/Å
     stress: float  # eV/Å³
+    curvature: float  # eV/Å²
 
     @classmethod
-    def of(cls, frames: Sequence[Batch], student: Student) -> Spread:
-        energies, forces, stresses = [], [], []
+    def of(
+        cls,
+        frames: Sequence[Batch],
+        student: Student,
+        probes: Sequence[tuple[int, int]] = (),
+    ) -> Spread:
+        energies, sites, forces, stresses = [], [], [], []
+        references = student.reference_energies.cpu()
+        numbers = student.types_of_numbers.cpu()
         for frame in frames:
-            baseline = student.reference_energies[student.types(frame.atomic_numbers)].sum()
-            energies.append((frame.labels["energy"] - baseline) / frame.n_atoms)
-            forces.append(frame.labels["forces"].double().reshape(-1))
-            stresses.append(frame.labels["stress"].reshape(-1))
-        stress = torch.cat(stresses)
-        stress = stress[~stress.isnan()]
+            baseline = references[numbers[frame.atomic_numbers.cpu()]]
+            labels = {name: value.cpu().double() for name, value in frame.labels.items()}
+            energies.append((labels["energy"] - baseline.sum()) / frame.n_atoms)
+            forces.append(labels["forces"].reshape(-1))
+            if "energies" in labels:
+                sites.append(labels["energies"] - baseline)
+            if "stress" in labels:
+                stresses.append(labels["stress"].reshape(-1))
+        curvatures = []
+        for first, second in probes:
+            a, b = frames[first], frames[second]
+            difference = (a.labels["forces"] - b.labels["forces"]).cpu().double()
+            curvatures.append((difference / (a.positions - b.positions).norm()).reshape(-1))
         return cls(
-            _deviation(torch.cat(energies), smallest=1e-3),
-            _deviation(torch.cat(forces), smallest=1e-3),
-            _deviation(stress, smallest=1e-5) if len(stress) else 1.0,
+            _deviation(energies, smallest=1e-3),
+            _deviation(sites, smallest=1e-3),
+            _deviation(forces, smallest=1e-3),
+            _deviation(stresses, smallest=1e-5),
+            _deviation(curvatures, smallest=1e-3),
         )
 
 
-def _deviation(values: Tensor, smallest: float) -> float:
-    return max(float(values.std(correction=0)), smallest)
+def _deviation(values: Sequence[Tensor], smallest: float) -> float:
+    """Of what is known; 1 if nothing is."""
+    known = torch.cat([torch.full((1,), torch.nan, dtype=torch.float64), *values])
+    known = known[~known.isnan()]
+    return max(float(known.std(correction=0)), smallest) if len(known) else 1.0
 
 
 def huber(error: Tensor, delta: float) -> Tensor:
-    """Mean of ``|e| - delta/2`` above ``delta`` and ``e^2 / (2 delta)`` below."""
-    return torch.nn.functional.huber_loss(error, torch.zeros_like(error), delta=delta) / delta
+    """``|e| - delta/2`` above ``delta`` and ``e^2 / (2 delta)`` below, of each."""
+    zero = torch.zeros_like(error)
+    return torch.nn.functional.huber_loss(error, zero, reduction="none", delta=delta) / delta
 
 
-def loss(prediction: Prediction, batch: Batch, spread: Spread, settings: LossSettings) -> Tensor:
-    """Scalar loss of a batch. A system without a stress label takes no part in the stress error."""
-    dtype, delta = prediction.forces.dtype, settings.huber_delta
-    force_error = (prediction.forces - batch.labels["forces"].to(dtype)) / spread.forces
-    total = settings.forces * huber(force_error, delta)
-    if settings.energy:
-        error = (prediction.energy - batch.labels["energy"]) / batch.atoms_per_system
-        total = total + settings.energy * huber((error / spread.energy).to(dtype), delta)
-    if settings.stress:
-        error = (prediction.stress - batch.labels["stress"]) / spread.stress
-        known = ~error.isnan()
-        if bool(known.any()):
-            total = total + settings.stress * huber(error[known].to(dtype), delta)
-    return total
+def loss(
+    prediction: Prediction,
+    target: Minibatch,
+    spread: Spread,
+    norms: Tensor,  # (5,)
+    weights: Tensor,  # (5,) of KINDS
+    delta: float,
+) -> Tensor:
+    """Scalar: the weighted mean Huber error of each kind, times its weight, summed.
+
+    ``norms`` are the sums of all weights that the means divide by: those of a whole minibatch, of
+    which ``target`` may be a part.
+    """
+    dtype = prediction.forces.dtype
+    forces = prediction.forces - target.forces
+    curvature = (forces - forces[target.partner]) * target.inverse_distance.unsqueeze(1)
+    probed = target.atom_weights * (target.inverse_distance > 0)
+    sites = prediction.energies - target.energies
+    energy = (prediction.energy - target.energy) / target.sizes
+    stress = prediction.strain_gradient / target.volume[:, None, None] - target.stress
+    stress_errors = huber((stress / spread.stress).to(dtype), delta).mean((1, 2))
+    sums = [
+        (huber(forces / spread.forces, delta).sum(1) * target.atom_weights).sum(),
+        (huber((sites / spread.energies).to(dtype), delta) * target.site_weights).sum(),
+        (huber((energy / spread.energy).to(dtype), delta) * target.system_weights).sum(),
+        (stress_errors * target.stress_weights).sum(),
+        (huber(curvature / spread.curvature, delta).sum(1) * probed).sum(),
+    ]
+    return (torch.stack(sums) * (weights / norms)).sum()

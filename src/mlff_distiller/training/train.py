@@ -5,41 +5,28 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import field
 from pathlib import Path
-from typing import Annotated
 
-import numpy as np
 import torch
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass as validated
-from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mlff_distiller.batch import Batch
 from mlff_distiller.errors import TrainingError
-from mlff_distiller.neighbors import Neighbors, neighbor_list
 from mlff_distiller.students.base import Student
-from mlff_distiller.training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from mlff_distiller.training.loss import LossSettings, Spread, loss
+from mlff_distiller.training.checkpoint import (
+    Progress,
+    keep_the_best,
+    load_checkpoint,
+    save_checkpoint,
+)
+from mlff_distiller.training.loss import Spread
+from mlff_distiller.training.metrics import batches_of, validate
+from mlff_distiller.training.minibatch import Minibatches
+from mlff_distiller.training.settings import TrainingSettings
+from mlff_distiller.training.update import Updater
+from mlff_distiller.training.workers import ALONE, Workers
 
-Sample = tuple[Batch, Neighbors]
-
-
-@validated(frozen=True, config=ConfigDict(extra="forbid"))
-class TrainingSettings:
-    """Settings of the loop. ``epochs`` None: as many as make some ``updates``."""
-
-    epochs: Annotated[int, Field(ge=1)] | None = None
-    updates: Annotated[int, Field(ge=1)] = 8_000
-    atoms_per_batch: Annotated[int, Field(ge=1)] = 256
-    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-2
-    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    gradient_clip: Annotated[float, Field(gt=0)] = 10.0
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    patience_fraction: Annotated[float, Field(gt=0, le=1)] = 0.4
-    checkpoint_seconds: Annotated[float, Field(ge=0)] = 10.0
-    loss: LossSettings = field(default_factory=LossSettings)
+_FEWEST_VALIDATIONS = 5
+"""Without improvement, before training stops early."""
 
 
 def train(
@@ -49,14 +36,20 @@ def train(
     settings: TrainingSettings,
     *,
     seed: int = 0,
+    probes: Sequence[tuple[int, int]] = (),
+    frame_weights: Sequence[float] | None = None,
     checkpoint: Path | None = None,
-    on_epoch: Callable[[dict[str, float], int], None] = lambda row, epochs: None,
+    workers: Workers = ALONE,
+    check: Callable[[Student], dict[str, float]] = lambda student: {},
+    on_validation: Callable[[dict[str, float], int], None] = lambda row, updates: None,
 ) -> list[dict[str, float]]:
-    """Train ``student`` in place on single-system batches; returns one row of metrics an epoch.
+    """Train ``student`` in place on single-system batches; returns one row a validation.
 
-    What is kept are the averaged weights (EMA) of the epoch with the smallest validation force
-    error. With ``checkpoint``, an interrupted call continues from that file and, on the CPU, ends
-    with the same bits as an uninterrupted one: all randomness is drawn from (seed, epoch).
+    What is kept are the averaged weights (EMA) at the smallest validation force error. With
+    ``checkpoint``, an interrupted call continues from that file, in the middle of an epoch too, and
+    on the CPU ends with the same bits as an uninterrupted one: all randomness is drawn from (seed,
+    epoch). ``probes`` are pairs of frames for the curvature error; ``frame_weights`` multiply all
+    errors of a frame (see `Minibatches`). ``check`` measures the averaged student now and then.
     """
     if not training or not validation:
         raise TrainingError(
@@ -64,106 +57,98 @@ def train(
             expected="at least one training and one validation structure",
             found=f"{len(training)} and {len(validation)}",
         )
-    samples = with_neighbors(training, student)
-    validation_set = collate(with_neighbors(validation, student))
-    spread = Spread.of([batch for batch, _ in samples], student)
-    mean_size = sum(batch.n_atoms for batch in training) / len(training)
-    batch_size = min(len(samples), max(1, round(settings.atoms_per_batch / mean_size)))
-    updates_per_epoch = math.ceil(len(samples) / batch_size)
-    epochs = settings.epochs or max(10, math.ceil(settings.updates / updates_per_epoch))
+    minibatches = Minibatches(
+        training,
+        student,
+        settings.atoms_per_batch,
+        seed=seed,
+        probes=probes,
+        frame_weights=frame_weights,
+        disagreement=settings.loss.disagreement,
+    )
+    validation_set = batches_of(validation, student)
+    spread = Spread.of(training, student, probes)
+    updates = settings.updates
+    if settings.epochs:
+        updates = sum(len(minibatches.plan(epoch)) for epoch in range(settings.epochs))
+    every = max(1, updates // settings.validations)
+    checks = [updates * (k + 1) // settings.md_checks for k in range(settings.md_checks)]
 
-    factors, groups = zip(*student.parameter_groups(), strict=True)
-    optimizer = torch.optim.Adam([{"params": group} for group in groups], betas=(0.9, 0.99))
-    average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
-    best = {name: value.clone() for name, value in average.module.state_dict().items()}
+    updater = Updater(student, minibatches, spread, settings, workers)
+    best = {name: value.clone() for name, value in updater.average.state_dict().items()}
     progress = Progress()
     if checkpoint is not None and checkpoint.exists():
-        progress, best = load_checkpoint(checkpoint, student, average, optimizer)
+        progress, best = load_checkpoint(checkpoint, updater)
     saved = time.monotonic()
+    student.train()
+    total = torch.tensor(progress.loss_sum, dtype=torch.float64, device=student.device)
 
-    for epoch in range(progress.epoch, epochs):
-        if epoch - progress.best_epoch > max(5.0, settings.patience_fraction * epochs):
-            break
-        started = time.monotonic()
-        order = np.random.default_rng([seed, epoch]).permutation(len(samples))
-        total = 0.0
-        student.train()
-        for start in range(0, len(order), batch_size):
-            batch, neighbors = collate([samples[k] for k in order[start : start + batch_size]])
-            fraction = progress.updates / (epochs * updates_per_epoch)
-            rate = settings.learning_rate * schedule(fraction, settings.warmup_fraction)
-            for group, factor in zip(optimizer.param_groups, factors, strict=True):
-                group["lr"] = factor * rate
-            with torch.enable_grad():
-                error = loss(student(batch, neighbors), batch, spread, settings.loss)
-                optimizer.zero_grad()
-                error.backward()
-            torch.nn.utils.clip_grad_norm_(student.parameters(), settings.gradient_clip)
-            optimizer.step()
-            average.update_parameters(student)
+    while progress.updates < updates and not progress.stopped:
+        plan = minibatches.plan(progress.epoch)
+        for units in plan[progress.batch :]:
+            started = time.monotonic()
+            fraction = progress.updates / updates
+            rate = settings.learning_rate * rate_factor(fraction, settings)
+            weights = settings.loss.weights(fraction, curvature=not progress.curvature_dropped)
+            total += updater.update(units, rate, weights)
             progress.updates += 1
-            total += float(error.detach())
-        train_loss = total / updates_per_epoch
-        if not math.isfinite(train_loss):
-            raise TrainingError(
-                f"training diverged in epoch {epoch}: the loss is {train_loss}",
-                remedy="lower training.learning_rate, or look for outliers among the labels",
-            )
-        average.eval()
-        metrics = validate(average.module, *validation_set)
-        progress.epoch = epoch + 1
-        progress.seconds += time.monotonic() - started
-        row = {
-            "epoch": epoch,
-            "seconds": round(progress.seconds, 3),
-            "learning_rate": rate,
-            "train_loss": train_loss,
-            **metrics,
-        }
-        progress.history.append(row)
-        if metrics["validation_forces_mae_meV_per_A"] < progress.best_forces_mae:
-            progress.best_forces_mae = metrics["validation_forces_mae_meV_per_A"]
-            progress.best_epoch = epoch
-            best = {name: value.clone() for name, value in average.module.state_dict().items()}
-        if checkpoint is not None and time.monotonic() - saved >= settings.checkpoint_seconds:
-            save_checkpoint(checkpoint, student, average, optimizer, progress, best)
-            saved = time.monotonic()
-        on_epoch(row, epochs)
+            progress.batch += 1
+            if progress.updates % every == 0 or progress.updates == updates:
+                before = int(progress.history[-1]["updates"]) if progress.history else 0
+                metrics = workers.agree(validate(updater.average, validation_set))
+                row = {
+                    "updates": progress.updates,
+                    "epoch": round(progress.epoch + progress.batch / len(plan), 3),
+                    "seconds": round(progress.seconds + time.monotonic() - started, 3),
+                    "learning_rate": rate,
+                    "train_loss": float(total) / (progress.updates - before),
+                    **metrics,
+                }
+                if not math.isfinite(row["train_loss"]):
+                    raise TrainingError(
+                        f"training diverged by update {progress.updates}",
+                        found=f"a loss of {row['train_loss']}",
+                        remedy="lower training.learning_rate, or look for outliers in the labels",
+                    )
+                if any(before < number <= progress.updates for number in checks):
+                    row |= check(updater.average)
+                if metrics["validation_forces_mae_meV_per_A"] < progress.best_forces_mae:
+                    progress.best_forces_mae = metrics["validation_forces_mae_meV_per_A"]
+                    progress.best_updates = progress.updates
+                if progress.best_updates == progress.updates:
+                    best = {name: own.clone() for name, own in updater.average.state_dict().items()}
+                    if checkpoint is not None and workers.leads:
+                        keep_the_best(checkpoint.parent, best, progress, settings.keep_best)
+                without = progress.updates - progress.best_updates
+                progress.stopped = without > max(
+                    _FEWEST_VALIDATIONS * every, settings.patience_fraction * updates
+                )
+                if without > settings.loss.curvature_patience * updates:
+                    progress.curvature_dropped = True
+                progress.history.append(row)
+                total.zero_()
+            progress.seconds += time.monotonic() - started
+            if progress.history and progress.history[-1]["updates"] == progress.updates:
+                on_validation(progress.history[-1], updates)
+            due = time.monotonic() - saved >= settings.checkpoint_seconds
+            if checkpoint is not None and due and workers.leads:
+                progress.loss_sum = float(total)
+                save_checkpoint(checkpoint, updater, progress, best)
+                saved = time.monotonic()
+            if progress.updates >= updates or progress.stopped:
+                break
+        else:
+            progress.epoch, progress.batch = progress.epoch + 1, 0
 
     student.load_state_dict(best)
     student.eval()
     return progress.history
 
 
-def schedule(fraction: float, warmup: float) -> float:
-    """Linear warm-up, then half a cosine to zero; ``fraction`` of all updates done."""
+def rate_factor(fraction: float, settings: TrainingSettings) -> float:
+    """Of the learning rate, when ``fraction`` of all updates are done; rises, ends at zero."""
+    warmup = settings.warmup_fraction
     rise = 1.0 if fraction >= warmup else (fraction + 1e-3) / (warmup + 1e-3)
-    return rise * (0.5 + 0.5 * math.cos(math.pi * fraction))
-
-
-def collate(samples: Sequence[Sample]) -> Sample:
-    """One batch of all ``samples``."""
-    batches = [batch for batch, _ in samples]
-    sizes = [batch.n_atoms for batch in batches]
-    pairs = Neighbors.concatenate([neighbors for _, neighbors in samples], sizes)
-    return Batch.concatenate(batches), pairs
-
-
-def with_neighbors(frames: Sequence[Batch], student: Student) -> list[Sample]:
-    """Each frame and its pairs, on the student's device."""
-    device = student.device
-    return [(frame.to(device), neighbor_list(frame, student.cutoff).to(device)) for frame in frames]
-
-
-@torch.no_grad()
-def validate(student: torch.nn.Module, batch: Batch, neighbors: Neighbors) -> dict[str, float]:
-    """Errors on one batch; names carry their units."""
-    prediction = student(batch, neighbors)
-    error = (prediction.forces - batch.labels["forces"]).double().abs()
-    scale = batch.labels["forces"].double().abs().sum().clamp(min=1e-12)
-    energy: Tensor = (prediction.energy - batch.labels["energy"]) / batch.atoms_per_system
-    return {
-        "validation_forces_mae_meV_per_A": 1e3 * float(error.mean()),
-        "validation_forces_fidelity": 1.0 - float(error.sum() / scale),
-        "validation_energy_mae_meV_per_atom": 1e3 * float(energy.abs().mean()),
-    }
+    if settings.schedule == "cosine":
+        return rise * (0.5 + 0.5 * math.cos(math.pi * fraction))
+    return rise * min(1.0, (1.0 - fraction) / max(settings.decay_fraction, 1e-9))

@@ -1,19 +1,28 @@
 """The loop learns, resumes to the bit, and leaves global state alone."""
 
+import dataclasses
 import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from safetensors.torch import load_file
 
 from mlff_distiller.batch import Batch
 from mlff_distiller.errors import TrainingError
-from mlff_distiller.students import NEPSettings, nep_for
+from mlff_distiller.neighbors import edge_vectors, neighbor_list
+from mlff_distiller.students import NEPSettings, PaiNNSettings, nep_for, painn_for
 from mlff_distiller.training import LossSettings, Spread, TrainingSettings, loss, train
-from mlff_distiller.training.train import schedule
+from mlff_distiller.training.minibatch import Minibatches, Size
+from mlff_distiller.training.train import rate_factor
+from mlff_distiller.training.update import Updater
 
 SMALL = NEPSettings(
     n_max_radial=3,
@@ -58,37 +67,76 @@ def test_learns_on_the_gpu_from_frames_on_the_cpu():
     assert history[-1]["validation_forces_fidelity"] > 0.6
 
 
+def painn(training: list[Batch]):
+    settings = PaiNNSettings(channels=8, layers=2, radial_functions=4, cutoff_A=3.5)
+    return painn_for(training, settings, 0, "8x2")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("make", [lambda f: nep_for(f, SMALL, 0), painn])
+def test_a_graph_teaches_what_single_kernels_do(make, optimizer):
+    training = [*frames(9), *molecule(3)]
+    histories = []
+    for cuda_graph in (False, True):
+        settings = TrainingSettings(
+            updates=40, atoms_per_batch=12, cuda_graph=cuda_graph, optimizer=optimizer
+        )
+        student = make(training).to("cuda")
+        histories.append(train(student, training, frames(4, seed=1), settings))
+    for a, b in zip(*histories, strict=True):
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=0.02)
+    assert histories[1][-1]["train_loss"] < 0.5 * histories[1][0]["train_loss"]
+
+
 class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("dies_at", [0, 3, 6])
-def test_resume_is_bit_identical(tmp_path, dies_at):
-    training, validation = frames(10), frames(4, seed=1)
-    settings = TrainingSettings(epochs=8, atoms_per_batch=8, checkpoint_seconds=0.0)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("dies_at", [0, 13, 30])
+def test_resume_in_mid_epoch_is_bit_identical(tmp_path, monkeypatch, dies_at, optimizer):
+    training, validation = frames(10), frames(4, seed=1)  # five updates an epoch
+    settings = TrainingSettings(
+        epochs=8, atoms_per_batch=8, checkpoint_seconds=0.0, validations=10, optimizer=optimizer
+    )
     straight = nep_for(training, SMALL, 0)
     history = train(straight, training, validation, settings)
+    update, done = Updater.update, 0
 
-    def die(row, epochs):
-        if row["epoch"] == dies_at:
+    def dying(*arguments):
+        nonlocal done
+        if done == dies_at:
             raise Killed
+        done += 1
+        return update(*arguments)
 
     checkpoint = tmp_path / "checkpoint.safetensors"
-    with pytest.raises(Killed):
-        train(
-            nep_for(training, SMALL, 0),
-            training,
-            validation,
-            settings,
-            checkpoint=checkpoint,
-            on_epoch=die,
-        )
+    first = nep_for(training, SMALL, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Updater, "update", dying)
+        with pytest.raises(Killed):
+            train(first, training, validation, settings, checkpoint=checkpoint)
+    assert checkpoint.exists() == (dies_at > 0)
     resumed = nep_for(training, SMALL, 0)
     again = train(resumed, training, validation, settings, checkpoint=checkpoint)
     assert [row["train_loss"] for row in again] == [row["train_loss"] for row in history]
     for name, value in state(straight).items():
         assert torch.equal(value, state(resumed)[name]), name
     load_file(checkpoint)  # no pickle
+
+
+def test_the_best_students_are_kept(tmp_path):
+    training, validation = frames(6), frames(2, seed=1)
+    student = nep_for(training, SMALL, 0)
+    settings = TrainingSettings(epochs=6, atoms_per_batch=8, keep_best=2)
+    history = train(student, training, validation, settings, checkpoint=tmp_path / "c")
+    best = min(history, key=lambda row: row["validation_forces_mae_meV_per_A"])
+    kept = sorted((tmp_path / "best").iterdir())
+    assert len(kept) == 2
+    assert kept[-1].name == f"update-{best['updates']:08d}.safetensors"
+    for name, value in load_file(kept[-1]).items():
+        assert torch.equal(value, student.state_dict()[name])
 
 
 def test_damaged_checkpoint_is_named(tmp_path):
@@ -122,7 +170,7 @@ def test_early_stop_keeps_the_best(monkeypatch):
     history = train(
         student, training, validation, TrainingSettings(epochs=40, patience_fraction=0.1)
     )
-    assert len(history) == 7  # best in epoch 1, then more than five without
+    assert len(history) == 8  # best at update 2, then more than five without
 
 
 def test_nothing_to_train_on():
@@ -150,26 +198,147 @@ def test_global_state_is_untouched():
     assert before[1:] == (torch.get_default_dtype(), torch.get_num_threads())
 
 
+def loss_of(student, training, **options):
+    """Of all frames at once, in one minibatch."""
+    minibatches = Minibatches(training, student, 10_000, **options)
+    probes = options.get("probes", ())
+    spread = Spread.of(training, student, probes)
+    (units,) = minibatches.plan(0)
+    return loss_of_part(student, minibatches.make(units), minibatches.norms(units), spread)
+
+
+def loss_of_part(student, part, norms, spread, settings=None):
+    settings = settings or LossSettings()
+    weights = torch.tensor(settings.weights(0.0, curvature=True), dtype=student.dtype)
+    prediction = student.predict(part.types, *part.graph())
+    delta = settings.huber_delta
+    norms = norms.to(student.dtype)
+    return loss(prediction, part, spread, norms, weights, delta).detach()
+
+
 def test_missing_stress_takes_no_part():
     training = frames(2)
     student = nep_for(training, SMALL, 0).double()
-    spread = Spread.of(training, student)
-    from mlff_distiller.training.train import collate, with_neighbors
-
-    batch, pairs = collate(with_neighbors(training, student))
-    with torch.no_grad():
-        full = loss(student(batch, pairs), batch, spread, LossSettings())
-        batch.labels["stress"][0] = float("nan")
-        partial = loss(student(batch, pairs), batch, spread, LossSettings())
-        batch.labels["stress"][:] = float("nan")
-        none = loss(student(batch, pairs), batch, spread, LossSettings())
+    full = loss_of(student, training)
+    training[0].labels["stress"][0] = float("nan")
+    partial = loss_of(student, training)
+    training[1].labels["stress"][:] = float("nan")
+    none = loss_of(student, training)
     assert torch.isfinite(torch.stack((full, partial, none))).all()
     assert float(none) < float(partial)
     assert float(partial) != float(full)
 
 
-def test_schedule_rises_then_falls_to_zero():
-    values = [schedule(k / 100, 0.05) for k in range(101)]
+def molecule(n: int) -> list[Batch]:
+    """Without cell or stress."""
+    rng, out = np.random.default_rng(7), []
+    for _ in range(n):
+        atoms = Atoms("Cu2Au", [(0, 0, 0), (2.4, 0, 0), (0, 2.5, 0)])
+        atoms.positions += rng.normal(0, 0.1, (3, 3))
+        atoms.calc = EMT()
+        atoms.get_forces()
+        out.append(Batch.from_atoms([atoms]))
+    return out
+
+
+@pytest.mark.parametrize("make", [lambda f: nep_for(f, SMALL, 0), painn])
+def test_a_padded_minibatch_teaches_the_same(make):
+    training = [*frames(3), *molecule(2)]
+    student = make(training).double().train()
+    minibatches = Minibatches(training, student, 10_000)
+    spread = Spread.of(training, student)
+    (units,) = minibatches.plan(0)
+    size, gradients = minibatches.size(units), []
+    padded = Size(size.n_systems + 3, size.n_atoms + 5, size.n_edges + 77)
+    for shape in (None, padded, padded):
+        part = minibatches.make(units, shape)
+        if shape is not None:
+            assert Size(len(part.cell), len(part.types), len(part.i)) == padded
+        weights = torch.tensor([1.0, 0.3, 0.5, 0.5, 0.1], dtype=torch.float64)
+        prediction = student.predict(part.types, *part.graph())
+        error = loss(prediction, part, spread, minibatches.norms(units), weights, 0.1)
+        gradients.append(torch.autograd.grad(error, list(student.parameters())))
+        assert all(torch.isfinite(own).all() for own in gradients[-1])
+        student.max_neighbors = minibatches.most_neighbors()
+    assert any(own.abs().max() > 1e-3 for own in gradients[0])
+    for others in gradients[1:]:
+        for first, other in zip(gradients[0], others, strict=True):
+            torch.testing.assert_close(first, other, rtol=1e-9, atol=1e-11)
+
+
+def test_parts_of_a_minibatch_add_up_to_it():
+    training = [*frames(4), *molecule(3)]
+    student = nep_for(training, SMALL, 0).double()
+    minibatches = Minibatches(training, student, 10_000, probes=[(0, 1)])
+    spread = Spread.of(training, student, [(0, 1)])
+    (units,) = minibatches.plan(0)
+    norms = minibatches.norms(units)
+    whole = loss_of_part(student, minibatches.make(units), norms, spread)
+    parts = [
+        loss_of_part(student, minibatches.make(units[rank::3]), norms, spread) for rank in range(3)
+    ]
+    torch.testing.assert_close(whole, sum(parts), rtol=1e-12, atol=0.0)
+
+
+def test_the_curvature_of_a_probe_is_the_hessian_times_its_direction():
+    (frame,) = frames(1)
+    student = nep_for(frames(3), SMALL, 0).double().train()
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(frame.positions.shape, generator=generator, dtype=torch.float64)
+    direction /= direction.norm()
+    positions = frame.positions.clone().requires_grad_()
+    pairs = neighbor_list(frame, student.cutoff + 0.1)
+    energy = student.site_energies(
+        student.types(frame.atomic_numbers),
+        pairs.i,
+        pairs.j,
+        edge_vectors(dataclasses.replace(frame, positions=positions), pairs),
+    ).sum()
+    (slope,) = torch.autograd.grad(energy, positions, create_graph=True)
+    (product,) = torch.autograd.grad((slope * direction).sum(), positions)
+    labels = {"energy": torch.zeros(1, dtype=torch.float64), "forces": 0.0 * frame.positions}
+    probe = [
+        dataclasses.replace(
+            frame, positions=frame.positions + sign * 0.001 * direction, labels=labels
+        )
+        for sign in (1, -1)
+    ]
+    minibatches = Minibatches(probe, student, 100, probes=[(0, 1)])
+    part = minibatches.make([0])
+    forces = student.predict(part.types, *part.graph()).forces.detach()
+    curvature = (forces - forces[part.partner]) * part.inverse_distance.unsqueeze(1)
+    torch.testing.assert_close(
+        curvature[:4], -product, rtol=0.0, atol=2e-3 * float(product.abs().max())
+    )
+    assert not curvature[4:].any()
+    spread = Spread(1.0, 1.0, 1.0, 1.0, 1.0)
+    only = LossSettings(forces=0.0, energy=0.0, stress=0.0, curvature=1.0, huber_delta=1e-9)
+    error = loss_of_part(student, part, minibatches.norms([0]), spread, only)
+    torch.testing.assert_close(error, curvature[:4].abs().mean(), rtol=1e-6, atol=1e-8)
+
+
+def test_an_atom_on_which_the_committee_disagrees_weighs_less():
+    training = frames(2)
+    for frame, spread in zip(training, ([0.1, 0.1, 0.1, 0.3], [0.1] * 4), strict=True):
+        frame.labels["forces_spread"] = torch.tensor(spread)
+    student = nep_for(training, SMALL, 0)
+    minibatches = Minibatches(training, student, 4, disagreement=1.0, frame_weights=[1.0, 2.0])
+    first, second = (minibatches.make([k]) for k in range(2))
+    assert first.atom_weights.tolist() == pytest.approx([0.5, 0.5, 0.5, 0.1])
+    assert second.atom_weights.tolist() == pytest.approx([1.0] * 4)
+    assert float(first.system_weights) == pytest.approx(0.4)
+
+
+def test_late_weights_and_dropped_curvature():
+    settings = LossSettings(energy=0.1, late_energy=1.0, late_fraction=0.2, curvature=0.5)
+    assert settings.weights(0.79, curvature=True)[2::2] == [0.1, 0.5]
+    assert settings.weights(0.8, curvature=False)[2::2] == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("name", ["cosine", "wsd"])
+def test_schedule_rises_then_falls_to_zero(name):
+    settings = TrainingSettings(schedule=name, warmup_fraction=0.05)
+    values = [rate_factor(k / 100, settings) for k in range(101)]
     assert values[0] < 0.05 < values[5]
     assert max(values) <= 1.0
     assert values[100] < 1e-9
@@ -188,3 +357,21 @@ def test_reference_energies_are_the_least_squares_fit():
     student = nep_for([*training, extra], SMALL, 0)
     assert student.elements == ("Cu", "Au")
     assert student.reference_energies.tolist() == pytest.approx([-3.0, -5.5], abs=1e-9)
+
+
+def test_two_processes_give_what_one_does(tmp_path):
+    script = Path(__file__).with_name("two_processes.py")
+    for name, launcher in (
+        ("one", []),
+        ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]),
+    ):
+        subprocess.run(
+            [sys.executable, *launcher, script, tmp_path / name],
+            check=True,
+            timeout=300,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+        )
+    alone = load_file(tmp_path / "one.0")
+    for rank in (0, 1):
+        for name, value in load_file(tmp_path / f"two.{rank}").items():
+            torch.testing.assert_close(value, alone[name], rtol=1e-5, atol=1e-8)

@@ -122,12 +122,24 @@ class Slots:
     columns: Tensor  # (n_edges,)
 
     @classmethod
-    def from_edges(cls, types: Tensor, i: Tensor, j: Tensor, vectors: Tensor, far: float) -> Slots:
-        """``i`` must ascend; ``far`` (Å) is any length beyond the largest cutoff."""
+    def from_edges(
+        cls,
+        types: Tensor,
+        i: Tensor,
+        j: Tensor,
+        vectors: Tensor,
+        far: float,
+        n_slots: int | None = None,
+    ) -> Slots:
+        """``i`` must ascend; ``far`` (Å) is any length beyond the largest cutoff.
+
+        An atom with more than ``n_slots`` edges must have none within a cutoff.
+        """
         n_atoms = len(types)
-        counts = torch.bincount(i, minlength=n_atoms)
-        n_slots = int(counts.max()) if len(i) else 0
-        columns = torch.arange(len(i), device=i.device) - (counts.cumsum(0) - counts)[i]
+        columns = torch.arange(len(i), device=i.device) - torch.searchsorted(i, i)
+        if n_slots is None:
+            n_slots = int(columns.max()) + 1 if len(i) else 0
+        columns = columns.clamp(max=n_slots - 1)
         table = vectors.new_zeros((n_atoms, n_slots, 3))
         table[..., 0] = far
         neighbor_types = torch.zeros((n_atoms, n_slots), dtype=torch.int64, device=i.device)
@@ -289,12 +301,18 @@ def _q1111(s: Tensor) -> tuple[Tensor, Tensor]:
     return value, torch.nn.functional.pad(slopes, (0, s.shape[-1] - 3))
 
 
+def _of_centres(c: Tensor, types: Tensor) -> Tensor:
+    """(T, T, n, K) -> (N, n, T*K) of each atom. A product: its gradient sums no atoms by index."""
+    own = torch.nn.functional.one_hot(types, len(c)).to(c.dtype)
+    return (own @ c.flatten(1)).unflatten(1, c.shape[1:]).transpose(1, 2).flatten(2)
+
+
 def descriptors(
     shape: Shape, parameters: Parameters, types: Tensor, geometry: Geometry
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """q (N, D), unscaled, in NEP4's order; s (N, n, H); dq/ds of the four- and five-body ones."""
-    c_radial = parameters.c_radial[types].transpose(1, 2).flatten(2)  # (N, n, T*K)
-    c_angular = parameters.c_angular[types].transpose(1, 2).flatten(2)
+    c_radial = _of_centres(parameters.c_radial, types)
+    c_angular = _of_centres(parameters.c_angular, types)
     radial = (c_radial @ geometry.radial.sum(1).unsqueeze(-1)).squeeze(-1)
     density = geometry.angular.transpose(1, 2) @ geometry.harmonics  # (N, T*K, H)
     s = c_angular @ density
@@ -365,8 +383,8 @@ def energies_and_gradients(
     ds = 2.0 * s * (dq_angular[:, : shape.l_max].transpose(1, 2) @ c3b.T)
     for k, derivative in enumerate(derivatives):
         ds = ds + derivative * dq_angular[:, shape.l_max + k].unsqueeze(-1)
-    c_radial = parameters.c_radial[types].transpose(1, 2).flatten(2)
-    c_angular = parameters.c_angular[types].transpose(1, 2).flatten(2)
+    c_radial = _of_centres(parameters.c_radial, types)
+    c_angular = _of_centres(parameters.c_angular, types)
     weight_radial = c_radial.transpose(1, 2) @ dq_radial.unsqueeze(-1)  # (N, T*K, 1)
     weight_angular = c_angular.transpose(1, 2) @ ds  # (N, T*K, H)
 

@@ -1,0 +1,71 @@
+"""AdamW, and Muon for the matrices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+
+from mlff_distiller.students.base import Student
+
+_BETAS = (0.9, 0.99)
+_NEWTON_SCHULZ = ((3.4445, -4.775, 2.0315),) * 5
+
+
+def make_optimizer(name: str, student: Student, weight_decay: float) -> Optimizer:
+    """``adamw`` or ``muon``. Each group of parameters has a ``factor`` of the learning rate.
+
+    On a GPU every step may be part of a CUDA graph, the learning rate being a tensor.
+    """
+    on_gpu = student.device.type == "cuda"
+    groups: list[dict[str, Any]] = []
+    for factor, parameters in student.parameter_groups():
+        rate: Any = torch.zeros((), device=student.device) if on_gpu else 0.0
+        groups.append({"params": parameters, "factor": factor, "lr": rate})
+    kind = {"adamw": AdamW, "muon": Muon}[name]
+    return kind(
+        groups,
+        betas=_BETAS,
+        weight_decay=weight_decay,
+        fused=on_gpu or None,
+        capturable=on_gpu,
+    )
+
+
+class Muon(AdamW):
+    """AdamW whose step of a matrix is turned into one of equal singular values.
+
+    Jordan et al. (2024), "Muon": momentum, orthogonalised by five Newton-Schulz iterations. Here it
+    is AdamW's own step, normalised by its second moments, that is orthogonalised and given back its
+    length; so learning rates keep their meaning.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """As AdamW's, but for the steps of matrices."""
+        matrices = [
+            own
+            for group in self.param_groups
+            for own in group["params"]
+            if own.grad is not None and own.ndim >= 2 and min(own.shape[-2:]) > 1
+        ]
+        before = [own.clone() for own in matrices]
+        result = super().step(closure)
+        for own, old in zip(matrices, before, strict=True):
+            own.copy_(old + _orthogonal(own - old))
+        return result
+
+
+def _orthogonal(step: Tensor) -> Tensor:
+    """``step`` (..., m, n) with all its singular values about equal, and of the same norm."""
+    wide = step.mT if step.shape[-2] > step.shape[-1] else step
+    norm = torch.linalg.vector_norm(wide, dim=(-2, -1), keepdim=True)
+    x = wide / norm.clamp(min=1e-30)
+    for a, b, c in _NEWTON_SCHULZ:
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    x = x * (norm / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=1e-30))
+    turned: Tensor = x.mT if step.shape[-2] > step.shape[-1] else x
+    return turned

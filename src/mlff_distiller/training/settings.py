@@ -1,0 +1,45 @@
+"""Every hyperparameter of the training loop, with its default."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as validated
+
+from mlff_distiller.training.loss import LossSettings
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+@validated(frozen=True, config=ConfigDict(extra="forbid"))
+class TrainingSettings:
+    """Settings of the loop.
+
+    ``epochs`` takes the place of ``updates``. ``schedule``: after the warm-up half a cosine, or
+    constant and in the last ``decay_fraction`` down linearly (``wsd``). Training stops once the
+    force error has not improved for ``patience_fraction`` of the updates. Of ``validations`` the
+    ``keep_best`` best students are kept beside the checkpoint; at ``md_checks`` of them the student
+    runs a short MD. ``trackers``: tensorboard, wandb, mlflow; the latter two may use the network.
+    """
+
+    updates: Annotated[int, Field(ge=1)] = 8_000
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    atoms_per_batch: Annotated[int, Field(ge=1)] = 256
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-2
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    decay_fraction: Fraction = 0.3
+    gradient_clip: Annotated[float, Field(gt=0)] = 10.0
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    patience_fraction: Annotated[float, Field(gt=0, le=1)] = 0.4
+    validations: Annotated[int, Field(ge=1)] = 100
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = 10.0
+    keep_best: Annotated[int, Field(ge=0)] = 3
+    md_checks: Annotated[int, Field(ge=0)] = 4
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+    cuda_graph: bool = True
+    loss: LossSettings = field(default_factory=LossSettings)
