@@ -36,7 +36,11 @@ class Method(StrEnum):
     md = "md"
     scan = "scan"
     pool = "pool"
+    probe = "probe"
 
+
+_FREE = (Method.scan, Method.probe)
+"""Need no forces."""
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 
@@ -47,12 +51,13 @@ def sample(
     method: Annotated[
         Method,
         typer.Option(
-            help="Rattle-relax tree, molecular dynamics, scan of the cell, or pool: make none, "
-            "--select from those given."
+            help="Rattle-relax tree, molecular dynamics, scan of the cell; pool: make none, "
+            "--select from those given; probe: pairs displaced both ways, for train --probes."
         ),
     ] = Method.tree,
     number: Annotated[
-        int, typer.Option("--number", "-n", min=1, help="Structures to make by tree or MD.")
+        int,
+        typer.Option("--number", "-n", min=1, help="Structures by tree or MD; pairs of probe."),
     ] = 100,
     select: Annotated[
         int | None, typer.Option(min=1, help="Keep this many, those farthest from each other.")
@@ -82,7 +87,7 @@ def sample(
     Structures are appended as they are made: what an interrupted run wrote is good.
     """
     from mlff_distiller.pipeline import read_structures
-    from mlff_distiller.sampling import enlarge
+    from mlff_distiller.sampling import enlarge, probes
 
     if out.exists():
         raise ConfigError(f"{out} exists", remedy="remove it, or choose another --out")
@@ -94,6 +99,9 @@ def sample(
             frames = _pool(structures)
         elif method is Method.scan:
             frames = _scanned(read_structures(structures))
+        elif method is Method.probe:
+            seeds = read_structures(structures)
+            frames = [atoms for pair in probes(seeds, number, seed) for atoms in pair]
         _check_selection(select, len(frames) or number)
         if not frames:
             seeds = [
@@ -108,7 +116,7 @@ def sample(
             frames = keeper.frames
         if select is not None:
             frames = _most_different(frames, select, seed, display)
-        if select is not None or method is Method.scan:  # what tree and MD made is there already
+        if select is not None or method in _FREE:  # what tree and MD made is there already
             with replacing(out) as partial:
                 _append(partial, frames)
     if not quiet:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -15,14 +17,16 @@ import torch
 from mlff_distiller.batch import Batch
 from mlff_distiller.config import Config, to_plain
 from mlff_distiller.dataset import Dataset, Split, split_by_group
-from mlff_distiller.deploy import resolve_device
+from mlff_distiller.deploy import StudentCalculator, resolve_device
 from mlff_distiller.durable import EventLog, sha256_of_file, write_json
 from mlff_distiller.evaluate.accuracy import compare
+from mlff_distiller.evaluate.stability import stays_up
+from mlff_distiller.extra import NO_SOURCES, Sources
 from mlff_distiller.labeling import BRANCHES_PER_SEED
 from mlff_distiller.neighbors import neighbor_list
 from mlff_distiller.run_folder import fix_inputs, only_one
 from mlff_distiller.students import Student, load_student, save_student
-from mlff_distiller.training import train
+from mlff_distiller.training import ALONE, Trackers, Workers, train, workers_of_torchrun
 
 OnProgress = Callable[[str, int, int, str], None]
 """Called with stage, done, total and a few words of news."""
@@ -34,13 +38,16 @@ def fit(
     config: Config,
     *,
     init: Path | None = None,
+    sources: Sources = NO_SOURCES,
     on_progress: OnProgress = lambda stage, done, total, news: None,
 ) -> dict[str, Any]:
     """Train a student on the dataset ``labels``; returns its errors on the held-out groups.
 
-    ``out`` gets ``student/``, ``errors.json`` and ``log.jsonl``; the same call continues an
-    interrupted one. ``init`` is a student to begin with, whose architecture and sizes stay: trained
-    on more labels of the same kind, or on few of a better level.
+    ``out`` gets ``student/``, ``errors.json``, ``log.jsonl``, the ``best/`` weights and what the
+    trackers write; the same call continues an interrupted one. ``init`` is a student to begin with,
+    whose architecture and sizes stay: trained on more labels of the same kind, or on few of a
+    better level. ``sources`` add frames that only train. Of several processes that torchrun
+    started, each learns from its share of every minibatch.
 
     Raises
     ------
@@ -53,21 +60,28 @@ def fit(
     """
     dataset = Dataset(labels)
     out.mkdir(parents=True, exist_ok=True)
-    with only_one(out):
-        inputs = {"labels": sha256(dataset.key_column.tobytes()).hexdigest()}
+    with (
+        workers_of_torchrun(config.device) as workers,
+        only_one(out) if workers.leads else nullcontext(),
+    ):
+        inputs = {"labels": sha256(dataset.key_column.tobytes()).hexdigest()} | sources.inputs()
         start = None if init is None else load_student(init)
         if init is not None:
             file = init if init.is_file() else init / "weights.safetensors"
             inputs["init"] = sha256_of_file(file)
-        fix_inputs(out, config, inputs)
+        if workers.leads:
+            fix_inputs(out, config, inputs)
         split = split_labels(dataset, config)
         log = EventLog(out / "log.jsonl")
-        student = train_stage(out, dataset, split, config, log, on_progress, start)
-        if not (out / "errors.json").exists():
+        student = train_stage(
+            out, dataset, split, config, log, on_progress, start, sources, workers
+        )
+        if workers.leads and not (out / "errors.json").exists():
             held_out = compare(student, dataset.read(split.test).systems())
             write_json(out / "errors.json", held_out.errors)
-        errors: dict[str, Any] = json.loads((out / "errors.json").read_text(encoding="utf-8"))
-        return errors
+        workers.wait()
+    errors: dict[str, Any] = json.loads((out / "errors.json").read_text(encoding="utf-8"))
+    return errors
 
 
 def split_labels(labels: Dataset, config: Config) -> Split:
@@ -90,48 +104,77 @@ def train_stage(
     log: EventLog,
     on_progress: OnProgress,
     init: Student | None = None,
+    sources: Sources = NO_SOURCES,
+    workers: Workers = ALONE,
 ) -> Student:
     """Train, or load what an earlier call trained, as ``out/student``.
 
     From ``init``, if given, whose reference energies are fitted anew.
     """
-    folder = out / "student"
+    folder, device = out / "student", workers.device(resolve_device(config.device))
     if not (folder / "config.json").exists():
         training = labels.read(split.train).systems()
         validation = labels.read(split.validation).systems()
         student = config.new_student(training) if init is None else rebased(init, training)
-        student = student.to(resolve_device(config.device))
+        extra = sources.read(student, [*validation, *labels.read(split.test).systems()])
+        student = student.to(device)
         shown = {row["updates"] for row in log.rows("train")}
+        trackers = Trackers(
+            config.training.trackers if workers.leads else (), out, to_plain(config)
+        )
 
         def on_validation(row: dict[str, float], updates: int) -> None:
+            if not workers.leads:
+                return
             if row["updates"] not in shown:
                 log.write("train", **row)
+                trackers(row)
             news = (
-                f"fidelity {row['validation_forces_fidelity']:.4f}, "
-                f"{row['validation_forces_mae_meV_per_A']:.1f} meV/Å"
+                f"loss {row['train_loss']:.3g}, "
+                f"{row['validation_forces_mae_meV_per_A']:.1f} meV/Å, "
+                f"fidelity {row['validation_forces_fidelity']:.4f}"
             )
             on_progress("train", int(row["updates"]), updates, news)
 
-        train(
-            student,
-            training,
-            validation,
-            config.training,
-            seed=config.seed,
-            checkpoint=out / "checkpoint.safetensors",
-            on_validation=on_validation,
-        )
+        try:
+            train(
+                student,
+                [*training, *extra.frames],
+                validation,
+                config.training,
+                seed=config.seed,
+                probes=[(len(training) + a, len(training) + b) for a, b in extra.probes],
+                frame_weights=[*(1.0 for _ in training), *extra.weights],
+                checkpoint=out / "checkpoint.safetensors",
+                workers=workers,
+                check=lambda own: _short_md(own, validation, config),
+                on_validation=on_validation,
+            )
+        finally:
+            trackers.close()
         about = {
             "teacher": labels.metadata.get("teacher"),
             "n_labels": len(labels),
             "n_train": len(training),
+            "n_probes": len(extra.probes),
+            "n_other_labels": len(extra.frames) - 2 * len(extra.probes),
             "temperature_K": list(config.sampling.temperature_K),
             "config": to_plain(config),
             "versions": {name: version(name) for name in ("mlff-distiller", "torch", "numpy")},
         }
         card = "# A student, not yet evaluated\n\nIts run only trained, or has not finished.\n"
-        save_student(student, folder, about=about, card=card, frames=training)
-    return load_student(folder).to(resolve_device(config.device))
+        if workers.leads:
+            save_student(student, folder, about=about, card=card, frames=training)
+        workers.wait()
+    return load_student(folder).to(device)
+
+
+def _short_md(student: Student, frames: Sequence[Batch], config: Config) -> dict[str, float]:
+    """Whether the student in training holds a smallest frame together, at the highest T."""
+    atoms = min(frames, key=lambda frame: frame.n_atoms).to_atoms()[0]
+    calculator = StudentCalculator(copy.deepcopy(student).eval(), device=str(student.device))
+    temperature = max(config.sampling.temperature_K)
+    return stays_up(atoms, calculator, temperature, config.training.md_steps, config.seed)
 
 
 @torch.no_grad()

@@ -128,6 +128,25 @@ def run_nve(
     )
 
 
+def stays_up(
+    atoms: Atoms, calculator: Calculator, temperature_K: float, n_steps: int, seed: int
+) -> dict[str, float]:
+    """How a short run ends: ``md_steps`` of ``n_steps`` at constant energy, and its mean T in K."""
+    step = default_time_step_fs(atoms)
+    run = run_nve(
+        atoms,
+        calculator,
+        temperature_K=temperature_K,
+        time_ps=1e-3 * step * n_steps,
+        time_step_fs=step,
+        equilibration_ps=1e-3 * step * n_steps,
+        n_frames=1,
+        seed=seed,
+    )
+    mean = float(run.temperatures.mean()) if len(run.temperatures) else 0.0
+    return {"md_steps": float(run.n_steps), "md_temperature_K": mean}
+
+
 def thermalise(atoms: Atoms, temperature_K: float, rng: np.random.Generator) -> None:
     """Draw momenta from the Maxwell-Boltzmann distribution."""
     spread = np.sqrt(units.kB * temperature_K * atoms.get_masses())

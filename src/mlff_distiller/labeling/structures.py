@@ -18,7 +18,7 @@ from mlff_distiller.dataset.importing import Kin
 from mlff_distiller.errors import StructureError
 
 _KEPT = ("charge", "spin")
-_KIN = ("seed", "branch", "walker", "segment", "step")
+_KIN = ("seed", "branch", "walker", "segment", "step", "probe")
 """What ``sample`` writes beside a structure."""
 
 

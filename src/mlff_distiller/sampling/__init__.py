@@ -1,6 +1,7 @@
 """Structures worth a label, grown from a few seeds. Never imports teachers."""
 
 from mlff_distiller.sampling.dynamics import DynamicsSettings, Walker, explore, walk, walkers
+from mlff_distiller.sampling.probes import probes
 from mlff_distiller.sampling.rattle import Labeler, RattleSettings, grow
 from mlff_distiller.sampling.scans import ScanSettings, scan
 from mlff_distiller.sampling.seeds import enlarge
@@ -18,6 +19,7 @@ __all__ = [
     "explore",
     "find_similar",
     "grow",
+    "probes",
     "scan",
     "select",
     "walk",

@@ -21,7 +21,8 @@ class TrainingSettings:
     constant and in the last ``decay_fraction`` down linearly (``wsd``). Training stops once the
     force error has not improved for ``patience_fraction`` of the updates. Of ``validations`` the
     ``keep_best`` best students are kept beside the checkpoint; at ``md_checks`` of them the student
-    runs a short MD. ``trackers``: tensorboard, wandb, mlflow; the latter two may use the network.
+    runs ``md_steps`` of MD. ``trackers``: tensorboard, wandb, mlflow; the latter two may use the
+    network.
     """
 
     updates: Annotated[int, Field(ge=1)] = 8_000
@@ -40,6 +41,7 @@ class TrainingSettings:
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 10.0
     keep_best: Annotated[int, Field(ge=0)] = 3
     md_checks: Annotated[int, Field(ge=0)] = 4
+    md_steps: Annotated[int, Field(ge=10)] = 100
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
     cuda_graph: bool = True
     loss: LossSettings = field(default_factory=LossSettings)

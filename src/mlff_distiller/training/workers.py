@@ -28,6 +28,16 @@ class Workers:
         """Whether this process writes files and speaks."""
         return self.rank == 0
 
+    def device(self, wanted: torch.device) -> torch.device:
+        """``wanted``, or of several GPUs the one of this process."""
+        if self.alone or wanted.type != "cuda":
+            return wanted
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        self.agree({"here": 1.0})
+
     def sum_up(self, error: Tensor, parameters: Sequence[Tensor]) -> Tensor:
         """Sum gradients over all processes in place; returns the sum of ``error``."""
         if self.alone:
@@ -48,10 +58,9 @@ class Workers:
         """The leader's ``values`` for the same names, in every process."""
         if self.alone:
             return values
-        on_gpu = torch.distributed.get_backend() == "nccl"
-        shared = torch.tensor(
-            list(values.values()), dtype=torch.float64, device="cuda" if on_gpu else "cpu"
-        )
+        on_gpus = torch.distributed.get_backend() == "nccl"
+        place = self.device(torch.device("cuda" if on_gpus else "cpu"))
+        shared = torch.tensor(list(values.values()), dtype=torch.float64, device=place)
         torch.distributed.broadcast(shared, 0)
         return dict(zip(values, shared.tolist(), strict=True))
 
@@ -60,13 +69,14 @@ ALONE = Workers()
 
 
 @contextmanager
-def workers_of_torchrun(device: torch.device) -> Iterator[Workers]:
+def workers_of_torchrun(device: str) -> Iterator[Workers]:
     """The processes that torchrun started, connected by NCCL or gloo; or this one alone."""
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
         yield ALONE
         return
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    on_gpus = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    torch.distributed.init_process_group("nccl" if on_gpus else "gloo")
     try:
         yield Workers(torch.distributed.get_rank(), world_size)
     finally:

@@ -16,7 +16,7 @@ if __name__ == "__main__":
     settings = TrainingSettings(updates=30, atoms_per_batch=12, checkpoint_seconds=0.0)
     student = nep_for(training, SMALL, 0).double()
     out = Path(sys.argv[1])
-    with workers_of_torchrun(student.device) as workers:
+    with workers_of_torchrun("cpu") as workers:
         train(
             student,
             training,

@@ -304,7 +304,8 @@ def _q1111(s: Tensor) -> tuple[Tensor, Tensor]:
 def _of_centres(c: Tensor, types: Tensor) -> Tensor:
     """(T, T, n, K) -> (N, n, T*K) of each atom. A product: its gradient sums no atoms by index."""
     own = torch.nn.functional.one_hot(types, len(c)).to(c.dtype)
-    return (own @ c.flatten(1)).unflatten(1, c.shape[1:]).transpose(1, 2).flatten(2)
+    rows: Tensor = (own @ c.flatten(1)).unflatten(1, c.shape[1:])
+    return rows.transpose(1, 2).flatten(2)
 
 
 def descriptors(

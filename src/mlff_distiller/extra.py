@@ -1,0 +1,104 @@
+"""What a student learns from beside its own labels: probes of the Hessian, labels of others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mlff_distiller.batch import Batch
+from mlff_distiller.dataset import Dataset
+from mlff_distiller.errors import DatasetError
+from mlff_distiller.students import Student
+from mlff_distiller.students.data import reference_energies
+
+_SAME_A = 1e-3
+"""Probes stand this near around the structure they probe."""
+
+
+@dataclass(frozen=True)
+class Extra:
+    """Frames that only train; ``weights`` of each; ``probes`` are pairs of indices into them."""
+
+    frames: tuple[Batch, ...] = ()
+    weights: tuple[float, ...] = ()
+    probes: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Datasets to take them from: ``others`` with their weights, any level of theory."""
+
+    probes: Path | None = None
+    others: tuple[tuple[Path, float], ...] = ()
+
+    def inputs(self) -> dict[str, str]:
+        """What identifies them."""
+        found = {}
+        if self.probes is not None:
+            found["probes"] = _digest(self.probes)
+        for number, (path, weight) in enumerate(self.others):
+            found[f"other_{number}"] = f"{_digest(path)} x {weight:g}"
+        return found
+
+    def read(self, student: Student, held_out: Sequence[Batch]) -> Extra:
+        """The frames; probes around ``held_out`` structures are left out.
+
+        Energies of others are shifted, element by element, to what the student's are relative to:
+        levels of theory differ by these above all.
+        """
+        frames, weights = [], []
+        pairs = [] if self.probes is None else _pairs(self.probes, held_out)
+        for pair in pairs:
+            frames += pair
+            weights += [1.0, 1.0]
+        for path, weight in self.others:
+            others = Dataset(path)
+            found = others.read(np.arange(len(others))).systems()
+            shift = student.reference_energies - reference_energies(found, student)
+            for frame in found:
+                own = shift[student.types(frame.atomic_numbers)].sum()
+                labels = {**frame.labels, "energy": frame.labels["energy"] + own}
+                labels.pop("energies", None)
+                frames.append(replace(frame, labels=labels))
+                weights.append(weight)
+        probes = tuple((2 * k, 2 * k + 1) for k in range(len(pairs)))
+        return Extra(tuple(frames), tuple(weights), probes)
+
+
+NO_SOURCES = Sources()
+
+
+def _digest(path: Path) -> str:
+    return sha256(Dataset(path).key_column.tobytes()).hexdigest()
+
+
+def _pairs(path: Path, held_out: Sequence[Batch]) -> list[list[Batch]]:
+    dataset = Dataset(path)
+    frames = dataset.read(np.arange(len(dataset))).systems()
+    pairs: dict[tuple[int, int], list[Batch]] = {}
+    for frame, origin in zip(frames, dataset.provenances(), strict=True):
+        if "probe" in origin:
+            pairs.setdefault((int(origin["seed"]), int(origin["probe"])), []).append(frame)
+    whole = [pair for pair in pairs.values() if len(pair) == 2]
+    if not whole:
+        raise DatasetError(
+            f"{path} holds no probes",
+            expected="labelled structures of `mlff-distiller sample --method probe`",
+            found=f"{len(frames)} structures",
+        )
+    return [pair for pair in whole if not _probes_any(pair, held_out)]
+
+
+def _probes_any(pair: Sequence[Batch], frames: Sequence[Batch]) -> bool:
+    middle = 0.5 * (pair[0].positions + pair[1].positions)
+    return any(
+        frame.n_atoms == len(middle)
+        and torch.equal(frame.atomic_numbers, pair[0].atomic_numbers)
+        and bool((frame.positions - middle).abs().max() < _SAME_A)
+        for frame in frames
+    )
