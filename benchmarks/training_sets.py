@@ -4,8 +4,8 @@
     python benchmarks/training_sets.py structures 3bpa train_300K.xyz --model ANI --out sets/3bpa
     python benchmarks/training_sets.py labels sets/water/train.safetensors --model ANI \
         --device cuda --out labelled/water/train.safetensors
-    python benchmarks/training_sets.py teacher-md water sets/water/starts.safetensors --model ANI \
-        --device cuda --out labelled/water/test.safetensors
+    python benchmarks/training_sets.py teacher-md sets/water/starts.safetensors --model ANI \
+        --replicas 16 --device cuda --out labelled/water/test.safetensors
 
 ANI is the file of ``ani_torch.py convert``. ``structures``, on a CPU: a rattle-relax tree and short
 dynamics by the teacher make a first nep student, whose dynamics is labelled and makes a second,
@@ -22,7 +22,7 @@ import argparse
 import json
 import math
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,7 @@ from walks import fit_nep, langevin, rounded, strained, student_walks
 
 from mlff_distiller.batch import Batch
 from mlff_distiller.sampling import RattleSettings, grow
+from mlff_distiller.students import NEPSettings
 
 RECIPES = {
     "water": {
@@ -43,11 +44,12 @@ RECIPES = {
         "teacher_walkers": 8,  # of 150 fs, a frame every 15 fs
         "given": 40,  # labelled for the students
         "all_given": 0,  # in the set
-        "updates": 3_000,
+        "nep": NEPSettings(cutoff_radial_A=4.5, cutoff_angular_A=3.5),
+        "updates": (2_000, 3_500),
         "second": (16, 10),  # walkers, frames of each
         "last": (40, 250),
         "strain": 0.01,
-        "starts": 32,
+        "starts": 16,
         "max_force_eV_per_A": 20.0,
     },
     "3bpa": {
@@ -56,7 +58,8 @@ RECIPES = {
         "teacher_walkers": 16,
         "given": 200,
         "all_given": 500,
-        "updates": 4_000,
+        "nep": NEPSettings(),
+        "updates": (4_000, 8_000),
         "second": (32, 10),
         "last": (60, 50),
         "strain": 0.0,
@@ -184,7 +187,7 @@ class Teacher:
 def replicas_md(model, starts, temperature_K, seed, n_frames, *, equilibration_fs, every_fs):
     """``n_frames`` frames of every start's Langevin dynamics, all moving together."""
     batch = Batch.from_atoms(starts).to(model.device)
-    temperatures = torch.as_tensor(temperature_K, dtype=torch.float64).expand(len(starts))
+    temperatures = torch.as_tensor(temperature_K, dtype=torch.float64)  # (n_starts,)
     steps = langevin(
         forces_by_skin(model, batch),
         batch.positions,
@@ -230,7 +233,8 @@ def make_structures(system, seeds, model, out, seed, about):
     hot = np.resize(temperatures, len(starts))
     frames, _ = replicas_md(model, starts, hot, seed, 10, equilibration_fs=15.0, every_fs=15.0)
     teacher([*frames, *picked[: recipe["given"]]])
-    student, about["student_1"] = fit_nep(teacher.batches(**limit), recipe["updates"], seed)
+    batches = teacher.batches(**limit)
+    student, about["student_1"] = fit_nep(batches, recipe["updates"][0], seed, recipe["nep"])
     print(about["student_1"], flush=True)
 
     number, each = recipe["second"]
@@ -240,22 +244,26 @@ def make_structures(system, seeds, model, out, seed, about):
     )
     teacher(frames)
     batches = teacher.batches(**limit)
-    student, about["student_2"] = fit_nep(batches, 2 * recipe["updates"], seed + 1)
+    student, about["student_2"] = fit_nep(batches, recipe["updates"][1], seed + 1, recipe["nep"])
     about["labels_of_students"] = len(batches)
     print(about["student_2"], flush=True)
 
-    long = {**WALK, **limit, "equilibration_fs": 3_000.0}
+    long = {**WALK, **limit, "equilibration_fs": 2_000.0}
     starts = [picked[-1 - k % len(picked)] for k in range(recipe["starts"])]
     frames, _ = student_walks(student, starts, (300.0,), 1, seed + 900_000, **long)
     save_set(out / "starts.safetensors", stored(frames), {**about, "frames": len(frames)})
 
+    given = [rounded(atoms) for atoms in seeds[: recipe["all_given"]]]
+
+    def keep(frames):
+        about["frames"] = {"student": len(frames), "given": len(given)}
+        save_set(out / "train.safetensors", stored(frames + given), about)
+
     number, each = recipe["last"]
     frames, about["exploded_2"] = student_walks(
-        student, walkers(number), temperatures, each, seed + 2_000, **WALK, **limit
+        student, walkers(number), temperatures, each, seed + 2_000, keep, **WALK, **limit
     )
-    frames += [rounded(atoms) for atoms in seeds[: recipe["all_given"]]]
-    about["frames"] = len(frames)
-    save_set(out / "train.safetensors", stored(frames), about)
+    keep(frames)
 
 
 def subset(path, number, seed):
@@ -310,7 +318,8 @@ def command():
     step.add_argument("starts", type=Path)
     step.add_argument("--replicas", type=int, required=True)
     step.add_argument("--frames", type=int, default=4, help="of each replica")
-    step.add_argument("--temperature", type=float, default=300.0)
+    step.add_argument("--temperature", type=float, nargs="+", default=[300.0], help="K, in turn")
+    step.add_argument("--strain", type=float, default=0.0, help="of every other replica's cell")
     step.add_argument("--equilibration-fs", type=float, default=1_000.0)
     step.add_argument("--every-fs", type=float, default=100.0)
     return parser.parse_args()
@@ -328,7 +337,8 @@ def main():
     }
     started = time.perf_counter()
     if arguments.step == "structures":
-        about |= {"recipe": RECIPES[arguments.system], "dynamics": WALK}
+        recipe = {**RECIPES[arguments.system], "nep": asdict(RECIPES[arguments.system]["nep"])}
+        about |= {"recipe": recipe, "dynamics": WALK}
         seeds = read(arguments.seeds, ":")
         for atoms in seeds:
             atoms.calc = None
@@ -338,11 +348,16 @@ def main():
             arguments.structures, model, arguments.out, about, arguments.number, arguments.seed
         )
     else:
-        starts = frames_of(arguments.starts)[: arguments.replicas]
+        starts = frames_of(arguments.starts)
+        rng, hot = np.random.default_rng(arguments.seed), arguments.temperature
+        starts = [
+            strained(starts[k % len(starts)], rng, arguments.strain * (k // len(hot) % 2))
+            for k in range(arguments.replicas)
+        ]
         frames, kinetic = replicas_md(
             fast,
             starts,
-            arguments.temperature,
+            np.resize(hot, len(starts)),
             arguments.seed,
             arguments.frames,
             equilibration_fs=arguments.equilibration_fs,

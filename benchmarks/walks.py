@@ -117,8 +117,13 @@ def walk(calculator, atoms, temperature_K, n_frames, seed, **settings):
     return frames
 
 
-def student_walks(student, starts, temperatures_K, frames_each, seed, on_walk=print, **settings):
-    """Frames of a walker for each start, temperatures taken in turn; which ones exploded."""
+def student_walks(
+    student, starts, temperatures_K, frames_each, seed, on_walk=lambda frames: None, **settings
+):
+    """Frames of a walker for each start, temperatures taken in turn; which ones exploded.
+
+    After each walker ``on_walk`` is shown the frames of all so far.
+    """
     calculator = StudentCalculator(student, device="cpu")
     frames, exploded = [], []
     for k, atoms in enumerate(starts):
@@ -127,5 +132,6 @@ def student_walks(student, starts, temperatures_K, frames_each, seed, on_walk=pr
         frames += own
         if len(own) < frames_each:
             exploded.append({"walker": seed + k, "temperature_K": temperature, "kept": len(own)})
-        on_walk(f"walker {seed + k} {temperature} K: {len(own)} frames")
+        print(f"walker {seed + k} {temperature} K: {len(own)} frames", flush=True)
+        on_walk(frames)
     return frames, exploded
