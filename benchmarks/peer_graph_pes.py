@@ -4,11 +4,12 @@
         --out benchmarks/results/peer_graph_pes.json
 
 Both get the same frames in the same split, cutoff, device and number of threads, one after the
-other, and train on energies and forces. Time runs from labelled frames in memory: neighbour lists,
-scales and validation count, imports do not. Ours is trained anew for each number of updates, since
-its learning rate falls to zero over them, with a validation an epoch; graph-pes, whose rate falls when it stops improving, once
-for each recipe of its documentation (``graph_pes_worker.py``), until it stops or its time is up.
-Energies reach both less the least-squares energies of atoms, because graph-pes sums in float32.
+other, train on energies and forces, and validate once an epoch. Time runs from labelled frames in
+memory: neighbour lists, scales and validation count, imports do not. Ours is trained anew for each
+number of updates, since its learning rate falls to zero over them; graph-pes, whose rate falls
+when it stops improving, once for each recipe of its documentation (``graph_pes_worker.py``), until
+it stops or its time is up. Energies reach both less the least-squares energies of atoms, because
+graph-pes sums in float32.
 
 ``curve`` is the smallest validation error so far against seconds; ``seconds_to`` reads it. The test
 error is that of the epoch that each side selects by its own rule.
