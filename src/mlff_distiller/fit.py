@@ -60,14 +60,29 @@ def fit(
             file = init if init.is_file() else init / "weights.safetensors"
             inputs["init"] = sha256_of_file(file)
         fix_inputs(out, config, inputs)
-        split = split_labels(dataset, config)
-        log = EventLog(out / "log.jsonl")
-        student = train_stage(out, dataset, split, config, log, on_progress, start)
-        if not (out / "errors.json").exists():
-            held_out = compare(student, dataset.read(split.test).systems())
-            write_json(out / "errors.json", held_out.errors)
-        errors: dict[str, Any] = json.loads((out / "errors.json").read_text(encoding="utf-8"))
-        return errors
+        return train_and_test(out, dataset, config, on_progress, start)
+
+
+def train_and_test(
+    out: Path,
+    labels: Dataset,
+    config: Config,
+    on_progress: OnProgress,
+    init: Student | None = None,
+) -> dict[str, Any]:
+    """``out/student`` trained, and its errors on the held-out groups, as ``out/errors.json``.
+
+    What an earlier call left there is taken as it is; the caller holds ``out`` and its inputs.
+    """
+    split = split_labels(labels, config)
+    student = train_stage(
+        out, labels, split, config, EventLog(out / "log.jsonl"), on_progress, init
+    )
+    if not (out / "errors.json").exists():
+        held_out = compare(student, labels.read(split.test).systems())
+        write_json(out / "errors.json", held_out.errors)
+    errors: dict[str, Any] = json.loads((out / "errors.json").read_text(encoding="utf-8"))
+    return errors
 
 
 def split_labels(labels: Dataset, config: Config) -> Split:
