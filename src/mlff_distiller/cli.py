@@ -35,9 +35,11 @@ app.command(
     "label",
     epilog="Example: mlff-distiller label frames.xyz --teacher 7net-0 --out labels --workers 2",
 )(cli_label.label)
-app.command("train", epilog="Example: mlff-distiller train labels --student painn-64x2 --out run")(
-    cli_train.train
-)
+app.command(
+    "train",
+    epilog="Examples: mlff-distiller train labels --student painn-64x2 --out run"
+    "\n\nmlff-distiller train labels --tune 30 --max-us-per-atom 20 --out run",
+)(cli_train.train)
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 

@@ -71,15 +71,29 @@ def fit(
             inputs["init"] = sha256_of_file(file)
         if workers.leads:
             fix_inputs(out, config, inputs)
-        split = split_labels(dataset, config)
-        log = EventLog(out / "log.jsonl")
-        student = train_stage(
-            out, dataset, split, config, log, on_progress, start, sources, workers
-        )
-        if workers.leads and not (out / "errors.json").exists():
-            held_out = compare(student, dataset.read(split.test).systems())
-            write_json(out / "errors.json", held_out.errors)
-        workers.wait()
+        return train_and_test(out, dataset, config, on_progress, start, sources, workers)
+
+
+def train_and_test(
+    out: Path,
+    labels: Dataset,
+    config: Config,
+    on_progress: OnProgress,
+    init: Student | None = None,
+    sources: Sources = NO_SOURCES,
+    workers: Workers = ALONE,
+) -> dict[str, Any]:
+    """``out/student`` trained, and its errors on the held-out groups, as ``out/errors.json``.
+
+    What an earlier call left there is taken as it is; the caller holds ``out`` and its inputs.
+    """
+    split = split_labels(labels, config)
+    log = EventLog(out / "log.jsonl")
+    student = train_stage(out, labels, split, config, log, on_progress, init, sources, workers)
+    if workers.leads and not (out / "errors.json").exists():
+        held_out = compare(student, labels.read(split.test).systems())
+        write_json(out / "errors.json", held_out.errors)
+    workers.wait()
     errors: dict[str, Any] = json.loads((out / "errors.json").read_text(encoding="utf-8"))
     return errors
 

@@ -17,16 +17,22 @@ from mlff_distiller.sampling import enlarge
 
 
 def ms_per_step(
-    atoms: Atoms, calculator: Calculator, *, n_steps: int, warm_up: int, repeats: int = 1
+    atoms: Atoms,
+    calculator: Calculator,
+    *,
+    n_steps: int,
+    warm_up: int,
+    repeats: int = 1,
+    time_step_fs: float = 0.5,
 ) -> float:
-    """Median wall-clock time (ms) of a velocity Verlet step through ASE, at 300 K and 0.5 fs.
+    """Median wall-clock time (ms) of a velocity Verlet step through ASE, at 300 K.
 
     One sample is the mean over ``n_steps``; ``repeats`` samples follow ``warm_up`` steps.
     """
     atoms = atoms.copy()
     atoms.calc = calculator
     thermalise(atoms, 300.0, np.random.default_rng(0))
-    dynamics = VelocityVerlet(atoms, 0.5 * units.fs)
+    dynamics = VelocityVerlet(atoms, time_step_fs * units.fs)
     dynamics.run(warm_up)
     samples = []
     for _ in range(repeats):

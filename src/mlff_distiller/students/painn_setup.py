@@ -28,7 +28,7 @@ class PaiNNSettings:
     cutoff_A: Annotated[float, Field(gt=0.5, le=12.0)] | None = None
     channels: Annotated[int, Field(ge=4, le=1024)] | None = None
     layers: Annotated[int, Field(ge=1, le=8)] | None = None
-    radial_functions: Annotated[int, Field(ge=2, le=64)] = 20
+    radial_functions: Annotated[int, Field(ge=2, le=64)] = 8
     moments: bool = True
     zbl: bool = True
 

@@ -28,7 +28,7 @@ class TrainingSettings:
     updates: Annotated[int, Field(ge=1)] = 8_000
     epochs: Annotated[int, Field(ge=1)] | None = None
     atoms_per_batch: Annotated[int, Field(ge=1)] = 256
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["muon", "adamw"] = "muon"
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-2
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     schedule: Literal["cosine", "wsd"] = "cosine"
