@@ -1,6 +1,7 @@
 """Train students on label sets and test each on the teacher's own dynamics: tables, ablations.
 
-A run is SYSTEM,STUDENT,LABELS and any settings of the configuration, for example
+A run is SYSTEM,STUDENT,LABELS and any settings of the configuration, and ``probes=N`` to learn from
+so many pairs of SYSTEM/probes.safetensors too, for example
 
     python benchmarks/students.py sets --out table.json --students students --device cuda \\
         si,nep,900 si,painn-64x2,900,training.updates=10000 water,painn-64x2,1000,seed=1
@@ -51,9 +52,14 @@ def split(path, n, seed):
 
 def one(run, sets, students, device, seed):
     """Train and test one run; returns its row."""
-    system, student_name, n, *overrides = run.split(",")
+    system, student_name, n, *settings = run.split(",")
+    overrides = [own for own in settings if not own.startswith("probes=")]
     config = load_config(None, overrides, student=student_name)
     training, validation = split(sets / system / "train.safetensors", int(n), seed)
+    n_probes = sum(int(own.partition("=")[2]) for own in settings if own not in overrides)
+    n_labels = len(training)
+    if n_probes:
+        training += load_set(sets / system / "probes.safetensors")[: 2 * n_probes]
     test = load_set(sets / system / "test.safetensors")
     student = config.new_student(training).to(device)
     curve = []
@@ -64,6 +70,7 @@ def one(run, sets, students, device, seed):
         validation,
         config.training,
         seed=config.seed,
+        probes=[(n_labels + 2 * k, n_labels + 2 * k + 1) for k in range(n_probes)],
         on_validation=lambda row, updates: curve.append(
             [
                 row["updates"],
@@ -82,7 +89,8 @@ def one(run, sets, students, device, seed):
         "run": run,
         "system": system,
         "student": student_name,
-        "labels": len(training),
+        "labels": n_labels,
+        "probes": n_probes,
         "n_parameters": sum(p.numel() for p in student.parameters()),
         "training_s": round(seconds, 1),
         "updates": history[-1]["updates"],

@@ -304,7 +304,7 @@ def test_missing_optuna_is_explained_before_anything_is_written(labels, tmp_path
 _LONGER = {"training.epochs": 250, "painn.cutoff_A": 4.0}
 PRESETS = {
     "painn-large": {"student": "painn-32x1", **_LONGER},
-    "painn-small": {"student": "painn-8x1", **_LONGER, "training.epochs": 150},
+    "painn-small": {"student": "painn-8x1", **_LONGER, "training.epochs": 100},
     "nep": {"student": "nep"},
 }
 

@@ -40,7 +40,7 @@ class LossSettings:
     late_stress: Weight | None = None
     late_fraction: Annotated[float, Field(ge=0, le=1)] = 0.25
     curvature_patience: Annotated[float, Field(gt=0, le=1)] = 0.15
-    huber_delta: Annotated[float, Field(gt=0)] = 0.1
+    huber_delta: Annotated[float, Field(gt=0)] = 0.02
     disagreement: Weight = 0.0
 
     def weights(self, fraction: float, *, curvature: bool) -> list[float]:
