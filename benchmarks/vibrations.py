@@ -27,7 +27,7 @@ from ase import units
 from ase.build import minimize_rotation_and_translation
 from ase.filters import FrechetCellFilter
 from ase.io import read
-from ase.optimize import FIRE
+from ase.optimize import BFGS
 
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.teachers import load_teacher
@@ -43,7 +43,7 @@ def relaxed(atoms, calculator, largest_force):
     own = atoms.copy()
     own.calc = calculator
     mobile = FrechetCellFilter(own) if own.pbc.all() else own
-    done = FIRE(mobile, logfile=None).run(fmax=largest_force, steps=3_000)
+    done = BFGS(mobile, logfile=None).run(fmax=largest_force, steps=1_000)
     if not done:
         print(f"not relaxed: largest force {np.abs(own.get_forces()).max():.2g} eV/Å", flush=True)
     return own
