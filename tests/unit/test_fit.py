@@ -107,9 +107,8 @@ def dataset(folder: Path, structures: list[Atoms], shift: float = 0.0) -> Path:
     metadata = {"teacher": None}
     with DatasetWriter(folder, metadata) as writer:
         for number, atoms in enumerate(structures):
-            origin = {
-                name: int(atoms.info[name]) for name in ("seed", "probe") if name in atoms.info
-            }
+            told = {"seed", "probe"} & set(atoms.info)
+            origin = {name: int(atoms.info[name]) for name in told}
             labels = {
                 "energy": np.array(atoms.get_potential_energy()),
                 "forces": atoms.get_forces(),
@@ -198,10 +197,10 @@ def test_killed_in_mid_epoch_the_command_ends_with_the_same_bits(labels, tmp_pat
                 place = json.loads(stream.metadata()["progress"])
             assert place["batch"] > 0
         subprocess.run(command, check=True, timeout=300, env=os.environ | ALONE)
-    weights = [
+    straight, killed = (
         tmp_path / name / "student" / "weights.safetensors" for name in ("straight", "killed")
-    ]
-    assert weights[0].read_bytes() == weights[1].read_bytes()
+    )
+    assert straight.read_bytes() == killed.read_bytes()
 
 
 def test_torchrun_shares_the_work(labels, tmp_path):
