@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -45,27 +46,46 @@ class Muon(AdamW):
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """As AdamW's, but for the steps of matrices."""
-        matrices = [
+        stacks = [
             own
             for group in self.param_groups
             for own in group["params"]
             if own.grad is not None and own.ndim >= 2 and min(own.shape[-2:]) > 1
         ]
-        before = [own.clone() for own in matrices]
+        before = [own.clone() for own in stacks]
         result = super().step(closure)
-        for own, old in zip(matrices, before, strict=True):
-            own.copy_(old + _orthogonal(own - old))
+        steps = [
+            step
+            for own, old in zip(stacks, before, strict=True)
+            for step in (own - old).reshape(-1, *own.shape[-2:]).unbind(0)
+        ]
+        turned = iter(_orthogonal(steps))
+        for own, old in zip(stacks, before, strict=True):
+            matrices = old.view(-1, *old.shape[-2:])
+            own.copy_(torch.stack([m + next(turned) for m in matrices.unbind(0)]).view_as(own))
         return result
 
 
-def _orthogonal(step: Tensor) -> Tensor:
-    """``step`` (..., m, n) with all its singular values about equal, and of the same norm."""
-    wide = step.mT if step.shape[-2] > step.shape[-1] else step
-    norm = torch.linalg.vector_norm(wide, dim=(-2, -1), keepdim=True)
-    x = wide / norm.clamp(min=1e-30)
+def _orthogonal(steps: Sequence[Tensor]) -> list[Tensor]:
+    """Each matrix with all its singular values about equal, and of the same norm.
+
+    All at once: beside others, padded with zeros, a matrix turns as it does alone.
+    """
+    wide = [step.mT if step.shape[0] > step.shape[1] else step for step in steps]
+    rows, columns = (max(own.shape[k] for own in wide) for k in (0, 1))
+    padded = [
+        torch.nn.functional.pad(own, (0, columns - own.shape[1], 0, rows - own.shape[0]))
+        for own in wide
+    ]
+    stack = torch.stack(padded)
+    norm = torch.linalg.vector_norm(stack, dim=(1, 2), keepdim=True)
+    x = stack / norm.clamp(min=1e-30)
     for a, b, c in _NEWTON_SCHULZ:
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    x = x * (norm / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=1e-30))
-    turned: Tensor = x.mT if step.shape[-2] > step.shape[-1] else x
-    return turned
+        x = a * x + torch.baddbmm(gram, gram, gram, beta=b, alpha=c) @ x
+    x = x * (norm / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=1e-30))
+    cut = [x[k, : own.shape[0], : own.shape[1]] for k, own in enumerate(wide)]
+    return [
+        own.mT if step.shape[0] > step.shape[1] else own
+        for own, step in zip(cut, steps, strict=True)
+    ]

@@ -1,0 +1,35 @@
+"""Muon: AdamW, with the steps of matrices turned."""
+
+import pytest
+import torch
+from tests.conftest import random_painn
+
+from mlff_distiller.training.optimizer import Muon, _orthogonal, make_optimizer
+
+
+def test_singular_values_become_alike_whatever_stands_beside():
+    generator = torch.Generator().manual_seed(0)
+    steps = [torch.randn(*shape, generator=generator) for shape in ((5, 9), (12, 3), (4, 8))]
+    together = _orthogonal(steps)
+    for step, turned in zip(steps, together, strict=True):
+        assert turned.shape == step.shape
+        assert float(turned.norm()) == pytest.approx(float(step.norm()), rel=1e-5)
+        values = torch.linalg.svdvals(turned)
+        assert float(values.max() / values.min()) < 1.8 < float(torch.linalg.cond(step))
+        torch.testing.assert_close(turned, _orthogonal([step])[0], rtol=1e-4, atol=1e-5)
+
+
+def test_vectors_step_as_with_adamw_and_matrices_do_not():
+    students = [random_painn().float() for _ in range(2)]
+    for student, name in zip(students, ("adamw", "muon"), strict=True):
+        optimizer = make_optimizer(name, student, 0.0)
+        assert isinstance(optimizer, Muon) == (name == "muon")
+        for number, own in enumerate(student.parameters()):
+            generator = torch.Generator().manual_seed(number)
+            own.grad = torch.randn(own.shape, generator=generator)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01
+        optimizer.step()
+    for a, b in zip(*(student.parameters() for student in students), strict=True):
+        vector = a.ndim < 2 or min(a.shape) == 1
+        assert torch.equal(a, b) == vector
