@@ -60,7 +60,6 @@ def one(run, sets, students, device, seed):
     n_labels = len(training)
     if n_probes:
         training += load_set(sets / system / "probes.safetensors")[: 2 * n_probes]
-    test = load_set(sets / system / "test.safetensors")
     student = config.new_student(training).to(device)
     curve = []
     started = time.perf_counter()
@@ -80,6 +79,7 @@ def one(run, sets, students, device, seed):
         ),
     )
     seconds = time.perf_counter() - started
+    test = load_set(sets / system / "test.safetensors")
     errors = validate(student, batches_of(test, student))
     if students is not None:
         name = run.replace(",", "_").replace("=", "-").replace("/", "-")

@@ -14,8 +14,7 @@ def test_singular_values_become_alike_whatever_stands_beside():
     for step, turned in zip(steps, together, strict=True):
         assert turned.shape == step.shape
         assert float(turned.norm()) == pytest.approx(float(step.norm()), rel=1e-5)
-        values = torch.linalg.svdvals(turned)
-        assert float(values.max() / values.min()) < 1.8 < float(torch.linalg.cond(step))
+        assert 2.0 * float(torch.linalg.cond(turned)) < float(torch.linalg.cond(step)) + 1.5
         torch.testing.assert_close(turned, _orthogonal([step])[0], rtol=1e-4, atol=1e-5)
 
 
