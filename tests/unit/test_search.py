@@ -112,6 +112,15 @@ def test_no_stress_no_weight_for_it():
     assert "training.loss.energy" in asked.ranges
 
 
+def test_a_weight_of_zero_has_no_range(monkeypatch):
+    own = bench("training.loss.energy=0")
+    monkeypatch.setattr(Space, "_free", lambda self, key: True)
+    asked = Asked()
+    Space.of(own, BOTH).suggest(asked)
+    assert "training.loss.energy" not in asked.ranges
+    assert "training.loss.huber_delta" in asked.ranges
+
+
 def test_the_timed_system_is_of_the_median_size_and_calm():
     training = frames(7)
     forces = [float(f.labels["forces"].abs().max()) for f in training if f.n_atoms == 4]

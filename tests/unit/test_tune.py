@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pytest
 import torch
 from ase.build import bulk
@@ -174,6 +175,23 @@ def test_an_interrupted_trial_is_continued_and_none_is_repeated(
     assert len(seen) <= len(straight[2]) + 1  # only what was under way was done again
 
 
+def test_trials_before_the_first_model_are_drawn_apart_and_again_after_a_kill(tmp_path):
+    def draw(number):
+        with module._study(tmp_path) as study:
+            trial = module._ask(study, number, [], seed=0, trials=30)
+            return trial.suggest_float("x", 0.0, 1.0), trial, study
+
+    drawn = []
+    for number in range(9):
+        value, _, _ = draw(number)  # left running, as by a kill
+        again, trial, study = draw(number)
+        assert again == value
+        trial.set_user_attr("row", {})
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        drawn.append(value)
+    assert len(set(drawn)) == 9
+
+
 def test_what_a_kill_leaves_of_the_journal_is_mended(
     labels, straight, steady, tmp_path, monkeypatch
 ):
@@ -233,6 +251,25 @@ def test_a_trial_that_is_too_slow_when_measured_anew_is_passed_over(labels, tmp_
     assert all(row["within_limit"] for row in found["trials"])
     errors = [row["forces_mae_meV_per_A"] for row in found["trials"]]
     assert found["best"] == int(np.argmax(errors)), "the other one"
+
+
+def test_a_trial_that_is_too_slow_only_once_trained_is_not_chosen(
+    labels, straight, tmp_path, monkeypatch
+):
+    errors = [row["forces_mae_meV_per_A"] for row in straight[1]["trials"][:2]]
+    better, calls = int(np.argmin(errors)), 0
+
+    def ms(self, student, *, trained):
+        nonlocal calls
+        calls += 1  # untrained and trained, of each trial
+        return 9.0 if calls == 2 * better + 2 else 1.0
+
+    monkeypatch.setattr(Bench, "ms_per_step", ms)
+    two = replace(SETTINGS, trials=2, max_ms_per_step=5.0)
+    found = tune(labels, tmp_path, config(), two)
+    assert [row["status"] for row in found["trials"]] == ["complete"] * 2
+    assert [row["within_limit"] for row in found["trials"]] == [k != better for k in (0, 1)]
+    assert found["best"] == 1 - better
 
 
 def test_no_trial_is_fast_enough(labels, tmp_path):
