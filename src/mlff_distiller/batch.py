@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from ase import Atoms
+from ase.calculators.calculator import all_properties
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.geometry import complete_cell
 from ase.stress import full_3x3_to_voigt_6_stress
@@ -158,9 +159,10 @@ class Batch:
 
     @classmethod
     def from_atoms(cls, frames: Sequence[Atoms]) -> Batch:
-        """Check and copy ``frames``. Labels are taken from attached calculators' results only.
+        """Check and copy ``frames``. Labels are taken from attached calculators only.
 
-        ``info`` and ``arrays`` are ignored: an energy left there may be anybody's.
+        Those ASE knows from ``results``, ours from ``extra``, as in our calculators. ``info`` and
+        ``arrays`` are ignored: an energy left there may be anybody's.
         """
         for index, atoms in enumerate(frames):
             check_structure(atoms, f"structure {index}")
@@ -184,7 +186,10 @@ class Batch:
         return batch
 
     def to_atoms(self) -> list[Atoms]:
-        """One ``Atoms`` a system; finite labels travel in a ``SinglePointCalculator``."""
+        """One ``Atoms`` a system; finite labels travel in a ``SinglePointCalculator``.
+
+        Those ASE knows in its ``results``, ours in its ``extra``.
+        """
         frames = []
         arrays = {name: getattr(self, name).cpu().numpy() for name in _TENSORS}
         labels = {name: value.detach().cpu().numpy() for name, value in self.labels.items()}
@@ -203,16 +208,20 @@ class Batch:
                 if np.isfinite(own).all():
                     results[name] = own
             if results:
+                extra = {name: results.pop(name).copy() for name in _OURS if name in results}
                 if "energy" in results:
                     results["energy"] = float(results["energy"])
                 if "stress" in results:
                     results["stress"] = full_3x3_to_voigt_6_stress(results["stress"])
                 atoms.calc = SinglePointCalculator(atoms, **results)
+                atoms.calc.extra = extra
             frames.append(atoms)
         return frames
 
 
 _TENSORS = ("positions", "atomic_numbers", "system_idx", "cell", "pbc")
+_OURS = tuple(name for name in LABELS if name not in all_properties)
+"""Labels that ASE has no property for."""
 
 
 def _label(atoms: Atoms, name: str) -> np.ndarray:
@@ -221,7 +230,8 @@ def _label(atoms: Atoms, name: str) -> np.ndarray:
     shape = (len(atoms), *row.shape) if row.per == "atom" else row.shape
     value = None
     if atoms.calc is not None and not atoms.calc.check_state(atoms):
-        value = atoms.calc.results.get(name)
+        source = getattr(atoms.calc, "extra", None) if name in _OURS else atoms.calc.results
+        value = source.get(name) if isinstance(source, Mapping) else None
     if value is None:
         return np.full(shape, np.nan)
     value = np.asarray(value, dtype=np.float64)

@@ -8,6 +8,8 @@ Voigt (xx yy zz yz xz xy) only in ASE calculators. The virial is ``-V * stress``
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class Property:
@@ -35,5 +37,19 @@ LABELS: dict[str, Property] = {
     "energy": Property("system", (), "eV", "float64", "total energy", required=True),
     "forces": Property("atom", (3,), "eV/Å", "float32", "-dE/dr", required=True),
     "stress": Property("system", (3, 3), "eV/Å³", "float64", "(1/V) dE/dstrain, tension > 0"),
+    "forces_spread": Property("atom", (), "eV/Å", "float32", "sqrt(mean_k |F_k - mean_k F_k|²)"),
+    "energies": Property("atom", (), "eV", "float64", "the atoms' shares; their sum is energy"),
 }
-"""What a teacher says of it. A missing optional label is NaN."""
+"""What a teacher says of it. A missing optional label is NaN.
+
+``forces_spread`` is what a committee's members k, whose mean the forces are, disagree about.
+"""
+
+SUM_WITHIN = 1e-6
+"""eV an atom by which ``energies`` may miss ``energy``; else they are no shares of it."""
+
+
+def add_up(energies: np.ndarray, energy: float) -> bool:
+    """Whether ``energies`` (n_atoms,) sum to ``energy``; never if one is not finite."""
+    missed = abs(float(np.sum(energies, dtype=np.float64)) - energy)
+    return missed <= SUM_WITHIN * len(energies)

@@ -95,3 +95,43 @@ def test_concatenate_inverts_systems():
     again = Batch.concatenate(batch.systems())
     for name in ("positions", "atomic_numbers", "system_idx", "cell", "pbc"):
         assert torch.equal(getattr(batch, name), getattr(again, name))
+
+
+def test_labels_of_atoms_go_where_ase_looks_for_them():
+    """``energies`` is ASE's own and a result; ``forces_spread`` is ours and in ``extra``."""
+    water, argon = molecule("H2O"), Atoms("Ar")
+    water.calc = SinglePointCalculator(
+        water, energy=-6.0, forces=np.ones((3, 3)), energies=[-1.0, -2.0, -3.0]
+    )
+    water.calc.extra = {"forces_spread": np.array([0.1, 0.2, 0.3])}
+    argon.calc = SinglePointCalculator(argon, energy=-1.0, forces=np.zeros((1, 3)))
+    batch = Batch.from_atoms([water, argon])
+    assert batch.labels["energies"].tolist()[:3] == [-1.0, -2.0, -3.0]
+    assert batch.labels["forces_spread"].tolist()[:3] == [0.1, 0.2, 0.3]
+    for name in ("energies", "forces_spread"):
+        assert batch.labels[name].isnan().tolist() == [False] * 3 + [True]
+    one, other = batch.to_atoms()
+    assert set(one.calc.results) == {"energy", "forces", "energies"}
+    assert one.get_potential_energies().tolist() == [-1.0, -2.0, -3.0]
+    assert one.calc.extra["forces_spread"].tolist() == [0.1, 0.2, 0.3]
+    one.calc.extra["forces_spread"][:] = 9.0
+    assert batch.labels["forces_spread"][0] == 0.1
+    assert (set(other.calc.results), other.calc.extra) == ({"energy", "forces"}, {})
+    again = Batch.from_atoms(batch.to_atoms()).labels
+    for name, value in batch.labels.items():
+        assert torch.equal(again[name].nan_to_num(7.0), value.nan_to_num(7.0))
+    water.positions[0, 0] += 0.1  # what is stale is not taken from extra either
+    stale = Batch.from_atoms([water]).labels
+    assert stale["forces_spread"].isnan().all()
+    assert stale["energies"].isnan().all()
+
+
+def test_concatenate_takes_a_label_that_some_frames_lack():
+    water = molecule("H2O")
+    water.calc = SinglePointCalculator(water, energy=-6.0, energies=[-1.0, -2.0, -3.0])
+    full = Batch.from_atoms([water])
+    water.calc = SinglePointCalculator(water, energy=-6.0)
+    both = Batch.concatenate([full, Batch.from_atoms([water])])
+    assert both.labels["energies"].isnan().tolist() == [False] * 3 + [True] * 3
+    assert [len(one.labels["energies"]) for one in both.systems()] == [3, 3]
+    assert "energies" not in both.to_atoms()[1].calc.results

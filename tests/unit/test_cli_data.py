@@ -1,6 +1,7 @@
 """The commands of ``data``, as a user runs them."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from ase.io import read, write
 from typer.testing import CliRunner
 
 from mlff_distiller.cli import app
-from mlff_distiller.dataset import Dataset
+from mlff_distiller.dataset import Dataset, DatasetWriter
 from mlff_distiller.errors import ConfigError, DatasetError
 
 
@@ -53,13 +54,15 @@ def test_out_and_in_again(folder, tmp_path, format):
     }[format]
     done = run("import", out, "--out", tmp_path / "back", *told)
     assert "30 of 30 frames imported" in done.output, done.output
-    names = ("energy", "forces", "stress")
+    names = ("energy", "forces", "stress", *(["energies"] if format == "extxyz" else []))
     for name in names:
         a, b = (
             np.sort(Dataset(path).read(range(30)).labels[name].double().numpy().ravel())
             for path in (folder / "labels", tmp_path / "back")
         )
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
+    lost = Dataset(tmp_path / "back").read(range(30)).labels["energies"].isnan()
+    assert lost.all() if format != "extxyz" else not lost.any()
 
 
 def test_split_has_no_overlap(folder, tmp_path):
@@ -119,6 +122,28 @@ def test_merging_keeps_labels_once_and_teachers_apart(folder, tmp_path):
     assert "60 labels" in run(*words, "--allow-mixed").output
     with pytest.raises(ConfigError, match="exists"):
         run(*words, "--allow-mixed")
+
+
+def test_merging_keeps_labels_that_one_of_two_has(folder, tmp_path):
+    records = list(Dataset(folder / "labels").iterate(range(4)))
+    for name, part in (("with", records[:2]), ("without", records[2:])):
+        with DatasetWriter(tmp_path / name, {"teacher": "one"}) as writer:
+            for record in part:
+                labels = dict(record.labels)
+                if name == "with":
+                    labels["forces_spread"] = np.arange(4.0)
+                else:
+                    del labels["energies"]
+                writer.append([replace(record, labels=labels)])
+    parts = [tmp_path / "without", tmp_path / "with"]
+    assert "4 labels" in run("merge", *parts, "--out", tmp_path / "both").output
+    assert "4 records read, 0 problems" in run("verify", tmp_path / "both").output
+    merged = {record.key: record.labels for record in Dataset(tmp_path / "both").iterate()}
+    for number, record in enumerate(records):
+        labels = merged[record.key]
+        assert ("energies" in labels) == ("forces_spread" in labels) == (number < 2)
+        assert number > 1 or labels["forces_spread"].tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert run("compare", *parts).exit_code == 0
 
 
 def test_select_keeps_the_extremes(folder, tmp_path):

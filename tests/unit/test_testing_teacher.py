@@ -60,6 +60,7 @@ def test_a_sound_one_passes():
         ("WithoutImages", crystal, "symmetries, Cu4 moved: energy"),
         ("WithAxes", cluster, "symmetries, Cu4 rotated: energy"),
         ("WithNumbers", cluster, "symmetries, Cu4 renumbered: energy"),
+        ("SharesByNumber", cluster, "symmetries, Cu4 renumbered: energies"),
         ("LeftHanded", crystal, "symmetries, Cu4 with a left-handed cell: stress"),
         ("SomebodyElse", cluster, "assert_identity: the teacher failed: teacher "),
     ],
@@ -101,6 +102,14 @@ class Keys(TeacherCalculator):
         self.results["num_edges"] = 3
 
 
+class Halves(TeacherCalculator):
+    """Counts each bond once, at one of its atoms, and forgets the other half."""
+
+    def calculate(self, *arguments, **options):
+        super().calculate(*arguments, **options)
+        self.results["energies"] = 0.5 * self.results["energies"]
+
+
 class Squares(TeacherCalculator):
     """Stress as a matrix."""
 
@@ -140,6 +149,7 @@ class Differs(TeacherCalculator):
     def calculate(self, *arguments, **options):
         super().calculate(*arguments, **options)
         self.results["free_energy"] += 1e-3
+        self.results["energies"] = self.results["energies"] + 1e-3 / len(self.atoms)
 
 
 class Guesses(TeacherCalculator):
@@ -177,6 +187,7 @@ class Settled(TeacherCalculator):
     ("kind", "complaint"),
     [
         (Keys, "conventions, Cu4: results hold {'num_edges'}"),
+        (Halves, "conventions, Cu4: sum of energies"),
         (Squares, "conventions, Cu4: stress must be (6,), found (3, 3)"),
         (Zeros, "conventions, Cu4: stress must exist only for structures periodic"),
         (Single, "conventions, Cu4: forces must be float64, not float32"),

@@ -28,16 +28,27 @@ class Column:
     per: Per
     shape: tuple[int, ...]
     dtype: np.dtype
+    optional: bool = False
+    """Of atoms, and lacking, all NaN, in records of most teachers."""
 
     @cached_property
     def row_bytes(self) -> int:
         """Bytes a row takes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
+    def lacking(self, n_rows: int) -> np.ndarray:
+        """(n_rows, *shape) of NaN."""
+        return np.full((n_rows, *self.shape), np.nan, self.dtype)
+
 
 COLUMNS: dict[str, Column] = {
     **{
-        name: Column(row.per, row.shape, np.dtype(row.dtype).newbyteorder("<"))
+        name: Column(
+            row.per,
+            row.shape,
+            np.dtype(row.dtype).newbyteorder("<"),
+            optional=row.per == "atom" and not row.required,
+        )
         for name, row in (STRUCTURE | LABELS).items()
     },
     "key": Column("system", (), np.dtype("S64")),
@@ -45,6 +56,8 @@ COLUMNS: dict[str, Column] = {
     "info": Column("byte", (), np.dtype("u1")),
 }
 """In the order of the checksum, but for the rule given at ``Rows.checksums``."""
+
+OPTIONAL = tuple(name for name, column in COLUMNS.items() if column.optional)
 
 
 @dataclass(frozen=True)
@@ -77,28 +90,53 @@ class Rows:
             {name: array[pick[COLUMNS[name].per]] for name, array in self.columns.items()},
         )
 
+    def holds(self, name: str) -> np.ndarray:
+        """(n,) bool: which records have the optional column ``name``.
+
+        One that lacks it has the very bytes of ``Column.lacking``: no other NaN passes for them.
+        """
+        array, lacking = self.columns[name], COLUMNS[name].lacking(1)
+        bits = np.dtype(f"u{array.dtype.itemsize}")
+        written = (array.view(bits) != lacking.view(bits)).reshape(len(array), -1).any(1)
+        if not written.any():
+            return np.zeros(len(self), bool)
+        total = running_total(written)[self.offsets]
+        return np.asarray(total[1:] > total[:-1])
+
     def checksums(self) -> np.ndarray:
         """(n,) uint64: blake2b, 8 bytes, little-endian, of each record.
 
         Hashed in turn: number of atoms and of provenance bytes (int64), all per-system columns,
-        all per-atom columns, the provenance. Costs about 5 µs a record and 1 ns a byte.
+        all per-atom columns that are not optional, the provenance; then name and values of each
+        optional column that the record has. So what a schema without a column holds keeps its
+        checksum in the next. Costs about 5 µs a record and 1 ns a byte.
         """
         n = len(self)
         fixed = [_bytes_of(self.columns[name], n) for name in _of("system")]
         sizes = np.stack([np.diff(self.offsets), np.diff(self.info_offsets)], 1).astype("<i8")
         per_system = np.concatenate([_bytes_of(sizes, n), *fixed], axis=1)
-        ragged = [
-            (_flat(self.columns[name]).data, bounds.tolist())
-            for name in (*_of("atom"), *_of("byte"))
-            for bounds in [self.bounds(COLUMNS[name]) * COLUMNS[name].row_bytes]
+        ragged = [self._ragged(name) for name in (*_of("atom"), *_of("byte"))]
+        optional = [
+            (name.encode(), held.tolist(), *self._ragged(name))
+            for name in OPTIONAL
+            if (held := self.holds(name)).any()
         ]
         sums = np.empty(n, dtype="<u8")
         for record in range(n):
             digest = hashlib.blake2b(per_system[record].data, digest_size=8)
             for view, bounds in ragged:
                 digest.update(view[bounds[record] : bounds[record + 1]])
+            for name, held, view, bounds in optional:
+                if held[record]:
+                    digest.update(name)
+                    digest.update(view[bounds[record] : bounds[record + 1]])
             sums[record] = struct.unpack("<Q", digest.digest())[0]
         return sums
+
+    def _ragged(self, name: str) -> tuple[memoryview, list[int]]:
+        """The bytes of a column, and before which of them each record begins."""
+        bounds = self.bounds(COLUMNS[name]) * COLUMNS[name].row_bytes
+        return _flat(self.columns[name]).data, bounds.tolist()
 
     def index_checksum(self) -> int:
         """One blake2b of 8 bytes over what finds and identifies all records."""
@@ -146,7 +184,7 @@ def _ragged_index(bounds: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 
 def _of(per: str) -> tuple[str, ...]:
-    return tuple(name for name, column in COLUMNS.items() if column.per == per)
+    return tuple(n for n, column in COLUMNS.items() if column.per == per and not column.optional)
 
 
 def _bytes_of(array: np.ndarray, n: int) -> np.ndarray:

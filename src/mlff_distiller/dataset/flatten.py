@@ -13,7 +13,7 @@ from mlff_distiller.batch import check_structure
 from mlff_distiller.dataset.columns import COLUMNS, Rows, running_total
 from mlff_distiller.dataset.record import OPTIONAL_STRUCTURE, Record, charge_or_spin
 from mlff_distiller.errors import DatasetError
-from mlff_distiller.properties import LABELS, Property
+from mlff_distiller.properties import LABELS, SUM_WITHIN, Property, add_up
 
 _KEY = re.compile(r"[0-9a-f]{64}")
 
@@ -82,10 +82,19 @@ def _checked_labels(record: Record, name: str) -> dict[str, np.ndarray]:
     )
     if lacking:
         raise DatasetError(f"{name} lacks labels {lacking}", found=sorted(record.labels))
-    return {
+    labels = {
         label: _checked_label(record, label, row, f"{name}: label {label!r}")
         for label, row in LABELS.items()
     }
+    energy, energies = float(labels["energy"]), labels["energies"]
+    if not np.isnan(energies).all() and not add_up(energies, energy):
+        raise DatasetError(
+            f"{name}: label 'energies' does not sum to the energy",
+            expected=f"{energy} eV, within {SUM_WITHIN} eV an atom",
+            found=float(energies.sum()),
+            remedy="leave 'energies' out",
+        )
+    return labels
 
 
 def _checked_label(record: Record, label: str, row: Property, name: str) -> np.ndarray:
@@ -99,8 +108,9 @@ def _checked_label(record: Record, label: str, row: Property, name: str) -> np.n
         raise DatasetError(f"{name} is not numeric", found=error) from error
     if value.shape != shape:
         raise DatasetError(f"{name} has the wrong shape", expected=shape, found=value.shape)
-    missing = not row.required and np.isnan(value).all()
-    if not missing and not np.isfinite(value).all():
+    if not row.required and np.isnan(value).all():
+        return np.full(shape, np.nan, row.dtype)
+    if not np.isfinite(value).all():
         raise DatasetError(
             f"{name} is not finite",
             expected=f"finite {row.dtype} in {row.unit}{'' if row.required else ', or all NaN'}",

@@ -2,7 +2,8 @@
 
 One HDF5 file, datasets contiguous and unfiltered at the root, no links but hard ones, no
 attributes but three plain ones, metadata with HDF5's own checksums (superblock 2). What is read
-together lies together: a record is one piece of each of four tables.
+together lies together: a record is one piece of each of four tables, and of one more for each
+optional column of atoms, a table that is there only if some record has it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 from mlff_distiller.dataset.columns import COLUMNS, Column, Per, Rows
 from mlff_distiller.errors import DatasetError
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the shards that are written; those of ``LAYOUTS`` are read, others refused."""
 
 INDEX = ("offsets", "info_offsets")
@@ -38,6 +39,8 @@ class Table:
 
     per: Per
     columns: tuple[str, ...]
+    optional: bool = False
+    """Left out of a shard in which no record has it."""
 
     @cached_property
     def dtype(self) -> np.dtype:
@@ -48,24 +51,29 @@ class Table:
         return np.dtype([(name, columns[name].dtype, columns[name].shape) for name in self.columns])
 
 
-def _rest(per: Per, *but: str) -> Table:
-    names = (name for name, own in COLUMNS.items() if own.per == per and name not in but)
-    return Table(per, tuple(names))
-
+_APART = (
+    *("positions", "atomic_numbers", "cell", "pbc", "charge", "spin"),
+    *("energy", "forces", "stress"),
+    *("key", "group", "info"),
+)
+_TOGETHER = {
+    "identity": Table("system", ("key", "group", "checksum")),
+    "systems": Table("system", ("cell", "pbc", "charge", "spin", "energy", "stress")),
+    "atoms": Table("atom", ("positions", "atomic_numbers", "forces")),
+    "info": Table("byte", ("info",)),
+}
 
 LAYOUTS: dict[int, dict[str, Table]] = {
     1: {
-        **{name: Table(column.per, (name,)) for name, column in COLUMNS.items()},
+        **{name: Table(COLUMNS[name].per, (name,)) for name in _APART},
         "checksum": Table("system", ("checksum",)),
     },
-    2: {
-        "identity": Table("system", ("key", "group", "checksum")),
-        "systems": _rest("system", "key", "group"),
-        "atoms": _rest("atom"),
-        "info": _rest("byte"),
-    },
+    2: _TOGETHER,
+    3: _TOGETHER
+    | {name: Table("atom", (name,), optional=True) for name in ("forces_spread", "energies")},
 }
-"""Tables by schema. Schema 1 had every column apart: thirteen reads for a record."""
+"""Tables by schema, never to be changed. Schema 1 had every column apart: thirteen reads for a
+record."""
 
 _FORMAT = b"mlff-distiller shard"
 _SIGNATURE = b"\x89HDF\r\n\x1a\n\x02"
@@ -81,7 +89,8 @@ def image(rows: Rows) -> memoryview:
         file["offsets"], file["info_offsets"] = rows.offsets, rows.info_offsets
         columns = {**rows.columns, "checksum": rows.checksums()}
         for name, table in LAYOUTS[SCHEMA].items():
-            file[name] = _pack(table, columns)
+            if not table.optional or rows.holds(name).any():
+                file[name] = _pack(table, columns)
     return buffer.getbuffer()
 
 
@@ -151,7 +160,16 @@ def other_schema(name: str, found: int, newest: int) -> DatasetError:
     )
 
 
-def find_tables(
+def tables_of(file: h5py.File, schema: int) -> dict[str, Table]:
+    """Those of the schema, but for optional ones that are not there."""
+    return {
+        name: table
+        for name, table in LAYOUTS[schema].items()
+        if not table.optional or file.id.links.exists(name.encode())
+    }
+
+
+def find_places(
     file: h5py.File, tables: Mapping[str, Table], size: int
 ) -> tuple[dict[str, int], int, int, int]:
     """Byte position of every dataset; numbers of records, atoms and bytes of provenance."""

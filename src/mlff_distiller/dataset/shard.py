@@ -16,14 +16,21 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from mlff_distiller.dataset.columns import COLUMNS, Rows, concatenate, index_checksum, running_total
+from mlff_distiller.dataset.columns import (
+    COLUMNS,
+    OPTIONAL,
+    Rows,
+    concatenate,
+    index_checksum,
+    running_total,
+)
 from mlff_distiller.dataset.layout import (
     INDEX,
-    LAYOUTS,
     Table,
     check_attributes,
-    find_tables,
+    find_places,
     size_of_shard,
+    tables_of,
     unpack,
 )
 from mlff_distiller.errors import DatasetError
@@ -38,7 +45,7 @@ class Shard:
     Raises ``FileNotFoundError`` if it is gone. Memory: 16 bytes a record.
     """
 
-    tables: dict[str, Table]  # those of its schema
+    tables: dict[str, Table]  # those it has of its schema
     places: dict[str, int]  # byte position of each table
     bounds: np.ndarray  # (n + 1, 2) int64: atoms and bytes of provenance before each record
 
@@ -51,8 +58,8 @@ class Shard:
             # HDF5's own locks fail on some cluster file systems; an immutable file needs none.
             with h5py.File(path, "r", locking=False) as file:
                 schema, declared = check_attributes(file)
-                self.tables = LAYOUTS[schema]
-                self.places, n, n_atoms, n_bytes = find_tables(file, self.tables, self._size)
+                self.tables = tables_of(file, schema)
+                self.places, n, n_atoms, n_bytes = find_places(file, self.tables, self._size)
             self._load_index(n, n_atoms, n_bytes, declared)
         except FileNotFoundError:
             raise
@@ -142,7 +149,7 @@ class Shard:
 def read(parts: Sequence[tuple[Shard, np.ndarray]]) -> Rows:
     """Strictly ascending records of each shard, one part after another, checksums verified.
 
-    Cost: four system calls for each run of neighbouring records, and 5 µs a record.
+    Cost: a system call for each table and run of neighbouring records, and 5 µs a record.
     """
     rows, damaged = inspect(parts)
     if len(damaged):
@@ -159,7 +166,7 @@ def read(parts: Sequence[tuple[Shard, np.ndarray]]) -> Rows:
 def inspect(parts: Sequence[tuple[Shard, np.ndarray]]) -> tuple[Rows, np.ndarray]:
     """The same as stored, and which of the rows, counted through all parts, are damaged."""
     rows, stored = [], []
-    for _, own in itertools.groupby(parts, lambda part: id(part[0].tables)):
+    for _, own in itertools.groupby(parts, lambda part: part[0].tables):
         some, checksums = _stored(list(own))
         rows.append(some)
         stored.append(checksums)
@@ -168,7 +175,7 @@ def inspect(parts: Sequence[tuple[Shard, np.ndarray]]) -> tuple[Rows, np.ndarray
 
 
 def _stored(parts: Sequence[tuple[Shard, np.ndarray]]) -> tuple[Rows, np.ndarray]:
-    """Records of shards of one schema, and the checksums stored with them."""
+    """Records of shards of the same tables, and the checksums stored with them."""
     shards, home, runs, offsets, info_offsets = _runs(parts)
     n_rows = {"system": len(offsets) - 1, "atom": offsets[-1], "byte": info_offsets[-1]}
     columns: dict[str, np.ndarray] = {}
@@ -184,6 +191,9 @@ def _stored(parts: Sequence[tuple[Shard, np.ndarray]]) -> tuple[Rows, np.ndarray
             filled += length
         columns |= unpack(table, array)
     checksums = columns.pop("checksum")
+    columns |= {
+        name: COLUMNS[name].lacking(n_rows["atom"]) for name in OPTIONAL if name not in columns
+    }
     return Rows(offsets, info_offsets, {name: columns[name] for name in COLUMNS}), checksums
 
 

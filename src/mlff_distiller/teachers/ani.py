@@ -54,14 +54,20 @@ FAMILY = Family(
 )
 
 
-def _mean(energies: np.ndarray, slopes: np.ndarray, slope: np.ndarray | None) -> Evaluation:
-    """From each network's energy (8,), dE/dr (8, n_atoms, 3) and the mean stress, in Hartree."""
+def _mean(
+    energies: np.ndarray, shares: np.ndarray, slopes: np.ndarray, slope: np.ndarray | None
+) -> Evaluation:
+    """In Hartree: each network's energy (8,), its atoms' shares (8, n), dE/dr (8, n, 3).
+
+    ``slope`` is the mean stress.
+    """
     forces = -ase.units.Hartree * slopes
     return Evaluation(
         energy=ase.units.Hartree * float(energies.mean()),
         forces=forces.mean(0),
         stress=None if slope is None else ase.units.Hartree * slope,
         extra={"forces_spread": force_spread(forces)},
+        energies=ase.units.Hartree * shares.mean(0),
     )
 
 
@@ -94,10 +100,12 @@ def load(arguments: dict[str, Any], device: str, allow_download: bool) -> Loaded
             torch.autograd.grad(energy.sum(), variables, retain_graph=True) for energy in energies
         ]
 
-    def ask(species: Any, positions: Any, **periodic: Any) -> Any:
-        """Energies (n_networks, n_frames) of species (n_frames, n), padded with -1."""
+    def ask(species: Any, positions: Any, **periodic: Any) -> tuple[Any, Any]:
+        """Energies (n_networks, n_frames) of species (n_frames, n), padded with -1; and shares."""
         vectors = environments((species, positions), **periodic)
-        return torch.stack([shifts(network(vectors)).energies for network in networks])
+        shares = torch.stack([network._atomic_energies(vectors) for network in networks])
+        energies = [shifts((species, own.sum(1))).energies for own in shares]
+        return torch.stack(energies), shares.detach() + shifts.self_energies[species]
 
     def crystal(atoms: Atoms, stress: bool) -> Evaluation:
         atoms.wrap(eps=0)  # the library takes an atom outside the cell for one without images
@@ -106,11 +114,12 @@ def load(arguments: dict[str, Any], device: str, allow_download: bool) -> Loaded
         strain = torch.eye(3, dtype=torch.float64, device=device).requires_grad_()
         cell = torch.tensor(atoms.cell.complete().array, device=device) @ strain
         pbc = torch.tensor(atoms.pbc, device=device)
-        energies = ask(species, (positions @ strain)[None], cell=cell, pbc=pbc)
+        energies, shares = ask(species, (positions @ strain)[None], cell=cell, pbc=pbc)
         slopes = gradients(energies, positions, strain)
         tensor = np.mean([by_strain.cpu().numpy() for _, by_strain in slopes], axis=0)
         return _mean(
             energies[:, 0].detach().cpu().numpy(),
+            shares[:, 0].cpu().numpy(),
             np.stack([by_atom.cpu().numpy() for by_atom, _ in slopes]),
             tensor / atoms.get_volume() if stress else None,
         )
@@ -124,11 +133,12 @@ def load(arguments: dict[str, Any], device: str, allow_download: bool) -> Loaded
         ).to(device)
         positions = pad([torch.tensor(atoms.positions) for atoms in frames], batch_first=True)
         positions = positions.to(device).requires_grad_()
-        energies = ask(species, positions)
+        energies, shares = ask(species, positions)
         slopes = np.stack([slope.cpu().numpy() for (slope,) in gradients(energies, positions)])
-        columns = energies.detach().cpu().numpy().T
+        columns, own = energies.detach().cpu().numpy().T, shares.cpu().numpy()
         return [
-            _mean(columns[k], slopes[:, k, : len(atoms)], None) for k, atoms in enumerate(frames)
+            _mean(columns[k], own[:, k, : len(atoms)], slopes[:, k, : len(atoms)], None)
+            for k, atoms in enumerate(frames)
         ]
 
     def evaluate_many(frames: Sequence[Atoms], wanted: Sequence[bool]) -> list[Evaluation]:

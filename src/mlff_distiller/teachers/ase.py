@@ -100,7 +100,9 @@ def evaluate_calculator(calculator: BaseCalculator, atoms: Atoms, stress: bool) 
     forces = np.array(calculator.get_property("forces", atoms))
     energy = calculator.get_property("energy", atoms)
     free_energy = calculator.results.get("free_energy")
-    return Evaluation(energy, forces, tensor, free_energy)
+    shares = np.array(calculator.results.get("energies", np.nan), dtype=np.float64)
+    known = shares.shape == (len(atoms),) and np.isfinite(shares).all()  # or a committee's members'
+    return Evaluation(energy, forces, tensor, free_energy, energies=shares if known else None)
 
 
 def _described(value: Any) -> Any:

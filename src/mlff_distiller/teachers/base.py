@@ -44,12 +44,13 @@ class Labelled:
     atoms: Atoms
     """A copy, without calculator."""
     labels: dict[str, np.ndarray] | None
-    """By name, shape and unit of ``properties.LABELS``, in float64; no stress where undefined."""
+    """By name, shape and unit of ``properties.LABELS``, in float64; no stress where undefined, and
+    ``forces_spread`` and ``energies`` of those teachers that give them."""
     error: str | None
     seconds: float
     """The teacher's own time; for a failure, the time until it was known."""
     extra: dict[str, np.ndarray] = field(default_factory=dict)
-    """Such as ``forces_spread`` (n_atoms,) in eV/Å, if the teacher is a committee."""
+    """Whatever else it said."""
 
 
 class TeacherCalculator(Calculator):
@@ -74,7 +75,7 @@ class TeacherCalculator(Calculator):
         calculation, if it fails. After a failure the next use starts a fresh process.
     """
 
-    implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012 (ASE's)
+    implemented_properties = ["energy", "energies", "free_energy", "forces", "stress"]  # noqa: RUF012
     discard_results_on_any_change = True
 
     def __init__(
@@ -158,6 +159,8 @@ class TeacherCalculator(Calculator):
             }
             if answer.stress is not None:
                 results["stress"] = full_3x3_to_voigt_6_stress(answer.stress)
+            if answer.energies is not None:
+                results["energies"] = answer.energies
             self.atoms, self.results, self.extra = atoms.copy(), results, answer.extra
 
     def get_property(
@@ -253,6 +256,10 @@ def _labelled(atoms: Atoms, answer: Answer) -> Labelled:
     labels = {"energy": np.array(answer.free_energy), "forces": answer.forces}
     if answer.stress is not None:
         labels["stress"] = answer.stress
+    if answer.energies is not None:
+        labels["energies"] = answer.energies
+    if "forces_spread" in answer.extra:
+        labels["forces_spread"] = answer.extra["forces_spread"]
     return Labelled(atoms.copy(), labels, None, answer.seconds, answer.extra)
 
 

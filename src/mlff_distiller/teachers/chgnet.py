@@ -98,6 +98,7 @@ def load(arguments: dict[str, Any], device: str, allow_download: bool) -> Loaded
                 energy=float(np.sum(answer["site_energies"], dtype=np.float64)),
                 forces=answer["f"],
                 stress=_handedness(atoms) * ase.units.GPa * answer["s"] if stress else None,
+                energies=answer["site_energies"],
             )
             for atoms, answer in zip(
                 frames, [answers] if len(graphs) == 1 else answers, strict=True

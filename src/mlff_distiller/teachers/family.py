@@ -62,7 +62,9 @@ class Evaluation:
     free_energy: float | None = None
     """The energy whose derivative the forces are, where that is not ``energy``."""
     extra: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Anything else, such as ``forces_spread`` (n_atoms,)."""
+    """Anything else. ``forces_spread`` (n_atoms,) becomes a label."""
+    energies: np.ndarray | None = None
+    """(n_atoms,); left out unless they sum to the energy whose derivative the forces are."""
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ def _evaluate(
     members: list[tuple[Any, Any]], frames: Sequence[Atoms], inputs: dict[str, Any], stress: bool
 ) -> list[Evaluation]:
     prepared: dict[int, Any] = {}
-    energies, forces, stresses = [], [], []  # of each member, for all frames
+    energies, forces, stresses, shares = [], [], [], []  # of each member, for all frames
     volumes = np.array([atoms.cell.volume for atoms in frames])[:, None, None]
     for model, weights in members:
         if id(model) not in prepared:
@@ -103,15 +103,18 @@ def _evaluate(
         data = prepared[id(model)]
         unit = ase.units.Hartree / model.Ha_to_model_energy
         if stress:  # dE/dstrain comes with the forces
-            energy, force, slope, _ = model._energy_and_forces_and_virial(weights, data)
+            energy, force, slope, out = model._energy_and_forces_and_virial(weights, data)
             stresses.append(unit * np.asarray(slope)[: len(frames)] / volumes)
         else:
-            energy, force, _ = model._energy_and_forces(weights, data)
+            energy, force, out = model._energy_and_forces(weights, data)
         energies.append(unit * np.asarray(energy, dtype=np.float64))
         forces.append(unit * np.asarray(force))
+        if "atomic_energies" in out:  # of energies that no atom has there are none
+            shares.append(unit * np.asarray(out["atomic_energies"]))
     ends = np.cumsum([len(atoms) for atoms in frames])
     committees = np.split(np.stack(forces), ends, axis=1)  # the last piece is padding
     energy, tensor = np.mean(energies, axis=0), np.mean(stresses, axis=0) if stress else None
+    own = np.split(np.mean(shares, axis=0), ends) if len(shares) == len(members) else None
     several = len(members) > 1
     return [
         Evaluation(
@@ -119,6 +122,7 @@ def _evaluate(
             forces=committees[k].mean(0),
             stress=None if tensor is None else tensor[k],
             extra={"forces_spread": force_spread(committees[k])} if several else {},
+            energies=None if own is None else own[k],
         )
         for k in range(len(frames))
     ]

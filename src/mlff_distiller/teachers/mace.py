@@ -267,6 +267,7 @@ def _split(
     """Each structure's part of the members' predictions, and their mean."""
     ends = np.cumsum([len(atoms) for atoms in frames])[:-1]
     energy = np.mean([_energies(o, m, ends) for o, m in zip(out, models, strict=True)], axis=0)
+    shares = np.split(np.mean([_shares(o) for o in out], axis=0), ends)
     members = np.stack([o["forces"].detach().double().cpu().numpy() for o in out])
     committees = np.split(members, ends, axis=1)
     stress = None
@@ -279,6 +280,7 @@ def _split(
             forces=committees[k].mean(0),
             stress=stress[k] if wanted[k] and stress is not None else None,
             extra={"forces_spread": force_spread(committees[k])} if several else {},
+            energies=shares[k],
         )
         for k in range(len(frames))
     ]
@@ -288,5 +290,9 @@ def _energies(out: dict[str, Any], model: Any, ends: np.ndarray) -> np.ndarray:
     """One member's total energies (n_frames,)."""
     if hasattr(model, "embedding_readout"):  # a part of the energy that no atom has
         return np.asarray(out["energy"].detach().double().cpu().numpy())
-    atomic = out["node_energy"].detach().double().cpu().numpy()
-    return np.array([part.sum() for part in np.split(atomic, ends)])
+    return np.array([part.sum() for part in np.split(_shares(out), ends)])
+
+
+def _shares(out: dict[str, Any]) -> np.ndarray:
+    """One member's energies of atoms."""
+    return np.asarray(out["node_energy"].detach().double().cpu().numpy())

@@ -15,7 +15,7 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from mlff_distiller.errors import StructureError, TeacherError, UnknownElementError
-from mlff_distiller.properties import LABELS
+from mlff_distiller.properties import LABELS, add_up
 from mlff_distiller.teachers.process import Worker, environment, find_python
 from mlff_distiller.teachers.registry import parse_spec
 
@@ -24,7 +24,7 @@ STATE_IN_INFO = ("charge", "spin")
 
 _NEUTRAL = {"charge": (0,), "spin": (0, 1)}
 _ANSWER_BYTES_PER_ATOM = 4096
-"""Four float64 an atom are expected; a committee may send more."""
+"""Five float64 an atom are expected; a committee may send more."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Answer:
     free_energy: float  # eV; its derivative is the forces
     forces: np.ndarray  # (n_atoms, 3) eV/Å
     stress: np.ndarray | None  # (3, 3) eV/Å³; None unless periodic in three directions
+    energies: np.ndarray | None  # (n_atoms,) eV; None unless they sum to free_energy
     extra: dict[str, np.ndarray]
     seconds: float
     """Of several structures asked at once, its share of the time by number of atoms."""
@@ -227,10 +228,10 @@ class Session:
                 )
 
     def _checked(self, atoms: Atoms, arrays: dict[str, np.ndarray], seconds: float) -> Answer:
-        for name in ("energy", "free_energy", "forces", "stress"):
+        for name in ("free_energy", *LABELS):
             row = LABELS["energy" if name == "free_energy" else name]
             shape = (len(atoms), *row.shape) if row.per == "atom" else row.shape
-            value = arrays.get(name)
+            value = arrays.get(f"extra.{name}" if name == "forces_spread" else name)
             if value is None and not row.required:
                 continue
             if value is not None and value.shape == shape and np.isfinite(value).all():
@@ -243,11 +244,13 @@ class Session:
                 expected=f"finite {row.unit}, shape {shape}",
                 found=found,
             )
+        free_energy, energies = float(arrays["free_energy"]), arrays.get("energies")
         return Answer(
             float(arrays["energy"]),
-            float(arrays["free_energy"]),
+            free_energy,
             arrays["forces"],
             arrays.get("stress"),
+            None if energies is None or not add_up(energies, free_energy) else energies,
             {k.removeprefix("extra."): v for k, v in arrays.items() if k.startswith("extra.")},
             seconds,
         )

@@ -122,6 +122,7 @@ def load(arguments: dict[str, Any], device: str, allow_download: bool) -> Loaded
                 energy=float(np.sum(energies[k], dtype=np.float64)),
                 forces=forces[k],
                 stress=stresses[k] if wanted[k] else None,
+                energies=energies[k].ravel(),
             )
             for k in range(len(frames))
         ]

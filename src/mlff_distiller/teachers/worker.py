@@ -192,6 +192,8 @@ def _results(answer: Any, stress: bool) -> dict[str, Any]:
     results = {"energy": float(answer.energy), "free_energy": float(free), "forces": answer.forces}
     if stress and answer.stress is not None:
         results["stress"] = full_stress(answer.stress)
+    if answer.energies is not None:
+        results["energies"] = answer.energies
     return {**results, **{f"extra.{name}": value for name, value in answer.extra.items()}}
 
 

@@ -21,6 +21,7 @@ from ase.optimize import BFGS, FIRE
 
 from mlff_distiller.errors import DistillerError, StructureError, UnknownElementError
 from mlff_distiller.evaluate.stability import thermalise
+from mlff_distiller.properties import LABELS, SUM_WITHIN
 from mlff_distiller.teachers import TeacherCalculator, load_teacher
 from mlff_distiller.teachers.session import is_crystal
 from mlff_distiller.testing.laws import close, random_rotation
@@ -29,6 +30,9 @@ Labels = dict[str, np.ndarray]
 
 _STENCIL = {1: 2 / 3, -1: -2 / 3, 2: -1 / 12, -2: 1 / 12}
 """Derivative from E(x + k h), times h; its error is of order h^4."""
+
+_SHARE = 10.0
+"""An atom's own energy is noisier than the mean over atoms, by which energies are compared."""
 
 
 @dataclass(frozen=True)
@@ -133,17 +137,17 @@ def _ask(
 
 def _same(law: str, found: Labels, expected: Labels, tolerance: Tolerance) -> None:
     """``expected`` may have been turned or renumbered by the caller."""
-    assert found.keys() == expected.keys(), f"{law}: has {set(found)}, expected {set(expected)}"
-    for name in found:
-        n_atoms = len(expected["forces"])
-        within = tolerance.energy * n_atoms if name == "energy" else tolerance.forces
+    per_atom = {"energy": len(expected["forces"]), "energies": _SHARE}
+    for name in (name for name in LABELS if name in found and name in expected):
+        within = tolerance.energy * per_atom[name] if name in per_atom else tolerance.forces
         close(f"{law}: {name}", found[name], expected[name], within)
+    assert found.keys() == expected.keys(), f"{law}: has {set(found)}, expected {set(expected)}"
 
 
 def assert_conventions(
     teacher: TeacherCalculator, structures: Sequence[Atoms], tolerance: Tolerance
 ) -> None:
-    """ASE's keys, types and shapes; copies handed out; stress for crystals only."""
+    """ASE's keys, types and shapes; copies handed out; stress of crystals; energies add up."""
     for atoms in structures:
         law = f"conventions, {atoms.symbols}"
         atoms = atoms.copy()
@@ -155,7 +159,9 @@ def assert_conventions(
         for name in ("energy", "free_energy"):
             kind = type(results.get(name))
             assert kind is float, f"{law}: {name} must be a float, found {kind.__name__}"
-        shapes = {"forces": (len(atoms), 3)} | ({"stress": (6,)} if "stress" in results else {})
+        shapes: dict[str, tuple[int, ...]] = {"forces": (len(atoms), 3)}
+        shapes |= {"stress": (6,)} if "stress" in results else {}
+        shapes |= {"energies": (len(atoms),)} if "energies" in results else {}
         for name, shape in shapes.items():
             value = results[name]
             assert value.shape == shape, f"{law}: {name} must be {shape}, found {value.shape}"
@@ -164,6 +170,9 @@ def assert_conventions(
         assert is_crystal(atoms) or "stress" not in results, (
             f"{law}: stress must exist only for structures periodic in three directions"
         )
+        if "energies" in results:
+            total, within = results["energies"].sum(), SUM_WITHIN * len(atoms)
+            close(f"{law}: sum of energies", total, results["free_energy"], within)
         before = forces.copy()
         forces += 1e3
         close(f"{law}: forces after a caller changed his", atoms.get_forces(), before, 0.0)
@@ -231,7 +240,10 @@ def assert_symmetries(
         expected = {
             "moved": now,
             "rotated": now | {"forces": now["forces"] @ turn.T},
-            "renumbered": now | {"forces": now["forces"][order]},
+            "renumbered": {
+                name: value[order] if LABELS[name].per == "atom" else value
+                for name, value in now.items()
+            },
             "with a left-handed cell": now,
         }
         if "stress" in now:
@@ -255,6 +267,10 @@ def assert_labels(
         found["energy"] = np.array(atoms.get_potential_energy(force_consistent=True))
         if "stress" in alone:
             found["stress"] = atoms.get_stress(voigt=False)
+        if "energies" in alone:
+            found["energies"] = atoms.get_potential_energies()
+        if "forces_spread" in alone:
+            found["forces_spread"] = teacher.extra["forces_spread"]
         _same(f"labels, {atoms.symbols} by calculate", found, alone, tolerance)
 
 

@@ -1,6 +1,7 @@
 """Formats of others: round trips, units and signs against numbers by hand, and bad files."""
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -10,7 +11,7 @@ from ase import Atoms, units
 from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db import connect
-from ase.io import write
+from ase.io import iread, write
 from ase.io.formats import ioformats
 
 from mlff_distiller.dataset import Record
@@ -448,3 +449,46 @@ def test_published_sets(shared):
         frames = list(read_frames(shared / "data" / name, **how))
         assert len(frames) == n
         assert not any(frame.problem for frame in frames)
+
+
+def test_labels_of_atoms_read_back_bit_for_bit(tmp_path):
+    """And ASE itself finds ``energies`` among the results."""
+    records = []
+    for number, n_atoms in enumerate((3, 1)):
+        rng = np.random.default_rng(number)
+        energies, spread = rng.normal(size=n_atoms), rng.random(n_atoms).astype(np.float32)
+        record = make(Atoms(f"Ar{n_atoms}", rng.normal(size=(n_atoms, 3))), number, stress=False)
+        extra = {"energy": np.array(energies.sum()), "energies": energies, "forces_spread": spread}
+        records.append(replace(record, labels={**record.labels, **extra}))
+    path = tmp_path / "all.xyz"
+    assert write_records(path, records, "extxyz") == 2
+    for frame, record in zip(read_frames(path, Conventions()), records, strict=True):
+        assert frame.labels.keys() == record.labels.keys()
+        for name, value in record.labels.items():
+            assert np.array_equal(frame.labels[name].astype(value.dtype), value)
+    for atoms, record in zip(iread(path), records, strict=True):
+        assert np.array_equal(atoms.get_potential_energies(), record.labels["energies"])
+        assert "forces_spread" in atoms.arrays
+
+
+def test_energies_of_atoms_are_those_of_the_energy_or_left_out(tmp_path):
+    path = tmp_path / "two.xyz"
+    columns = "species:S:1:pos:R:3:forces:R:3:energies:R:1:forces_spread:R:1"
+    row = "Ar {0} 0 0 0.1 0 0 {1} 0.5"
+    lines = [
+        f'2\nenergy={energy} pbc="F F F" Properties={columns}\n{row.format(0, -1)}\n'
+        f"{row.format(4, -2)}\n"
+        for energy in (-3.0, -3.1)
+    ]
+    path.write_text("".join(lines))
+    good, other = read_frames(path, Conventions())
+    assert good.labels["energies"].tolist() == [-1.0, -2.0]
+    assert set(other.labels) == {"energy", "forces", "forces_spread"}
+    units = Conventions(energy_unit="hartree", forces_unit="hartree/angstrom")
+    good, _ = read_frames(path, units)
+    assert good.labels["energies"].sum() == pytest.approx(float(good.labels["energy"]))
+    assert good.labels["energies"][0] == pytest.approx(-27.2114, abs=1e-3)
+    assert good.labels["forces_spread"][0] == pytest.approx(0.5 * 27.2114, abs=1e-3)
+    path.write_text(lines[0].replace("energies:R:1", "energies:S:1").replace(" -1 ", " no "))
+    [bad] = read_frames(path, Conventions())
+    assert "could not convert" in bad.problem

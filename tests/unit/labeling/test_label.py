@@ -21,6 +21,7 @@ from mlff_distiller.errors import ConfigError, DatasetError, StructureError
 from mlff_distiller.labeling import Cluster, Request, check_labels, label, read_structures
 from mlff_distiller.labeling.structures import batches, share
 from mlff_distiller.labeling.workers import cluster_workers
+from mlff_distiller.teachers import load_teacher
 
 HERE = Path(__file__).parent
 EMT = Request("ase:factories:emt", "cpu")
@@ -57,6 +58,25 @@ def cli(*words, **options):
         timeout=200,
         **options,
     )
+
+
+def test_spread_and_shares_are_stored(tmp_path):
+    """What a committee says of each atom, by way of its process and a worker, reads back."""
+    pytest.importorskip("torchani")
+    frames = [molecule("H2O"), molecule("CH3OH"), bulk("C", cubic=True)]
+    write(tmp_path / "three.xyz", frames)
+    structures = read_structures([str(tmp_path / "three.xyz")])
+    label(structures, Request("ani-1x", "cpu"), tmp_path / "out", workers=1)
+    with load_teacher("ani-1x", device="cpu") as teacher:
+        known = teacher.label([structure.atoms for structure in structures.all])
+    for record, answer in zip(Dataset(tmp_path / "out").iterate(), known, strict=True):
+        assert record.labels.keys() == answer.labels.keys() > {"forces_spread", "energies"}
+        spread = record.labels["forces_spread"]
+        np.testing.assert_allclose(spread, answer.labels["forces_spread"], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(record.labels["energies"], answer.labels["energies"], atol=1e-8)
+        assert spread.dtype == np.float32
+        assert record.labels["energies"].sum() == pytest.approx(float(record.labels["energy"]))
+    assert verify(tmp_path / "out").ok
 
 
 def test_labels_are_the_teachers(here, wanted):

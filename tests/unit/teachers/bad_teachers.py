@@ -136,3 +136,20 @@ def no_calculator():
 def library_missing():
     """Fail to import."""
     import a_library_that_is_missing  # noqa: F401
+
+
+class Shares(Moody):
+    """Energies of atoms: those of Cu sum to the energy, those of Al do not, and others are odd.
+
+    Ag's are as many as a committee's members, Au's are NaN.
+    """
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        n = len(atoms)
+        self.results["energies"] = {
+            "Cu": np.linspace(0.0, 2.0, n) if n > 1 else np.ones(1),
+            "Al": np.full(n, 1.0 + 2e-6),
+            "Ag": np.full(n + 1, 1.0),
+            "Au": np.full(n, np.nan),
+        }[atoms.get_chemical_symbols()[0]]

@@ -20,7 +20,7 @@ def sevennet():
 def chgnet():
     from chgnet.model.dynamics import CHGNetCalculator
 
-    return CHGNetCalculator(use_device="cpu")
+    return CHGNetCalculator(use_device="cpu", return_site_energies=True)
 
 
 def ani():
@@ -42,5 +42,6 @@ if __name__ == "__main__":
         atoms = Atoms(**structure)
         wanted = ["energy", "forces", *(["stress"] if atoms.pbc.all() else [])]
         calculator.calculate(atoms, wanted)
+        wanted += ["energies"] if "energies" in calculator.results else []
         answers.append({name: np.asarray(calculator.results[name]).tolist() for name in wanted})
     print("\nANSWERS" + json.dumps(answers))

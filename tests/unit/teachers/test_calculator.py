@@ -47,7 +47,7 @@ def test_labels_have_the_table_s_shapes(teacher):
         assert value.shape == ((4, *row.shape) if row.per == "atom" else row.shape)
         assert value.dtype == np.float64
     np.testing.assert_array_equal(crystal.labels["stress"], crystal.labels["stress"].T)
-    assert set(cluster.labels) == {"energy", "forces"}
+    assert set(cluster.labels) == {"energy", "forces", "energies"}
     assert crystal.atoms == copper()
     assert crystal.atoms.calc is None
     assert crystal.seconds > 0
@@ -222,3 +222,39 @@ def test_load_teacher_is_lazy():
     calculator = load_teacher("7net-0")
     assert calculator._session.pid is None
     calculator.close()
+
+
+def test_energies_of_atoms_are_a_label_if_they_sum_to_the_energy(bad):
+    calculator = bad("Shares")
+    frames = [Atoms(f"{symbol}3", 3 * np.eye(3)) for symbol in ("Cu", "Al", "Ag", "Au")]
+    copper, *others = calculator.label(frames)
+    assert copper.labels["energies"].tolist() == [0.0, 1.0, 2.0]
+    for answer in others:
+        assert answer.error is None
+        assert set(answer.labels) == {"energy", "forces"}
+    frames[0].calc = frames[1].calc = calculator
+    assert frames[0].get_potential_energies().tolist() == [0.0, 1.0, 2.0]
+    with pytest.raises(PropertyNotImplementedError):
+        frames[1].get_potential_energies()
+
+
+def test_energies_that_sum_to_another_energy_than_the_label_are_left_out():
+    """A smeared metal's sum to the energy, but its forces are the free energy's slope."""
+    arrays = {
+        "energy": np.array(-1.0),
+        "free_energy": np.array(-2.0),
+        "forces": np.zeros((2, 3)),
+        "energies": np.full(2, -0.5),
+    }
+    session = load_teacher(SPEC)._session
+    assert session._checked(Atoms("Cu2"), arrays, 1.0).energies is None
+    arrays["energies"] = np.full(2, -1.0)
+    assert session._checked(Atoms("Cu2"), arrays, 1.0).energies.tolist() == [-1.0, -1.0]
+
+
+@pytest.mark.parametrize("name", ["energies", "extra.forces_spread"])
+@pytest.mark.parametrize("value", [np.zeros(3), np.zeros((2, 3)), np.array([0.0, np.nan])])
+def test_a_label_of_atoms_that_is_none(name, value):
+    arrays = {"energy": np.array(0.0), "free_energy": np.array(0.0), "forces": np.zeros((2, 3))}
+    with pytest.raises(TeacherError, match=f"bad {name.removeprefix('extra.')} for Cu2"):
+        load_teacher(SPEC)._session._checked(Atoms("Cu2"), arrays | {name: value}, 1.0)

@@ -88,6 +88,11 @@ def test_equals_the_library(teacher, spec, package):
         np.testing.assert_allclose(answer.labels["forces"], known["forces"], atol=tolerance)
         stress = full_stress(known["stress"])
         np.testing.assert_allclose(answer.labels["stress"], stress, atol=tolerance)
+        shares = answer.labels["energies"]
+        assert abs(shares.sum() - answer.labels["energy"]) / n_atoms < 1e-9
+        assert ("energies" in known) == (spec != "ani-1x")
+        np.testing.assert_allclose(shares, known.get("energies", shares), rtol=0, atol=tolerance)
+        assert ("forces_spread" in answer.labels) == (spec == "ani-1x")
     assert np.abs(ours[0].labels["forces"]).max() > 0.1
     assert np.abs(ours[0].labels["stress"]).max() > 1e-3
 
@@ -186,7 +191,9 @@ def test_two_implementations_of_ani_1x_agree(teacher, fennol, shared):
         difference = one.labels["energy"] - other.labels["energy"]
         assert abs(difference) / len(one.atoms) < 1e-5
         np.testing.assert_allclose(one.labels["forces"], other.labels["forces"], atol=1e-5)
-        spreads = [answer.extra["forces_spread"] for answer in (one, other)]
+        spreads = [answer.labels["forces_spread"] for answer in (one, other)]
+        shares = [answer.labels["energies"] for answer in (one, other)]
+        np.testing.assert_allclose(*shares, rtol=0, atol=1e-4)
         assert spreads[0].shape == (len(one.atoms),)
         assert spreads[0].max() > 0.01
         np.testing.assert_allclose(*spreads, atol=1e-5)

@@ -100,6 +100,10 @@ def test_as_the_librarys_own_calculator(library, kind, precision):
         assert teacher.elements == {1, 6, 8, 11, 14, 17}
     for answer, one, several in zip(told, single, batched, strict=True):
         assert one.error is None, one.error
+        for found in (one.labels, several.labels):
+            missed = abs(found["energies"].sum() - found["energy"]) if "energies" in found else 0.0
+            assert missed < 1e-6 * len(one.atoms)
+            assert ("energies" in found) == (kind != "charged")
         within = 1e-6 * len(one.atoms)
         assert float(one.labels["energy"]) == pytest.approx(answer["energy"], abs=within)
         assert float(several.labels["energy"]) == pytest.approx(answer["energy"], abs=within)
@@ -160,8 +164,10 @@ def test_a_committee_is_its_mean(library, plain):
     assert both.labels["energy"] == pytest.approx(
         np.mean([answer.labels["energy"] for answer in alone])
     )
+    shares = np.mean([answer.labels["energies"] for answer in alone], axis=0)
+    np.testing.assert_allclose(both.labels["energies"], shares, atol=1e-9)
     spread = np.linalg.norm(forces[0] - forces[1], axis=1) / 2
-    np.testing.assert_allclose(both.extra["forces_spread"], spread, atol=1e-9)
+    np.testing.assert_allclose(both.labels["forces_spread"], spread, atol=1e-9)
 
 
 @needs_mace

@@ -17,6 +17,7 @@ from mlff_distiller.dataset.formats.frame import Conventions, Frame
 from mlff_distiller.dataset.formats.labels import labels_from_ase
 from mlff_distiller.dataset.record import Record
 from mlff_distiller.errors import DatasetError
+from mlff_distiller.properties import LABELS
 
 _LONGEST_LINE = 1 << 24
 _LEAST_PER_ATOM = 2
@@ -95,14 +96,17 @@ def read(path: Path, conventions: Conventions) -> Iterator[Frame]:
 def write_frame(
     stream: IO[str], atoms: Atoms, header: Mapping[str, object], columns: Mapping[str, np.ndarray]
 ) -> None:
-    """One frame with positions and ``columns`` (n_atoms, 3); floats read back bit for bit."""
+    """One frame with positions and ``columns`` (n_atoms,) or (n_atoms, 3).
+
+    Floats read back bit for bit.
+    """
     words = [f"{key}={_value(value)}" for key, value in header.items()]
-    names = "".join(f":{name}:R:3" for name in columns)
+    names = "".join(f":{name}:R:{value[0].size}" for name, value in columns.items())
     if atoms.cell.any():
         words.insert(0, f'Lattice="{_numbers(atoms.cell.array)}"')
     words.append('pbc="' + " ".join("FT"[int(axis)] for axis in atoms.pbc) + '"')
     words.append(f"Properties=species:S:1:pos:R:3{names}")
-    table = np.hstack([atoms.positions, *columns.values()]).tolist()
+    table = np.column_stack([atoms.positions, *columns.values()]).tolist()
     stream.write(f"{len(atoms)}\n{' '.join(words)}\n")
     stream.writelines(
         f"{symbol} {' '.join(map(repr, row))}\n"
@@ -111,12 +115,16 @@ def write_frame(
 
 
 def write(stream: IO[str], record: Record) -> None:
-    """One frame by ASE's conventions: energy eV, forces eV/Å, stress eV/Å³, tension positive."""
+    """One frame by ASE's conventions: energy eV, forces eV/Å, stress eV/Å³, tension positive.
+
+    ``energies`` has ASE's name and unit too; ``forces_spread``, eV/Å, has none with ASE.
+    """
     labels = record.labels
     header: dict[str, object] = {"energy": float(labels["energy"])}
     if "stress" in labels:
         header["stress"] = labels["stress"]
-    write_frame(stream, record.atoms, header | record.atoms.info, {"forces": labels["forces"]})
+    columns = {name: labels[name] for name in labels if LABELS[name].per == "atom"}
+    write_frame(stream, record.atoms, header | record.atoms.info, columns)
 
 
 def _value(value: object) -> str:

@@ -24,6 +24,7 @@ from mlff_distiller.dataset.formats.frame import (
     symmetric,
 )
 from mlff_distiller.errors import DatasetError
+from mlff_distiller.properties import add_up
 
 _KEPT = ("charge", "spin")
 _VOIGT = {"xx": (0, 0), "yy": (1, 1), "zz": (2, 2), "yz": (1, 2), "xz": (0, 2), "xy": (0, 1)}
@@ -60,12 +61,32 @@ def labels_from_ase(
                 problem = f"no {label}" + (f" (no {wanted!r})" if wanted else "")
                 return Frame(index, bare, problem=problem, progress=progress)
             labels[label] = np.asarray(found, np.float64) * getattr(conventions, label)
+        labels |= _of_atoms(atoms, results, labels["energy"], conventions)
         stress = _stress(bare, results, atoms.info, conventions, name, is_text=is_text)
     except (TypeError, ValueError, _Malformed) as error:
         return Frame(index, bare, problem=str(error).split("\n")[0], progress=progress)
     if stress is not None:
         labels["stress"] = stress
     return Frame(index, bare, labels, progress=progress)
+
+
+def _of_atoms(
+    atoms: Atoms, results: Mapping[str, Any], energy: np.ndarray, conventions: Conventions
+) -> dict[str, np.ndarray]:
+    """What the file says of each atom beside forces, in the units of energy and forces.
+
+    ``energies`` that do not sum to the energy belong to another one. A column ``forces_spread`` is
+    ours.
+    """
+    found = {}
+    energies = np.asarray(results.get("energies", np.nan), np.float64) * conventions.energy
+    fit = energies.shape == (len(atoms),) and energy.shape == ()
+    if fit and add_up(energies, float(energy)):
+        found["energies"] = energies
+    spread = np.asarray(atoms.arrays.get("forces_spread", np.nan), np.float64) * conventions.forces
+    if spread.shape == (len(atoms),):
+        found["forces_spread"] = spread
+    return found
 
 
 class _Malformed(Exception):
