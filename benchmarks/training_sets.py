@@ -34,6 +34,7 @@ from safetensors.torch import load_file, save_file
 from walks import fit_nep, langevin, rounded, strained, student_walks
 
 from mlff_distiller.batch import Batch
+from mlff_distiller.durable import replacing
 from mlff_distiller.sampling import RattleSettings, grow
 from mlff_distiller.students import NEPSettings
 
@@ -100,7 +101,8 @@ def save_set(path, tensors, about):
     """``path`` (.safetensors) and, beside it, ``about`` as JSON."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.contiguous() for name, value in tensors.items()}, path)
+    with replacing(path) as partial:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
     path.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
 
 
