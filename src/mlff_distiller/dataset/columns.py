@@ -37,7 +37,7 @@ class Column:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def lacking(self, n_rows: int) -> np.ndarray:
-        """(n_rows, *shape) of NaN."""
+        """NaN in ``n_rows`` rows."""
         return np.full((n_rows, *self.shape), np.nan, self.dtype)
 
 
