@@ -117,7 +117,7 @@ class Minibatches:
         By which all errors of a frame are multiplied.
     disagreement
         An atom weighs ``1/(1 + (disagreement s/m)^2)``, s the committee's spread of its force and m
-        the median spread; a frame as its atoms on average. Without spreads all weigh the same.
+        the median spread; a frame as its atoms on average. An unknown s counts as m.
     """
 
     def __init__(
@@ -322,10 +322,16 @@ def _weights(
         np.full(frame.n_atoms, 1.0 if frame_weights is None else frame_weights[k])
         for k, frame in enumerate(frames)
     ]
-    if disagreement == 0.0 or not all("forces_spread" in frame.labels for frame in frames):
+    unknown = torch.tensor(torch.nan)
+    spreads = [
+        frame.labels.get("forces_spread", unknown.expand(frame.n_atoms)).double().cpu().numpy()
+        for frame in frames
+    ]
+    known = np.concatenate(spreads)
+    known = known[~np.isnan(known)]
+    if disagreement == 0.0 or not len(known):
         return weights
-    spreads = [frame.labels["forces_spread"].double().cpu().numpy() for frame in frames]
-    median = max(float(np.nanmedian(np.concatenate(spreads))), 1e-9)
+    median = max(float(np.median(known)), 1e-9)
     return [
         own / (1.0 + (disagreement * np.nan_to_num(spread, nan=median) / median) ** 2)
         for own, spread in zip(weights, spreads, strict=True)

@@ -327,6 +327,10 @@ def test_an_atom_on_which_the_committee_disagrees_weighs_less():
     assert first.atom_weights.tolist() == pytest.approx([0.5, 0.5, 0.5, 0.1])
     assert second.atom_weights.tolist() == pytest.approx([1.0] * 4)
     assert float(first.system_weights) == pytest.approx(0.4)
+    for frame in training:
+        frame.labels["forces_spread"] = torch.full((4,), torch.nan)
+    nobody_knows = Minibatches(training, student, 4, disagreement=1.0)
+    assert nobody_knows.make([0]).atom_weights.tolist() == [1.0] * 4
 
 
 def test_late_weights_and_dropped_curvature():
