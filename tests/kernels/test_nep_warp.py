@@ -208,7 +208,7 @@ def test_a_crowd_within_an_unchanged_box(student):
     assert_same(run(one, student, atoms), expected(student, atoms))
 
 
-@pytest.mark.parametrize("where", ["_allocate", "neighbors._build", "neighbors._set_capacity"])
+@pytest.mark.parametrize("where", ["_allocate", "neighbors.rebuild", "neighbors._set_capacity"])
 def test_the_next_structure_works_after_lack_of_memory(student, monkeypatch, where):
     one, small, large = evaluator(student), many_atoms(3), many_atoms(4)
     large.set_cell(0.8 * large.cell.array, scale_atoms=True)
