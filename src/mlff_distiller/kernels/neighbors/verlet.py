@@ -39,7 +39,8 @@ class VerletList:
     ``update`` does all that. Dynamics that stays on the device writes ``inside`` and ``moved``
     itself and calls ``rebuild``; where the cell follows as well, it writes ``lattice``,
     ``stretch`` (from where atoms were when the list was built to where the cell alone would have
-    brought them) and ``limit_squared``, and calls ``shift_images``.
+    brought them; ``dual`` is the inverse of the lattice then) and ``limit_squared``, and launches
+    ``shifting``.
 
     Parameters
     ----------
@@ -110,14 +111,11 @@ class VerletList:
         """Let ``inside`` follow the positions; set ``moved`` if an atom has left its skin."""
         self._follow()
 
-    def shift_images(self, skip: wp.array | None = None) -> None:
-        """Let ``shifts`` follow ``lattice``, unless ``skip`` [0] is set."""
-        Launch(*self.shifting(skip), self.device)()
-
-    def shifting(self, skip: wp.array | None = None) -> tuple[list[tuple[wp.Kernel, object]], int]:
-        """The launch that does so, to be recorded."""
-        arguments = (self._whole, self._system_of_image, self.lattice, skip or self._never)
-        return [(self._kernels.shift, (*arguments, self.shifts))], len(self.shifts)
+    def shifting(self, skip: wp.array | None = None) -> Launch:
+        """What lets ``shifts`` follow ``lattice``, unless ``skip`` [0] is set."""
+        skip = self._never if skip is None else skip
+        arguments = (self.whole, self._system_of_image, self.lattice, skip, self.shifts)
+        return Launch([(self._kernels.shift, arguments)], len(self.shifts), self.device)
 
     # -- memory -------------------------------------------------------------------------------
 
@@ -130,8 +128,8 @@ class VerletList:
             self.counts = wp.zeros(n, dtype=int)
             self._bins, self._members = (wp.zeros(2 * n, dtype=int) for _ in range(2))
             self._starts, self._stops = (wp.zeros(0, dtype=int) for _ in range(2))
-            self.lattice, self.stretch = (
-                wp.zeros(systems.n_systems, dtype=wp.mat33d) for _ in range(2)
+            self.lattice, self.dual, self.stretch = (
+                wp.zeros(systems.n_systems, dtype=wp.mat33d) for _ in range(3)
             )
             self.limit_squared = wp.zeros(systems.n_systems, dtype=wp.float64)
             self._grids = wp.zeros(systems.n_systems, dtype=Grid)
@@ -177,6 +175,7 @@ class VerletList:
         self._rows = np.round(rows * GRID) / GRID
         self._columns = np.linalg.inv(self._rows)
         self.lattice.assign(self._rows)
+        self.dual.assign(self._columns)
         self._set_grid(np.zeros((len(rows), 3)), np.ones((len(rows), 3)))
 
     def _set_grid(self, origin: Floats, extent: Floats) -> None:
@@ -232,9 +231,9 @@ class VerletList:
         with wp.ScopedDevice(self.device):
             if not hasattr(self, "shifts") or len(self.shifts) != len(whole):
                 self.version += 1
-                self.shifts, self._whole = (wp.zeros(len(whole), dtype=wp.vec3d) for _ in range(2))
+                self.shifts, self.whole = (wp.zeros(len(whole), dtype=wp.vec3d) for _ in range(2))
                 self._system_of_image = wp.zeros(len(whole), dtype=int)
-            self._whole.assign(whole)
+            self.whole.assign(whole)
             self._system_of_image.assign(system.astype(np.int32))
 
     # -- the search ---------------------------------------------------------------------------
@@ -250,7 +249,7 @@ class VerletList:
         self._wrap()
         if not self._pbc.all():
             self._set_grid(*self._extents())
-        self.shift_images()
+        self.shifting()()
         self._starts.zero_()
         self._stops.zero_()
         self._assign()
