@@ -153,7 +153,12 @@ def correctness(bench):
         calculator = StudentCalculator(
             read_nep(bench.folder / MODELS[element]), device=bench.device, backend="warp"
         )
-        worst = {"forces": 0.0, "energy_per_atom": 0.0, "virial_per_atom": 0.0, "largest_force": 0.0}
+        worst = {
+            "forces": 0.0,
+            "energy_per_atom": 0.0,
+            "virial_per_atom": 0.0,
+            "largest_force": 0.0,
+        }
         first = None
         sizes = (8, 64) if bench.tiny else (8, 64, 216)
         for n in sizes:
@@ -205,9 +210,11 @@ def repeats(bench):
             simulation.advance(150)
             ends.append(simulation.state())
         same = [
-            bool(np.array_equal(ends[0].positions, end.positions)
-                 and np.array_equal(ends[0].velocities, end.velocities)
-                 and np.array_equal(ends[0].cell, end.cell))
+            bool(
+                np.array_equal(ends[0].positions, end.positions)
+                and np.array_equal(ends[0].velocities, end.velocities)
+                and np.array_equal(ends[0].cell, end.cell)
+            )
             for end in ends[1:]
         ]
         row = {"ensemble": ensemble, "repeat_identical": same[0], "restart_identical": same[1]}

@@ -38,9 +38,9 @@ class Ensemble:
     temperature_K: Annotated[
         tuple[Annotated[float, Field(ge=0)], ...], BeforeValidator(_several), Field(min_length=1)
     ] = (300.0,)
-    pressure_GPa: Annotated[
-        tuple[float, ...], BeforeValidator(_several), Field(min_length=1)
-    ] = (0.0,)
+    pressure_GPa: Annotated[tuple[float, ...], BeforeValidator(_several), Field(min_length=1)] = (
+        0.0,
+    )
     time_step_fs: Positive | None = None
     thermostat: Literal["langevin", "bussi"] = "langevin"
     friction_per_ps: Positive = 1.0

@@ -1,4 +1,4 @@
-"""``Simulation``: systems whose positions, velocities and cells stay on the device, step by step."""
+"""``Simulation``: systems that stay on the device, step by step."""
 
 from __future__ import annotations
 
@@ -93,6 +93,9 @@ class Simulation:
         self._steps_listed = self.seconds_a_step = 0.0
         self._block = STEPS_A_GRAPH
         self._n_rebuilds = 0
+        self._begin: list[Callable[[], None]] = []
+        self._end: list[Callable[[], None]] = []
+        self._graphs: dict[int, Any] = {}
         self._allocate(masses, fixed)
         cell = np.stack([atoms.cell.array for atoms in frames])
         positions = np.concatenate([atoms.positions for atoms in frames])
@@ -220,30 +223,31 @@ class Simulation:
         if self._is_coupled:
             decay = np.exp(-self.time_step_fs / e.thermostat_time_fs) if e.has_bussi else 1.0
             rate = e.compressibility_per_GPa / units.GPa * self.time_step_fs / e.barostat_time_fs
-            random = (self._halt, self._step, self._seeds)
-            thermal = (self._thermal, self._dof_on_device, wp.float64(decay), f.totals)
-            mode = _MODES[e.pressure_coupling] if is_npt else integrators.FIXED
-            barostat = (mode, self._pressures, wp.float64(rate))
-            skin = (wp.float64(near.cutoff), wp.float64(near.skin))
-            box = (near.dual, near.lattice, near.stretch, near.limit_squared)
-            factors = (self._factor, self._growth, self._shrinkage, self._broken)
-            chunks = (systems.first_chunk, self._partial)
-            arguments = (*random, *chunks, *thermal, *barostat, *skin, *box, *factors)
-            begin += [self._kinetic, launch(k.couple, systems.n_systems, *arguments)]
+            couple = (
+                *(self._halt, self._step, self._seeds, systems.first_chunk, self._partial),
+                *(self._thermal, self._dof_on_device, wp.float64(decay), f.totals),
+                *(_MODES[e.pressure_coupling] if is_npt else integrators.FIXED, self._pressures),
+                *(wp.float64(rate), wp.float64(near.cutoff), wp.float64(near.skin)),
+                *(near.dual, near.lattice, near.stretch, near.limit_squared),
+                *(self._factor, self._growth, self._shrinkage, self._broken),
+            )
+            begin += [self._kinetic, launch(k.couple, systems.n_systems, *couple)]
             if is_npt:
                 begin.append(near.shifting(self._halt))
         kept = wp.float64(np.exp(-1e-3 * e.friction_per_ps * self.time_step_fs))
-        random = (self._halt, self._step, self._seeds, dt, kept, self._thermal)
-        factors = (self._factor, self._growth, self._shrinkage, wp.float64(e.max_step_A**2))
-        atoms = (systems.system_idx, systems.first_atom, self._inverse_masses, f.forces)
-        motion = (f.positions, self.velocities, near.lattice, near.stretch, near.limit_squared)
-        places = (near.laps, near.built, near.inside, near.moved, self._broken)
-        arguments = (*random, *factors, *atoms, *motion, *places)
-        self._begin = [*begin, launch(k.advance, n, *arguments)]
+        advance = (
+            *(self._halt, self._step, self._seeds, dt, kept, self._thermal),
+            *(self._factor, self._growth, self._shrinkage, wp.float64(e.max_step_A**2)),
+            *(systems.system_idx, systems.first_atom, self._inverse_masses, f.forces),
+            *(f.positions, self.velocities, near.lattice, near.stretch, near.limit_squared),
+            *(near.laps, near.built, near.inside, near.moved, self._broken),
+        )
+        self._begin = [*begin, launch(k.advance, n, *advance)]
         kick = (dt, self._inverse_masses, f.forces, self.velocities, near.moved)
-        kick = launch(k.kick, n, *kick, self._halt, self._step)
-        self._end = [f.compute, *([f.total] if is_npt else []), kick]
-        self._graphs: dict[int, Any] = {}
+        self._end = [f.compute]
+        self._end += [f.total] if is_npt else []
+        self._end.append(launch(k.kick, n, *kick, self._halt, self._step))
+        self._graphs = {}
 
     # -- steps ---------------------------------------------------------------------------------
 
@@ -357,7 +361,7 @@ class Simulation:
         cell = self.cell() if cell is None else cell
         if not self.forces.exact:
             self._last_listed = (wp.clone(self.forces.positions), cell)
-        if self.forces.rebuild(cell, self._pbc) or not hasattr(self, "_begin"):
+        if self.forces.rebuild(cell, self._pbc) or not self._begin:
             self._record()
 
     def _fail(self, found: str, expected: str, step: int) -> None:
@@ -422,7 +426,7 @@ class Simulation:
 
     def cell(self) -> Array:
         """(n_systems, 3, 3) Å."""
-        if self.ensemble.ensemble == "npt" and hasattr(self, "_begin"):
+        if self.ensemble.ensemble == "npt" and self._begin:
             self._cell = self.forces.neighbors.lattice.numpy().copy()
         return self._cell.copy()
 
@@ -489,7 +493,7 @@ def _call(launches: Sequence[Callable[[], None]]) -> None:
 
 
 def _template(atoms: Atoms) -> Atoms:
-    copy = atoms.copy()  # without its calculator
+    copy: Atoms = atoms.copy()  # without its calculator
     for name in ("momenta", "velocities"):
         copy.arrays.pop(name, None)
     return copy

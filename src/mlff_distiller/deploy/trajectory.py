@@ -252,7 +252,7 @@ class TrajectoryThread:
         self._queue.put(frame)
 
     def mark(self) -> int:
-        """Wait until all frames are durable; where the file then ends, for ``mark`` at reopening."""
+        """Wait until all frames are durable, and say where the file ends, to reopen it there."""
         self._queue.join()
         self._check()
         try:

@@ -1,4 +1,4 @@
-"""Which atoms belong to which system, on a device, and portions of them to be summed in parallel."""
+"""Which atoms belong to which system, on a device, and portions of them to sum in parallel."""
 
 from __future__ import annotations
 

@@ -120,6 +120,7 @@ def gamma(shape: wp.float64, seed: wp.uint64, step: wp.int64, index: int) -> wp.
 
 @wp.func
 def exponential(e: wp.mat33d) -> wp.mat33d:
+    """Of a small matrix: its series."""
     one = wp.identity(3, dtype=wp.float64)
     m = one + e / real(8.0)
     for k in range(7, 0, -1):
@@ -355,7 +356,9 @@ def build(device: str, *, langevin: bool, coupled: bool) -> Kernels:
         i = first + wp.tid()
         if halt[0] == 0:  # read by every thread, raised by one: only once moved is set
             if moved[0] == 0:
-                velocities[i] = velocities[i] + real(0.5) * time_step * inverse_masses[i] * forces[i]
+                velocities[i] = (
+                    velocities[i] + real(0.5) * time_step * inverse_masses[i] * forces[i]
+                )
                 if i == 0:
                     step[0] = step[0] + wp.int64(1)
             elif i == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import warp as wp
@@ -55,7 +56,7 @@ class VerletList:
         self._kernels = build("cpu" if device.is_cpu else "cuda")
         load(self._kernels.module, device)
         self.capacity = self.n_builds = self.version = 0
-        self.systems: Systems | None = None
+        self.systems: Systems
         self._cell, self._pbc = np.zeros((0, 3, 3)), np.zeros((0, 3), dtype=bool)
         self._positions: wp.array = None
         self._is_complete = False  # also after a failure half-way, such as lack of memory
@@ -63,6 +64,7 @@ class VerletList:
             self.moved = wp.zeros(1, dtype=int)
             self._largest = wp.zeros(1, dtype=int)
             self._never = wp.zeros(1, dtype=int)
+            self.shifts: wp.array = None
             self._set_images(np.zeros((1, 3)), np.zeros(1, dtype=np.int64))
 
     def update(
@@ -139,7 +141,9 @@ class VerletList:
         self._positions = positions
         where = (positions, systems.system_idx, self.lattice)
         limits = (self.stretch, self.limit_squared, self.laps, self.built)
-        self._follow = self._record(self._kernels.follow, n, *where, *limits, self.inside, self.moved)
+        self._follow = self._record(
+            self._kernels.follow, n, *where, *limits, self.inside, self.moved
+        )
         places = (self._grids, self.laps, self.inside, self.built)
         self._wrap = self._record(self._kernels.wrap, n, *where, *places)
         arguments = (self.inside, systems.system_idx, self._grids, self._bins, self._members)
@@ -150,7 +154,6 @@ class VerletList:
 
     def _set_capacity(self, capacity: int) -> None:
         # Rows of an odd number of cache lines: at 4 kB apart they would share a few places in it.
-        assert self.systems is not None
         width = CACHE_LINE * (-(-self.systems.n_atoms // CACHE_LINE) | 1)
         # The old ones first: two tables of a large system may not fit.
         self.neighbors = self.images = None
@@ -182,7 +185,8 @@ class VerletList:
         """Bins for atoms between ``origin`` and ``origin + extent``, fractional."""
         n_bins, reach, image_reach = self._sizes(extent)
         n_images = (2 * image_reach + 1).prod(1)
-        grids = np.zeros(len(extent), dtype=Grid.numpy_dtype())
+        dtype: Any = Grid.numpy_dtype()  # type: ignore[attr-defined]
+        grids: NDArray[Any] = np.zeros(len(extent), dtype=dtype)
         fields = {
             "dual": self._columns,
             "origin": origin,
@@ -215,12 +219,13 @@ class VerletList:
 
     def _sizes(self, extent: Floats) -> tuple[Whole, Whole, Whole]:
         """Bins an axis, bins to look at on either side, images on either side; (n_systems, 3)."""
-        assert self.systems is not None
         reaches, sizes = self.cutoff + self.skin, self.systems.sizes[:, None]
         heights = extent / np.linalg.norm(self._columns, axis=1)
         bins = np.maximum(heights // reaches, 1.0)
         crowd = bins.prod(1, keepdims=True) / (sizes / ATOMS_PER_BIN)
-        bins = np.where(crowd > 1.0, np.maximum(bins // np.maximum(crowd, 1.0) ** (1 / 3), 1.0), bins)
+        bins = np.where(
+            crowd > 1.0, np.maximum(bins // np.maximum(crowd, 1.0) ** (1 / 3), 1.0), bins
+        )
         n_bins = np.where(sizes > LARGEST_BY_PAIRS, bins, 1.0).astype(np.int64)
         reach = np.ceil(reaches / (np.maximum(heights, 1e-9) / n_bins)).astype(np.int64)
         reach = np.where(self._pbc, reach, np.minimum(reach, n_bins - 1))
@@ -229,7 +234,7 @@ class VerletList:
 
     def _set_images(self, whole: Floats, system: Whole) -> None:
         with wp.ScopedDevice(self.device):
-            if not hasattr(self, "shifts") or len(self.shifts) != len(whole):
+            if self.shifts is None or len(self.shifts) != len(whole):
                 self.version += 1
                 self.shifts, self.whole = (wp.zeros(len(whole), dtype=wp.vec3d) for _ in range(2))
                 self._system_of_image = wp.zeros(len(whole), dtype=int)
@@ -240,7 +245,6 @@ class VerletList:
 
     def rebuild(self) -> None:
         """Find the neighbours of the atoms as they are, in the boxes given to ``set``."""
-        assert self.systems is not None
         n = self.systems.n_atoms
         k, system_idx = self._kernels, self.systems.system_idx
         self._is_complete = False
@@ -277,7 +281,6 @@ class VerletList:
 
     def _extents(self) -> tuple[Floats, Floats]:
         """Least fractional coordinate and extent (n_systems, 3): 0 and 1 where periodic."""
-        assert self.systems is not None
         sampled = (self.inside, self._grids, self.systems.chunks, self._lower, self._upper)
         self._record(self._kernels.bounds, self.systems.n_chunks, *sampled)()
         firsts = self.systems.first_chunk.numpy()[:-1]

@@ -32,6 +32,7 @@ class Grid:
 
 @wp.func
 def on_grid(position: wp.vec3d) -> wp.vec3d:
+    """The nearest point of the grid."""
     return wp.vec3d(
         wp.round(position[0] * wp.float64(GRID)) / wp.float64(GRID),
         wp.round(position[1] * wp.float64(GRID)) / wp.float64(GRID),
