@@ -229,7 +229,7 @@ class Simulation:
                 *(_MODES[e.pressure_coupling] if is_npt else integrators.FIXED, self._pressures),
                 *(wp.float64(rate), wp.float64(near.cutoff), wp.float64(near.skin)),
                 *(near.dual, near.lattice, near.stretch, near.limit_squared),
-                *(self._factor, self._growth, self._shrinkage, self._broken),
+                *(self._factor, self._growth, self._shrinkage, near.moved, self._broken),
             )
             begin += [self._kinetic, launch(k.couple, systems.n_systems, *couple)]
             if is_npt:
@@ -304,7 +304,7 @@ class Simulation:
             for _ in range(n_steps // size):
                 if size not in self._graphs and not self._capture(size):
                     return
-                wp.capture_launch(self._graphs[size], stream=self.device.stream)
+                wp.capture_launch(self._graphs[size])
             n_steps %= size
 
     def _capture(self, n_steps: int) -> bool:
@@ -330,7 +330,7 @@ class Simulation:
             self._block = min(2 * self._block, LARGEST_BLOCK)
         now = self.step
         temperatures = self._temperature(self._kinetic_energy())
-        if self._broken.numpy()[0] or not (temperatures <= self.max_temperature_K).all():
+        if not (temperatures <= self.max_temperature_K).all():
             system = int(np.argmax(~(temperatures <= self.max_temperature_K)))
             self._fail(
                 f"system {system} has {temperatures[system]:.4g} K",

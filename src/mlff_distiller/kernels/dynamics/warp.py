@@ -24,7 +24,7 @@ LOW_WORD = wp.constant(wp.uint64(0xFFFFFFFF))
 TWO_PI = 6.283185307179586
 CELL_BROKE = 1 << 30
 """In ``broken``, plus the number of the system."""
-LARGEST_STRAIN = 0.1
+LARGEST_STRAIN = 0.25
 """Of one step."""
 
 FIXED, ISOTROPIC, ANISOTROPIC, TRICLINIC = range(4)
@@ -207,6 +207,7 @@ def build(device: str, *, langevin: bool, coupled: bool) -> Kernels:
         factor: wp.array(dtype=wp.float64),
         growth: wp.array(dtype=wp.mat33d),
         shrinkage: wp.array(dtype=wp.mat33d),
+        moved: wp.array(dtype=int),
         broken: wp.array(dtype=int),
     ):
         s = first + wp.tid()
@@ -263,6 +264,7 @@ def build(device: str, *, langevin: bool, coupled: bool) -> Kernels:
                 strain = wp.mat33d(exx, exy, exz, exy, eyy, eyz, exz, eyz, ezz)
             if not (norm_bound(strain) < real(LARGEST_STRAIN)):  # NaN is too large
                 wp.atomic_max(broken, 0, CELL_BROKE + s)
+                moved[0] = 1
                 strain = wp.mat33d()
             grow = exponential(strain)
             growth[s] = grow

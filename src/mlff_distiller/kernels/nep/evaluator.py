@@ -285,7 +285,7 @@ class NEPEvaluator:
             if self._graph is None:
                 self._launch(positions_are_there=False)
             else:
-                wp.capture_launch(self._graph, stream=self.device.stream)
+                wp.capture_launch(self._graph)
         if self.device.is_cuda:
             wp.synchronize_stream(self.device.stream)
 
