@@ -1,4 +1,4 @@
-"""``run_md``: restarts, replicas, files, limits; what it refuses, and what it leaves when it fails."""
+"""``run_md``: restarts, replicas, files, limits; what is refused, and what is left of failures."""
 
 import json
 import os
