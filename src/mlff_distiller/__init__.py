@@ -4,16 +4,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mlff_distiller.deploy import StudentCalculator
+    from mlff_distiller.deploy import StudentCalculator, run_md
     from mlff_distiller.pipeline import distill
     from mlff_distiller.teachers import load_teacher
 
-__all__ = ["StudentCalculator", "distill", "load_teacher"]
+__all__ = ["StudentCalculator", "distill", "load_teacher", "run_md"]
 
 _HOMES = {
     "StudentCalculator": "mlff_distiller.deploy",
     "distill": "mlff_distiller.pipeline",
     "load_teacher": "mlff_distiller.teachers",
+    "run_md": "mlff_distiller.deploy",
 }
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mlff_distiller import cli_data, cli_label, cli_sample, cli_train
+from mlff_distiller import cli_data, cli_label, cli_md, cli_sample, cli_train
 from mlff_distiller.errors import DistillerError
 from mlff_distiller.progress import Display
 
@@ -40,6 +40,11 @@ app.command(
     epilog="Examples: mlff-distiller train labels --student painn-64x2 --out run"
     "\n\nmlff-distiller train labels --tune 30 --max-us-per-atom 20 --out run",
 )(cli_train.train)
+app.command(
+    "md",
+    epilog="Example: mlff-distiller md silicon.extxyz --student run/student --ensemble nvt"
+    " --temperature 300 --time-ps 100 --out md.extxyz",
+)(cli_md.md)
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
@@ -209,7 +214,8 @@ def main() -> None:
 
 def _print_interrupted() -> None:
     errors.print(
-        "interrupted; distill, label, train and data import continue if the command is repeated",
+        "interrupted; distill, label, train, md and data import continue"
+        " if the command is repeated",
         soft_wrap=True,
     )
 

@@ -51,6 +51,14 @@ class KernelError(DistillerError, RuntimeError):
     """Compiled kernels cannot be had on this machine."""
 
 
+class DeviceMemoryError(DistillerError, MemoryError):
+    """A system does not fit into a device's memory; the next smaller one may."""
+
+
+class DynamicsError(DistillerError, RuntimeError):
+    """A simulation cannot start or continue, or has blown up."""
+
+
 class TrainingError(DistillerError, RuntimeError):
     """Training cannot start or continue."""
 

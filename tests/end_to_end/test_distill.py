@@ -338,7 +338,15 @@ def test_unreadable_structure_is_named(bench):
 
 def test_help_is_quick_and_has_an_example():
     environment = {**os.environ, "COLUMNS": "120"}
-    for command in ([], ["distill"], ["teachers"], ["info"], ["data", "verify"], ["data", "info"]):
+    for command in (
+        [],
+        ["distill"],
+        ["teachers"],
+        ["info"],
+        ["data", "verify"],
+        ["data", "info"],
+        ["md"],
+    ):
         done = subprocess.run(
             [sys.executable, "-X", "importtime", "-m", "mlff_distiller.cli", *command, "--help"],
             capture_output=True,

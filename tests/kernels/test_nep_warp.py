@@ -9,6 +9,7 @@ from tests.conftest import random_nep, rattled, structures
 from tests.kernels.test_nep_reference import FILES, crystals
 
 from mlff_distiller.batch import Batch
+from mlff_distiller.errors import DeviceMemoryError
 from mlff_distiller.kernels.nep.evaluator import NEPEvaluator
 from mlff_distiller.neighbors import neighbor_list
 from mlff_distiller.students import NEP, read_nep
@@ -208,7 +209,7 @@ def test_a_crowd_within_an_unchanged_box(student):
     assert_same(run(one, student, atoms), expected(student, atoms))
 
 
-@pytest.mark.parametrize("where", ["_allocate", "neighbors._build", "neighbors._set_capacity"])
+@pytest.mark.parametrize("where", ["_allocate", "neighbors.rebuild", "neighbors._set_capacity"])
 def test_the_next_structure_works_after_lack_of_memory(student, monkeypatch, where):
     one, small, large = evaluator(student), many_atoms(3), many_atoms(4)
     large.set_cell(0.8 * large.cell.array, scale_atoms=True)
@@ -243,3 +244,31 @@ def test_memory_stays_when_sizes_do(student):
         atoms.positions += 0.01
         run(one, student, atoms)
     assert arrays == [one.positions.ptr, one.forces.ptr, one.neighbors.neighbors.ptr]
+
+
+def test_a_recorded_evaluation_gives_the_same(student):
+    """In a graph, as on a GPU; Warp records on CPUs as well."""
+    atoms, rng = many_atoms(2), np.random.default_rng(4)
+    plain, graph = (evaluator(student, "float32", skin=0.4, n_threads=1) for _ in range(2))
+    graph._with_graphs = True
+    recorded = []
+    for _ in range(12):
+        atoms.positions += rng.normal(0.0, 0.04, atoms.positions.shape)
+        for a, b in zip(run(graph, student, atoms), run(plain, student, atoms), strict=True):
+            assert np.array_equal(a, b)
+        recorded.append(graph._graph is not None)
+    assert sum(recorded) > 8
+    assert 1 < graph.neighbors.n_builds < 12
+
+
+def test_a_gpu_without_memory_is_an_error_that_names_it(student, monkeypatch):
+    one = evaluator(student)
+
+    def fail(*args):
+        raise RuntimeError("Failed to allocate 17179869184 bytes on device 'cuda:0'")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(one, "_allocate", fail)
+        with pytest.raises(DeviceMemoryError, match="54 atoms do not fit"):
+            run(one, student, many_atoms(3))
+    assert_same(run(one, student, many_atoms(2)), expected(student, many_atoms(2)))

@@ -75,12 +75,7 @@ class StudentCalculator(Calculator):
         self._lock = threading.Lock()
         self._known: tuple[np.ndarray, ...] | None = None
         super().__init__()
-        if dtype not in _DTYPES:
-            raise StudentError("unknown dtype", expected="float32 or float64", found=dtype)
-        student = model if isinstance(model, Student) else load_student(model)
-        self.student = student.to(resolve_device(device), _DTYPES[dtype]).eval()
-        for parameter in self.student.parameters():
-            parameter.requires_grad_(False)
+        self.student = ready_student(model, device, dtype)
         self._backend = choose_backend(self.student, dtype, backend)
 
     # -- what ASE calls, several times a step -------------------------------------------------
@@ -193,6 +188,19 @@ class StudentCalculator(Calculator):
         if np.isfinite(found.stress).all():
             results["stress"] = full_3x3_to_voigt_6_stress(found.stress)
         return results
+
+
+def ready_student(
+    model: str | Path | Student, device: str, dtype: Literal["float32", "float64"]
+) -> Student:
+    """A student to run: loaded, on its device, its parameters without gradients."""
+    if dtype not in _DTYPES:
+        raise StudentError("unknown dtype", expected="float32 or float64", found=dtype)
+    student = model if isinstance(model, Student) else load_student(model)
+    student = student.to(resolve_device(device), _DTYPES[dtype]).eval()
+    for parameter in student.parameters():
+        parameter.requires_grad_(False)
+    return student
 
 
 def _snapshot(atoms: Atoms) -> tuple[np.ndarray, ...]:

@@ -1,7 +1,8 @@
 """Cell lists as Warp kernels: one source for CPU and GPU, one thread an atom, no float atomics.
 
 Atoms are put into bins between lattice planes. With one bin an axis the search tries all pairs in
-all images: small systems and large ones take the same path.
+all images: small systems and large ones take the same path. Several systems have bins and images
+of their own, numbered through.
 """
 
 from dataclasses import dataclass
@@ -14,12 +15,47 @@ GRID = 2.0**40
 exact in float64, and do not depend on the images that happen to be stored."""
 
 
+@wp.struct
+class Grid:
+    """Bins of one system, and the images that its search may reach."""
+
+    dual: wp.mat33d  # columns
+    origin: wp.vec3d  # fractional
+    scale: wp.vec3d  # bins for each unit of the fractional coordinate
+    pbc: wp.vec3i
+    n_bins: wp.vec3i
+    reach: wp.vec3i  # bins to look at on either side
+    image_reach: wp.vec3i  # images on either side
+    first_bin: int
+    first_image: int
+
+
+@wp.func
+def on_grid(position: wp.vec3d) -> wp.vec3d:
+    """The nearest point of the grid."""
+    return wp.vec3d(
+        wp.round(position[0] * wp.float64(GRID)) / wp.float64(GRID),
+        wp.round(position[1] * wp.float64(GRID)) / wp.float64(GRID),
+        wp.round(position[2] * wp.float64(GRID)) / wp.float64(GRID),
+    )
+
+
+@wp.func
+def has_left(
+    inside: wp.vec3d, built: wp.vec3d, stretch: wp.mat33d, limit_squared: wp.float64
+) -> bool:
+    """Whether an atom is beyond its part of the skin; NaN is."""
+    step = inside - built * stretch
+    return not (wp.dot(step, step) <= limit_squared)
+
+
 @dataclass(frozen=True)
 class Kernels:
     """In the order of their use."""
 
     module: wp.Module
     wrap: wp.Kernel
+    shift: wp.Kernel
     follow: wp.Kernel
     bounds: wp.Kernel
     assign: wp.Kernel
@@ -47,14 +83,6 @@ def build(device: str) -> Kernels:
         return q
 
     @func
-    def on_grid(position: wp.vec3d) -> wp.vec3d:
-        return wp.vec3d(
-            wp.round(position[0] * wp.float64(GRID)) / wp.float64(GRID),
-            wp.round(position[1] * wp.float64(GRID)) / wp.float64(GRID),
-            wp.round(position[2] * wp.float64(GRID)) / wp.float64(GRID),
-        )
-
-    @func
     def number(image: wp.vec3i, reach: wp.vec3i) -> int:
         n = wp.vec3i(2 * reach[0] + 1, 2 * reach[1] + 1, 2 * reach[2] + 1)
         return ((image[0] + reach[0]) * n[1] + image[1] + reach[1]) * n[2] + image[2] + reach[2]
@@ -70,58 +98,76 @@ def build(device: str) -> Kernels:
     def wrap(
         first: int,
         positions: wp.array(dtype=wp.vec3d),
+        system_idx: wp.array(dtype=int),
         lattice: wp.array(dtype=wp.mat33d),  # rows
-        dual: wp.array(dtype=wp.mat33d),  # columns
-        pbc: wp.vec3i,
+        grids: wp.array(dtype=Grid),
         laps: wp.array(dtype=wp.vec3d),
         inside: wp.array(dtype=wp.vec3d),
         built: wp.array(dtype=wp.vec3d),
     ):
         """Whole lattice vectors that bring each atom into the cell, and where it then is."""
         i = first + wp.tid()
-        fractional = positions[i] * dual[0]
+        system = system_idx[i]
+        grid = grids[system]
+        fractional = positions[i] * grid.dual
         lap = wp.vec3d()
         for k in range(3):
-            if pbc[k] != 0:
+            if grid.pbc[k] != 0:
                 lap[k] = wp.floor(fractional[k])
         laps[i] = lap
-        inside[i] = on_grid(positions[i]) - lap * lattice[0]
+        inside[i] = on_grid(positions[i]) - lap * lattice[system]
         built[i] = inside[i]
+
+    @kernel
+    def shift(
+        first: int,
+        whole: wp.array(dtype=wp.vec3d),
+        system_of_image: wp.array(dtype=int),
+        lattice: wp.array(dtype=wp.mat33d),
+        skip: wp.array(dtype=int),
+        shifts: wp.array(dtype=wp.vec3d),
+    ):
+        m = first + wp.tid()
+        if skip[0] == 0:
+            shifts[m] = whole[m] * lattice[system_of_image[m]]
 
     @kernel
     def follow(
         first: int,
         positions: wp.array(dtype=wp.vec3d),
+        system_idx: wp.array(dtype=int),
         lattice: wp.array(dtype=wp.mat33d),
+        stretch: wp.array(dtype=wp.mat33d),
+        limit_squared: wp.array(dtype=wp.float64),
         laps: wp.array(dtype=wp.vec3d),
         built: wp.array(dtype=wp.vec3d),
-        limit_squared: wp.float64,
         inside: wp.array(dtype=wp.vec3d),
         moved: wp.array(dtype=int),
     ):
         """Follow the atoms without wrapping them anew; say whether one has left its skin."""
         i = first + wp.tid()
-        inside[i] = on_grid(positions[i]) - laps[i] * lattice[0]
-        step = inside[i] - built[i]
-        # Written so that NaN counts as moved.
-        if not (wp.dot(step, step) <= limit_squared):
+        system = system_idx[i]
+        inside[i] = on_grid(positions[i]) - laps[i] * lattice[system]
+        if has_left(inside[i], built[i], stretch[system], limit_squared[system]):
             moved[0] = 1
 
     @kernel
     def bounds(
         first: int,
-        n_atoms: int,
         inside: wp.array(dtype=wp.vec3d),
-        dual: wp.array(dtype=wp.mat33d),
+        grids: wp.array(dtype=Grid),
+        chunks: wp.array(dtype=wp.vec3i),  # system, first atom, last atom + 1
         lower: wp.array2d(dtype=wp.float64),
         upper: wp.array2d(dtype=wp.float64),
     ):
-        """Range of the fractional coordinates of every ``lower.shape[0]``-th atom."""
+        """Range of the fractional coordinates of each chunk of atoms."""
         t = first + wp.tid()
-        low = inside[t] * dual[0]
-        high = inside[t] * dual[0]
-        for i in range(t, n_atoms, lower.shape[0]):
-            f = inside[i] * dual[0]
+        chunk = chunks[t]
+        dual = grids[chunk[0]].dual
+        low = inside[chunk[1]] * dual
+        high = inside[chunk[1]] * dual
+        for i in range(chunk[1], chunk[2]):
+            f = inside[i] * dual
             low = wp.min(low, f)
             high = wp.max(high, f)
         for k in range(3):
@@ -129,26 +175,26 @@ def build(device: str) -> Kernels:
             upper[t, k] = high[k]
 
     @func
-    def bin_of(f: wp.vec3d, origin: wp.vec3d, scale: wp.vec3d, n_bins: wp.vec3i) -> wp.vec3i:
+    def bin_of(f: wp.vec3d, grid: Grid) -> wp.vec3i:
         b = wp.vec3i()
         for k in range(3):
-            b[k] = wp.clamp(int(wp.floor((f[k] - origin[k]) * scale[k])), 0, n_bins[k] - 1)
+            place = wp.floor((f[k] - grid.origin[k]) * grid.scale[k])
+            b[k] = wp.clamp(int(place), 0, grid.n_bins[k] - 1)
         return b
 
     @kernel
     def assign(
         first: int,
         inside: wp.array(dtype=wp.vec3d),
-        dual: wp.array(dtype=wp.mat33d),
-        origin: wp.vec3d,
-        scale: wp.vec3d,
-        n_bins: wp.vec3i,
+        system_idx: wp.array(dtype=int),
+        grids: wp.array(dtype=Grid),
         bins: wp.array(dtype=int),
         members: wp.array(dtype=int),
     ):
         i = first + wp.tid()
-        b = bin_of(inside[i] * dual[0], origin, scale, n_bins)
-        bins[i] = (b[0] * n_bins[1] + b[1]) * n_bins[2] + b[2]
+        grid = grids[system_idx[i]]
+        b = bin_of(inside[i] * grid.dual, grid)
+        bins[i] = grid.first_bin + (b[0] * grid.n_bins[1] + b[1]) * grid.n_bins[2] + b[2]
         members[i] = i
 
     @kernel
@@ -196,13 +242,8 @@ def build(device: str) -> Kernels:
     def fill(
         first: int,
         inside: wp.array(dtype=wp.vec3d),
-        dual: wp.array(dtype=wp.mat33d),
-        origin: wp.vec3d,
-        scale: wp.vec3d,
-        n_bins: wp.vec3i,
-        pbc: wp.vec3i,
-        reach: wp.vec3i,  # bins to look at on either side
-        image_reach: wp.vec3i,  # images on either side
+        system_idx: wp.array(dtype=int),
+        grids: wp.array(dtype=Grid),
         range_squared: wp.float64,
         starts: wp.array(dtype=int),
         stops: wp.array(dtype=int),
@@ -215,9 +256,12 @@ def build(device: str) -> Kernels:
         """Neighbours of each atom in the order of (j, image); counts go on beyond the table."""
         i = first + wp.tid()
         capacity = neighbors.shape[0]
+        grid = grids[system_idx[i]]
         own = inside[i]
-        b = bin_of(own * dual[0], origin, scale, n_bins)
-        home = number(wp.vec3i(), image_reach)
+        b = bin_of(own * grid.dual, grid)
+        n_bins = grid.n_bins
+        reach = grid.reach
+        home = grid.first_image + number(wp.vec3i(), grid.image_reach)
         count = int(0)
         for x in range(b[0] - reach[0], b[0] + reach[0] + 1):
             for y in range(b[1] - reach[1], b[1] + reach[1] + 1):
@@ -225,11 +269,14 @@ def build(device: str) -> Kernels:
                     s = wp.vec3i(
                         floor_div(x, n_bins[0]), floor_div(y, n_bins[1]), floor_div(z, n_bins[2])
                     )
-                    if is_periodic(s, pbc):
+                    if is_periodic(s, grid.pbc):
                         cell = (
-                            (x - s[0] * n_bins[0]) * n_bins[1] + (y - s[1] * n_bins[1])
-                        ) * n_bins[2] + (z - s[2] * n_bins[2])
-                        image = number(s, image_reach)
+                            grid.first_bin
+                            + ((x - s[0] * n_bins[0]) * n_bins[1] + (y - s[1] * n_bins[1]))
+                            * n_bins[2]
+                            + (z - s[2] * n_bins[2])
+                        )
+                        image = grid.first_image + number(s, grid.image_reach)
                         offset = shifts[image] - own
                         for m in range(starts[cell], stops[cell]):
                             j = members[m]
@@ -256,4 +303,4 @@ def build(device: str) -> Kernels:
             value = wp.max(value, counts[i])
         wp.atomic_max(largest, 0, value)
 
-    return Kernels(module, wrap, follow, bounds, assign, bin_ranges, fill, most)
+    return Kernels(module, wrap, shift, follow, bounds, assign, bin_ranges, fill, most)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,11 +14,11 @@ import warp as wp
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mlff_distiller.errors import DeviceMemoryError, KernelError
 from mlff_distiller.kernels.compiling import Launch, load, warp_device
 from mlff_distiller.kernels.neighbors.verlet import VerletList
 from mlff_distiller.kernels.nep.reference import ZBL_COULOMB, ZBL_LENGTH, Parameters, Shape
 from mlff_distiller.kernels.nep.warp import (
-    TOTALS_CHUNK,
     Kernels,
     Specialization,
     build,
@@ -23,6 +26,7 @@ from mlff_distiller.kernels.nep.warp import (
     vec7d,
 )
 from mlff_distiller.kernels.nep.warp_functions import ZBL_SIZE
+from mlff_distiller.kernels.systems import Systems
 
 SKIN = 1.0
 """Å. A rebuild costs a few evaluations, a skipped neighbour about a thirtieth of a near one."""
@@ -45,8 +49,13 @@ class NEPEvaluator:
 
     Memory is allocated when the number of atoms, the neighbours' number or the set of types that
     are present changes, and not otherwise. Only the types present are considered, so an element's
-    crystal costs the same in a model of one type or of sixteen. Not for use from several threads
-    at once.
+    crystal costs the same in a model of one type or of sixteen. On a GPU a structure's second
+    evaluation records one CUDA graph, from its positions to its results, for those that follow.
+    Not for use from several threads at once.
+
+    Dynamics that stays on the device calls ``prepare`` and ``rebuild``, moves ``positions`` and
+    ``neighbors.inside`` itself, and calls ``compute`` and ``total``, which do nothing once
+    ``neighbors.moved`` is set; results are in ``forces`` and ``totals``.
 
     Parameters
     ----------
@@ -79,11 +88,8 @@ class NEPEvaluator:
         self.n_threads = n_threads or torch.get_num_threads()
         self._parameters, self._reference_energies = parameters, reference_energies
         self._skin = skin
-        self._present: NDArray[np.int64] = np.empty(0, dtype=np.int64)
-        self._types: NDArray[np.int64] = np.empty(0, dtype=np.int64)
-        self._version = -1
-        self.positions: wp.array = None
-        self.neighbors: VerletList
+        self._with_graphs = self.device.is_cuda
+        self._release()
 
     def evaluate(
         self,
@@ -92,32 +98,114 @@ class NEPEvaluator:
         cell: Array,  # (3, 3) Å
         pbc: NDArray[np.bool_],  # (3,)
     ) -> Evaluation:
-        """Energy, forces and virial. Waits for the device."""
-        if not np.array_equal(types, self._types):
-            self._set_types(types)
-        self._set_positions(positions)
-        self.neighbors.update(self.positions, cell, pbc)
-        if self.neighbors.version != self._version:
-            self._record()
+        """Energy, forces and virial. Waits for the device.
+
+        Raises
+        ------
+        DeviceMemoryError
+            The structure does not fit; smaller ones can be evaluated next.
+        """
+        with self._memory_for(len(types)):
+            self.prepare(types)
+            on_device = isinstance(positions, Tensor) and positions.is_cuda
+            if isinstance(positions, Tensor) and positions.is_cuda:
+                # Warp has a stream of its own.
+                torch.cuda.current_stream(positions.device).synchronize()
+                wp.copy(self.positions, wp.from_torch(positions.contiguous(), dtype=wp.vec3d))
+            else:
+                np.copyto(self._views["positions"], positions)
+            if self.neighbors.is_current(self.positions, cell, pbc):
+                self._run(positions_are_there=on_device)
+                if not self._views["moved"][0]:
+                    return self._results()
+            if not on_device and self.device.is_cuda:
+                wp.copy(self.positions, self._host["positions"])
+            self.rebuild(cell, pbc)
+            self._run(positions_are_there=True)
+            return self._results()
+
+    # -- what dynamics calls -------------------------------------------------------------------
+
+    def prepare(self, types: NDArray[np.int64], sizes: NDArray[np.int64] | None = None) -> None:
+        """Make room for atoms of these types, in systems of these sizes or in one."""
+        sizes = np.array([len(types)]) if sizes is None else sizes
+        if not np.array_equal(types, self._types) or not np.array_equal(sizes, self._sizes):
+            self._set_types(types, sizes)
+
+    def rebuild(self, cell: Array, pbc: NDArray[np.bool_]) -> bool:
+        """Find neighbours anew; True if arrays were replaced, and graphs are to be recorded anew.
+
+        ``cell`` and ``pbc`` are those of one system or of each.
+        """
+        self.neighbors.set(self.positions, cell, pbc, self.systems)
+        self.neighbors.rebuild()
+        if self.neighbors.version == self._version:
+            return False
+        self._record()
+        return True
+
+    def compute(self) -> None:
+        """Launch energies, forces and virials of all atoms."""
         self._densities()
         self._forces()
+
+    def total(self) -> None:
+        """Launch their sums over each system."""
         self._chunk_totals()
         self._totals()
-        return self._results()
 
     # -- what depends on the atoms' number and types -------------------------------------------
 
-    def _set_types(self, types: NDArray[np.int64]) -> None:
+    def _release(self) -> None:
+        """Keep nothing of what came before."""
+        nothing = np.empty(0, dtype=np.int64)
+        self._present = self._types = self._sizes = nothing
+        self._version = -1
+        self._graph: Any = None
+        self.positions: wp.array = None
+        self.systems: Systems
+        self.neighbors: VerletList
+        for name in ("_s", "_q_radial", "_virials", "forces", "energies", "systems", "neighbors"):
+            setattr(self, name, None)
+        self._densities: Callable[[], None] = _unprepared
+        self._forces = self._chunk_totals = self._totals = self._densities
+        self._host: dict[str, wp.array] = {}
+        self._views: dict[str, Any] = {}
+
+    @contextmanager
+    def _memory_for(self, n_atoms: int) -> Iterator[None]:
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            lacking = isinstance(error, MemoryError) or "allocat" in str(error)
+            if not lacking or isinstance(error, DeviceMemoryError):
+                raise
+            needed = n_atoms * self.bytes_per_atom() / 2**30
+            self._release()
+            raise DeviceMemoryError(
+                f"{n_atoms} atoms do not fit into the memory of {self.device.alias}",
+                found=f"about {needed:.2g} GiB are needed ({error})",
+                remedy="take fewer atoms, or a smaller skin",
+            ) from error
+
+    def bytes_per_atom(self) -> int:
+        """About what an atom takes on the device."""
+        shape = self.shape
+        n_slots = self.neighbors.capacity if self.neighbors is not None else 0
+        floats = (shape.n_max_angular + 1) * shape.n_harmonics + shape.n_max_radial + 1
+        return floats * self.dtype.itemsize + 8 * n_slots + 280
+
+    def _set_types(self, types: NDArray[np.int64], sizes: NDArray[np.int64]) -> None:
         present, compact = np.unique(types, return_inverse=True)
         if not np.array_equal(present, self._present):
             self._set_present(present)
-        n, n_before = len(types), len(self._types)
-        self._types = np.empty(0, dtype=np.int64)  # until all is there
+        same_sizes = np.array_equal(sizes, self._sizes)
+        self._types = self._sizes = np.empty(0, dtype=np.int64)  # until all is there
         with wp.ScopedDevice(self.device):
-            if n != n_before:
-                self._allocate(n)
+            if not same_sizes:
+                self._allocate(len(types), sizes)
             self._atom_types.assign(compact.reshape(-1).astype(np.int32))
-        self._types = types.copy()
+        self._types, self._sizes = types.copy(), sizes.copy()
         self._version = -1
 
     def _set_present(self, present: NDArray[np.int64]) -> None:
@@ -136,65 +224,100 @@ class NEPEvaluator:
         cutoff = float(self._model["cutoffs"].numpy().max())
         self.neighbors = VerletList(cutoff, self._skin, self.device, self.n_threads)
         self._present = present
-        self._types = np.empty(0, dtype=np.int64)
+        self._types = self._sizes = np.empty(0, dtype=np.int64)
 
-    def _allocate(self, n: int) -> None:
+    def _allocate(self, n: int, sizes: NDArray[np.int64]) -> None:
         types = self._kernels.types
-        pinned = self.device.is_cuda
+        self._s = self._q_radial = self._graph = None  # before there are twice as many
+        self.systems = Systems.of_sizes(sizes, self.device)
         self.positions = wp.zeros(n, dtype=wp.vec3d)
         self._atom_types = wp.zeros(n, dtype=int)
         self._s = wp.zeros((n, self.shape.n_max_angular + 1), dtype=types.harmonics)
         self._q_radial = wp.zeros(n, dtype=types.radial)
         self.forces, self._virials = wp.zeros(n, dtype=wp.vec3d), wp.zeros(n, dtype=vec6d)
         self.energies = wp.zeros(n, dtype=wp.float64)
-        self._partial = wp.zeros(-(-n // TOTALS_CHUNK), dtype=vec7d)
-        self.totals = wp.zeros(1, dtype=vec7d)
-        on_device = (self.positions, self.energies, self.forces, self.totals)
-        self._host = [
-            wp.empty_like(array, device="cpu", pinned=True) if pinned else array
-            for array in on_device
-        ]
-        self._views = [array.numpy() for array in self._host]
+        self._partial = wp.zeros(self.systems.n_chunks, dtype=vec7d)
+        self.totals = wp.zeros(self.systems.n_systems, dtype=vec7d)
+        self._host = {name: self._on_host(array) for name, array in self._exchanged().items()}
+        self._views = {name: array.numpy() for name, array in self._host.items()}
+
+    def _exchanged(self) -> dict[str, wp.array]:
+        return {
+            "positions": self.positions,
+            "energies": self.energies,
+            "forces": self.forces,
+            "totals": self.totals,
+            "moved": self.neighbors.moved,
+        }
+
+    def _on_host(self, array: wp.array) -> wp.array:
+        return array if self.device.is_cpu else wp.empty_like(array, device="cpu", pinned=True)
 
     def _record(self) -> None:
         k, m, near, n = self._kernels, self._model, self.neighbors, len(self._types)
         s, q, types, n_types = self._s, self._q_radial, self._atom_types, len(self._present)
+        skip, systems = near.moved, self.systems
         edges = (near.inside, near.shifts, types, n_types, near.counts, near.neighbors, near.images)
         basis = (m["cutoffs"], m["c_radial"], m["c_angular"])
         network = (types, m["scaler"], m["w0"], m["b0"], m["w1"], m["reference"])
         results = (self.energies, self.forces, self._virials)
-        chunks = len(self._partial)
-        both = [(k.density, (*edges, *basis, s, q)), (k.network, (*network, s, q, self.energies))]
-        force = (k.force, (*edges, *basis, m["zbl"], s, q, *results))
-        chunk = (k.chunk_totals, (self.energies, self._virials, n, self._partial))
-        total = (k.totals, (self._partial, chunks, self.totals))
+        density = (k.density, (skip, *edges, *basis, s, q))
+        both = [density, (k.network, (skip, *network, s, q, self.energies))]
+        force = (k.force, (skip, *edges, *basis, m["zbl"], s, q, *results))
+        chunk = (skip, systems.chunks, self.energies, self._virials, self._partial)
+        total = (skip, systems.first_chunk, self._partial, self.totals)
         self._densities = Launch(both, n, self.device, self.n_threads)
         self._forces = Launch([force], n, self.device, self.n_threads)
-        self._chunk_totals = Launch([chunk], chunks, self.device)
-        self._totals = Launch([total], 1, self.device)
-        self._version = near.version
+        self._chunk_totals = Launch([(k.chunk_totals, chunk)], systems.n_chunks, self.device)
+        self._totals = Launch([(k.totals, total)], systems.n_systems, self.device)
+        self._version, self._graph, self._n_runs = near.version, None, 0
 
-    # -- in and out ----------------------------------------------------------------------------
+    # -- one evaluation ------------------------------------------------------------------------
 
-    def _set_positions(self, positions: Array | Tensor) -> None:
-        if isinstance(positions, Tensor) and positions.is_cuda:
-            torch.cuda.current_stream(positions.device).synchronize()  # Warp has its own stream
-            wp.copy(self.positions, wp.from_torch(positions.contiguous(), dtype=wp.vec3d))
-            return
-        np.copyto(self._views[0], positions)
+    def _run(self, *, positions_are_there: bool) -> None:
+        """From positions, in pinned memory or already on the device, to results on the host."""
+        self._n_runs += 1
+        if not self._with_graphs or positions_are_there or self._n_runs < 2:
+            self._launch(positions_are_there=positions_are_there)
+        else:
+            if self._graph is None:
+                self._capture()
+            if self._graph is None:
+                self._launch(positions_are_there=False)
+            else:
+                wp.capture_launch(self._graph)
         if self.device.is_cuda:
-            wp.copy(self.positions, self._host[0])
+            wp.synchronize_stream(self.device.stream)
+
+    def _capture(self) -> None:
+        try:
+            with wp.ScopedCapture(device=self.device, force_module_load=False) as capture:
+                self._launch(positions_are_there=False)
+            self._graph = capture.graph
+        except Exception as error:
+            self._with_graphs = False
+            warnings.warn(f"evaluations go without a CUDA graph, slower: {error}", stacklevel=4)
+
+    def _launch(self, *, positions_are_there: bool) -> None:
+        if self.device.is_cuda and not positions_are_there:
+            wp.copy(self.positions, self._host["positions"])
+        self.neighbors.moved.zero_()
+        self.neighbors.follow()
+        self.compute()
+        self.total()
+        if self.device.is_cuda:
+            for name, array in self._exchanged().items():
+                if name != "positions":
+                    wp.copy(self._host[name], array)
 
     def _results(self) -> Evaluation:
-        if self.device.is_cuda:
-            on_device = (self.energies, self.forces, self.totals)
-            for host, array in zip(self._host[1:], on_device, strict=True):
-                wp.copy(host, array)
-            wp.synchronize_stream(self.device.stream)
-        _, energies, forces, totals = self._views
-        energy, xx, yy, zz, yz, xz, xy = totals[0].tolist()
+        energy, xx, yy, zz, yz, xz, xy = self._views["totals"][0].tolist()
         virial = np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
-        return Evaluation(energy, energies, forces, virial)
+        return Evaluation(energy, self._views["energies"], self._views["forces"], virial)
+
+
+def _unprepared() -> None:
+    raise KernelError("nothing to evaluate", remedy="call prepare() and rebuild() first")
 
 
 def _upload(

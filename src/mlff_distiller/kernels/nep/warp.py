@@ -9,7 +9,8 @@ Three passes with one thread an atom, and no atomics, so results repeat bit for 
 
 What is gathered from a neighbour lies together, [atom, n] of all harmonics; neighbours are
 [slot, atom], so that lanes with one atom each read them coalesced. ``first`` is the atom of the
-launch's first thread: a CPU gives each core a range of atoms.
+launch's first thread: a CPU gives each core a range of atoms. Where ``skip`` is set nothing is
+done: steps that were sent to the device before it was known that neighbours must be found anew.
 """
 
 from dataclasses import dataclass
@@ -24,8 +25,6 @@ from mlff_distiller.kernels.nep.warp_functions import (
     radial_functions,
 )
 
-TOTALS_CHUNK = 256
-"""Atoms summed by one thread."""
 vec6d = wp.types.vector(6, wp.float64)
 vec7d = wp.types.vector(7, wp.float64)
 
@@ -109,6 +108,7 @@ def build(spec: Specialization) -> Kernels:
     @kernel
     def density(
         first: int,
+        skip: wp.array(dtype=int),
         positions: wp.array(dtype=wp.vec3d),
         shifts: wp.array(dtype=wp.vec3d),
         types: wp.array(dtype=int),
@@ -123,6 +123,8 @@ def build(spec: Specialization) -> Kernels:
         q_radial: wp.array(dtype=vec_r),
     ):
         i = first + wp.tid()
+        if skip[0] != 0:
+            return
         q = vec_r()
         total = mat_s()
         pair = int(0)
@@ -147,6 +149,7 @@ def build(spec: Specialization) -> Kernels:
     @kernel
     def network(
         first: int,
+        skip: wp.array(dtype=int),
         types: wp.array(dtype=int),
         scaler: wp.array(dtype=vec_d),
         w0: wp.array2d(dtype=vec_d),
@@ -158,6 +161,8 @@ def build(spec: Specialization) -> Kernels:
         energies: wp.array(dtype=wp.float64),
     ):
         i = first + wp.tid()
+        if skip[0] != 0:
+            return
         t = int(0)
         if wp.static(not one_type):
             t = types[i]
@@ -221,6 +226,7 @@ def build(spec: Specialization) -> Kernels:
     @kernel
     def force(
         first: int,
+        skip: wp.array(dtype=int),
         positions: wp.array(dtype=wp.vec3d),
         shifts: wp.array(dtype=wp.vec3d),
         types: wp.array(dtype=int),
@@ -239,6 +245,8 @@ def build(spec: Specialization) -> Kernels:
         virials: wp.array(dtype=vec6d),
     ):
         i = first + wp.tid()
+        if skip[0] != 0:
+            return
         total = vec3()
         diagonal = vec3()
         off_diagonal = vec3()
@@ -306,29 +314,36 @@ def build(spec: Specialization) -> Kernels:
     @kernel
     def chunk_totals(
         first: int,
+        skip: wp.array(dtype=int),
+        chunks: wp.array(dtype=wp.vec3i),  # system, first atom, last atom + 1
         energies: wp.array(dtype=wp.float64),
         virials: wp.array(dtype=vec6d),
-        n_atoms: int,
         partial_totals: wp.array(dtype=vec7d),
     ):
-        chunk = first + wp.tid()
+        k = first + wp.tid()
+        if skip[0] != 0:
+            return
         total = vec7d()
-        for i in range(chunk * TOTALS_CHUNK, wp.min((chunk + 1) * TOTALS_CHUNK, n_atoms)):
+        for i in range(chunks[k][1], chunks[k][2]):
             v = virials[i]
             total += vec7d(energies[i], v[0], v[1], v[2], v[3], v[4], v[5])
-        partial_totals[chunk] = total
+        partial_totals[k] = total
 
     @kernel
     def totals(
         first: int,
+        skip: wp.array(dtype=int),
+        first_chunk: wp.array(dtype=int),
         partial_totals: wp.array(dtype=vec7d),
-        n_chunks: int,
         result: wp.array(dtype=vec7d),
     ):
-        """Energy, and the virial's xx, yy, zz, yz, xz, xy."""
+        """Energy, and the virial's xx, yy, zz, yz, xz, xy, of each system."""
+        system = first + wp.tid()
+        if skip[0] != 0:
+            return
         total = vec7d()
-        for chunk in range(n_chunks):
+        for chunk in range(first_chunk[system], first_chunk[system + 1]):
             total += partial_totals[chunk]
-        result[first + wp.tid()] = total
+        result[system] = total
 
     return Kernels(module, types, density, network, force, chunk_totals, totals)

@@ -1,0 +1,1 @@
+"""Integrators, thermostats and barostats on the device. README.md has the equations."""
