@@ -87,6 +87,25 @@ def test_volume_of_an_ideal_gas(coupling):
     assert (off_diagonal < 1e-6) == (coupling != "triclinic")
 
 
+def test_a_cell_diffuses_alike_in_all_its_strains():
+    """Variance of E_ab after a short time: 2 kT beta t/(3 V tau), and half of it off-diagonal."""
+    pressure = units.kB * TEMPERATURE / VOLUME_EACH
+    one = ideal_gas(
+        600,
+        ensemble="npt",
+        pressure_GPa=pressure / units.GPa,
+        compressibility_per_GPa=units.GPa / pressure,
+        barostat_time_fs=1000.0,
+        pressure_coupling="triclinic",
+    )
+    before = one.cell()
+    one.advance(10)
+    strain = np.linalg.solve(before, one.cell()) - np.eye(3)
+    expected = 2.0 / (3.0 * (N_ATOMS + 1)) * 10.0 / 1000.0
+    assert strain[:, [0, 1, 2], [0, 1, 2]].var() == pytest.approx(expected, rel=0.12)
+    assert strain[:, [1, 0, 0], [2, 2, 1]].var() == pytest.approx(expected / 2, rel=0.12)
+
+
 def crystal(dtype: str, time_step_fs: float, **settings) -> Simulation:
     atoms = bulk("Fe", a=3.0, cubic=True) * (2, 2, 2)
     atoms.numbers = np.random.default_rng(1).choice([1, 8], len(atoms))

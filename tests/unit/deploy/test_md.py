@@ -160,6 +160,52 @@ def test_a_barostat_does_not_find_neighbours_anew_at_every_step(student):
     assert np.abs(fresh.get_forces() - one.atoms().get_forces()).max() < 1e-5
 
 
+def test_a_barostat_squeezes_a_crystal_without_losing_a_neighbour(student):
+    """Atoms keep their places in the cell, so that nothing but its strain can wear the skin out."""
+    atoms = bulk("Fe", a=3.0, cubic=True) * 2
+    atoms.numbers[:] = 8
+    settings = {"temperature_K": 0.0, "friction_per_ps": 1e4, "barostat_time_fs": 200.0}
+    one = simulation(student, atoms, ensemble="npt", pressure_GPa=1500.0, skin_A=1.0, **settings)
+    for _ in range(20):
+        one.advance(2)
+        now = one.atoms()
+        found = now.get_potential_energy()
+        now.calc = StudentCalculator(student, device="cpu")
+        assert found == pytest.approx(now.get_potential_energy(), abs=1e-4)
+    assert now.cell.lengths().max() < 0.85 * atoms.cell.lengths().min()
+    assert 1 < one.n_rebuilds < 10
+
+
+def test_what_the_cell_alone_does_is_no_reason_to_find_neighbours_anew(student):
+    atoms = bulk("Fe", a=3.0, cubic=True) * (2, 2, 20)
+    atoms.numbers[:] = 8
+    settings = {"temperature_K": 0.0, "friction_per_ps": 1e4, "barostat_time_fs": 200.0}
+    one = simulation(student, atoms, ensemble="npt", pressure_GPa=100.0, skin_A=1.0, **settings)
+    one.advance(40)
+    assert atoms.cell[2, 2] - one.cell()[0, 2, 2] > 0.55
+    assert one.n_rebuilds == 1
+
+
+@pytest.mark.parametrize("coupling", ["isotropic", "triclinic"])
+def test_a_barostat_reaches_its_pressure(student, coupling):
+    """At 0 K, where pressure is the virial's, and where this model resists compression."""
+    atoms = bulk("Fe", a=2.2, cubic=True) * 2
+    atoms.numbers[:] = 8
+    settings = {"temperature_K": 0.0, "friction_per_ps": 1e4, "pressure_coupling": coupling}
+    start = simulation(student, atoms).observables().pressure_GPa[0]
+    one = simulation(
+        student,
+        atoms,
+        ensemble="npt",
+        pressure_GPa=start + 2.0,
+        barostat_time_fs=20.0,
+        max_temperature_K=1e6,
+        **settings,
+    )
+    one.advance(600)
+    assert one.observables().pressure_GPa[0] == pytest.approx(start + 2.0, abs=0.05)
+
+
 def test_a_density_jump_during_the_run_loses_no_neighbour(student):
     """Compressed by 30 %: the table grows, and forces are those of a fresh start."""
     one = simulation(student, water_like(4), max_temperature_K=1e9, max_step_A=5.0)
@@ -250,6 +296,24 @@ def test_trajectories_of_several_systems(student, tmp_path, suffix):
         assert np.abs(a - b).max() < 1e-7
     rows = (tmp_path / "a.log.csv").read_text().splitlines()
     assert len(rows) == 1 + 2 * 7
+
+
+@pytest.mark.parametrize("suffix", ["extxyz", "traj", "h5"])
+def test_what_was_written_after_the_checkpoint_is_cut_off(student, tmp_path, suffix):
+    out, checkpoint = tmp_path / f"a.{suffix}", tmp_path / "a.checkpoint.safetensors"
+    run_md(water_like(2), student, n_steps=20, out=out, **BRIEF)
+    early = checkpoint.read_bytes()
+    run_md(water_like(2), student, n_steps=80, out=out, **BRIEF)
+    checkpoint.write_bytes(early)
+    run_md(water_like(2), student, n_steps=30, out=out, **BRIEF)
+    if suffix == "h5":
+        with h5py.File(out) as file:
+            steps = file["step"][:].tolist()
+    else:
+        steps = [frame.info["step"] for frame in read(out, ":")]
+    assert steps == [0, 10, 20, 30]
+    rows = (tmp_path / "a.log.csv").read_text().splitlines()[1:]
+    assert [int(row.split(",")[0]) for row in rows] == list(range(0, 31, 5))
 
 
 def test_log_as_json_lines_and_without_files(student, tmp_path):
