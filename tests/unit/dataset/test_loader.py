@@ -90,7 +90,7 @@ def test_every_frame_once_and_no_batch_too_large(folder):
 
 
 def test_a_sample_is_what_the_training_loop_collates(folder):
-    train = pytest.importorskip("mlff_distiller.training.train")
+    train = pytest.importorskip("mlff_distiller.training.minibatch")
     dataset = Dataset(folder)
     for records, sample in zip(loader(folder).batches(), loader(folder), strict=True):
         frames = [dataset.read([record]) for record in records]
