@@ -149,6 +149,6 @@ def test_what_an_interruption_says_is_true(copper, tmp_path):
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted; distill, label, train and data import continue" in said
+    assert "interrupted; distill, label, train, md and data import continue" in said
     assert "Traceback" not in said
     assert len(read(out, ":")) >= 1

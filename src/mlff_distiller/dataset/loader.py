@@ -29,7 +29,7 @@ _own = threading.local()
 class AtomicDataLoader:
     """Iterating gives one epoch: each of ``indices`` once, over all ranks together.
 
-    With ``cutoff`` (Å) an item is ``(Batch, Neighbors)``, as ``training.minibatch.collate`` gives it,
+    With ``cutoff`` (Å) an item is ``(Batch, Neighbors)``, as ``training.minibatch.collate`` gives,
     otherwise a ``Batch``; on ``device`` if there is one. The order is drawn from (seed, epoch): a
     full permutation, cut where a batch would exceed ``atoms_per_batch``; a larger frame is a batch
     of its own. All ranks have equally many batches. Each complete iteration is followed by the next
