@@ -106,11 +106,11 @@ def test_a_real_curve_falls(tmp_path):
         labels,
         split,
         lower_budget(SMALL, 150),
-        (8, 24, 10_000),
+        (3, 16, 10_000),
         on_progress=lambda stage, *rest: seen.append(stage),
     )
     sizes = [point.n_labels for point in found.points]
-    assert sizes == [8, 24, len(split.train)]
+    assert sizes == [3, 16, len(split.train)]
     assert found.points[-1].error < 0.95 * found.points[0].error
     assert found.seconds_per_label == pytest.approx(0.5)
     assert set(seen) == {f"{n} labels" for n in sizes}
