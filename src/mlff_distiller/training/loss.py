@@ -35,7 +35,7 @@ class LossSettings:
     energy: Weight = 0.05
     stress: Weight = 0.05
     energies: Weight = 0.05
-    curvature: Weight = 0.2
+    curvature: Weight = 1.0
     late_energy: Weight | None = None
     late_stress: Weight | None = None
     late_fraction: Annotated[float, Field(ge=0, le=1)] = 0.25
