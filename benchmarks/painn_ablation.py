@@ -1,7 +1,8 @@
 """What painn's parts are worth: errors of students trained on the same labels for as long.
 
 Labelled frames of one molecule (rMD17's aspirin, say) in an order drawn from the seed: 300 train,
-100 choose the epoch, the rest test. Every student takes the same number of updates of four frames.
+100 choose the epoch, the rest test. Every student takes the same number of updates of four frames,
+by AdamW, and has 20 radial functions unless said.
 
     python benchmarks/painn_ablation.py aspirin.extxyz --out benchmarks/results/painn_ablation.json
 """
@@ -22,8 +23,7 @@ from ase.io import read
 
 from mlff_distiller.batch import Batch
 from mlff_distiller.students import NEPSettings, PaiNNSettings, nep_for, painn_for
-from mlff_distiller.training import TrainingSettings, train
-from mlff_distiller.training.train import collate, validate, with_neighbors
+from mlff_distiller.training import LossSettings, TrainingSettings, batches_of, train, validate
 
 VARIANTS = {
     "nep": None,
@@ -82,15 +82,24 @@ def main():
                 student = nep_for(training, NEPSettings(), arguments.seed)
             else:
                 preset, options = variant
-                student = painn_for(training, PaiNNSettings(**options), arguments.seed, preset)
+                student = painn_for(
+                    training,
+                    PaiNNSettings(**{"radial_functions": 20, **options}),
+                    arguments.seed,
+                    preset,
+                )
             student = student.to(arguments.device)
             settings = TrainingSettings(
-                updates=arguments.updates, atoms_per_batch=per_update, learning_rate=rate
+                updates=arguments.updates,
+                atoms_per_batch=per_update,
+                learning_rate=rate,
+                optimizer="adamw",
+                loss=LossSettings(huber_delta=0.1),
             )
             started = time.perf_counter()
             train(student, training, validation, settings, seed=arguments.seed)
             seconds = time.perf_counter() - started
-            errors = validate(student, *collate(with_neighbors(test, student)))
+            errors = validate(student, batches_of(test, student))
             row = {
                 "student": name,
                 "learning_rate": rate,
