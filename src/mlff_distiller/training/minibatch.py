@@ -97,10 +97,19 @@ class Size:
     n_edges: int
 
     def holds(self, other: Size) -> bool:
+        """And padding beside it, which takes a system and an atom."""
         return (
-            self.n_systems >= other.n_systems
-            and self.n_atoms >= other.n_atoms
+            self.n_systems > other.n_systems
+            and self.n_atoms > other.n_atoms
             and self.n_edges >= other.n_edges
+        )
+
+    def united(self, other: Size) -> Size:
+        """What holds all that either does."""
+        return Size(
+            max(self.n_systems, other.n_systems),
+            max(self.n_atoms, other.n_atoms),
+            max(self.n_edges, other.n_edges),
         )
 
 

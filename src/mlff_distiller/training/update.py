@@ -54,11 +54,14 @@ class Updater:
         scales = scales.to(dtype)
         if self.graphs and self._eager >= _EAGER_UPDATES:
             size = self.minibatches.size(units)
-            if self._graph is None or not self._graph.size.holds(size):
-                plan = self.minibatches.plan(0) if self._graph is None else [units]
-                self._capture(self.minibatches.padded_size([*plan, units]))
-            assert self._graph is not None
-            return self._graph(self.minibatches.make(units, self._graph.size), scales)
+            graph = self._graph
+            if graph is None:
+                plan = [*self.minibatches.plan(0), units]
+                graph = self._capture(self.minibatches.padded_size(plan))
+            elif not graph.size.holds(size):
+                larger = self.minibatches.padded_size([units])
+                graph = self._capture(graph.size.united(larger))
+            return graph(self.minibatches.make(units, graph.size), scales)
         self._eager += 1
         own = units[self.workers.rank :: self.workers.world_size]
         part = self.minibatches.make(own) if own else None
@@ -84,10 +87,11 @@ class Updater:
             torch._foreach_lerp_(averages, parameters, 1.0 - self.settings.ema_decay)
         return error
 
-    def _capture(self, size: Size) -> None:
+    def _capture(self, size: Size) -> _Graph:
         self.student.max_neighbors = self.minibatches.most_neighbors()
         try:
             self._graph = _Graph(self, size)
+            return self._graph
         except RuntimeError as error:
             raise TrainingError(
                 "the training step cannot be captured as a CUDA graph",

@@ -266,6 +266,21 @@ def test_a_padded_minibatch_teaches_the_same(make):
             torch.testing.assert_close(first, other, rtol=1e-9, atol=1e-11)
 
 
+def test_a_padded_size_holds_every_minibatch_and_grows():
+    training = [*frames(9), *molecule(5)]
+    minibatches = Minibatches(training, nep_for(training, SMALL, 0), 12)
+    plan = minibatches.plan(0)
+    size = minibatches.padded_size(plan)
+    assert all(size.holds(minibatches.size(units)) for units in plan)
+    everything = minibatches.size(range(14))
+    assert not size.holds(everything)
+    larger = size.united(minibatches.padded_size([range(14)]))
+    assert larger.holds(everything)
+    assert larger.holds(minibatches.size(plan[0]))
+    assert not Size(2, 9, 50).holds(Size(2, 8, 40))  # no system is left for padding
+    assert not Size(3, 8, 50).holds(Size(2, 8, 40))
+
+
 def test_parts_of_a_minibatch_add_up_to_it():
     training = [*frames(4), *molecule(3)]
     student = nep_for(training, SMALL, 0).double()
