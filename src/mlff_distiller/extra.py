@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -40,9 +39,9 @@ class Sources:
         """What identifies them."""
         found = {}
         if self.probes is not None:
-            found["probes"] = _digest(self.probes)
+            found["probes"] = Dataset(self.probes).key_hash
         for number, (path, weight) in enumerate(self.others):
-            found[f"other_{number}"] = f"{_digest(path)} x {weight:g}"
+            found[f"other_{number}"] = f"{Dataset(path).key_hash} x {weight:g}"
         return found
 
     def read(self, student: Student, held_out: Sequence[Batch]) -> Extra:
@@ -71,10 +70,6 @@ class Sources:
 
 
 NO_SOURCES = Sources()
-
-
-def _digest(path: Path) -> str:
-    return sha256(Dataset(path).key_column.tobytes()).hexdigest()
 
 
 def _pairs(path: Path, held_out: Sequence[Batch]) -> list[list[Batch]]:

@@ -6,7 +6,6 @@ import copy
 import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -64,7 +63,7 @@ def fit(
         workers_of_torchrun(config.device) as workers,
         only_one(out) if workers.leads else nullcontext(),
     ):
-        inputs = {"labels": sha256(dataset.key_column.tobytes()).hexdigest()} | sources.inputs()
+        inputs = {"labels": dataset.key_hash} | sources.inputs()
         start = None if init is None else load_student(init)
         if init is not None:
             file = init if init.is_file() else init / "weights.safetensors"

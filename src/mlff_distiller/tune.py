@@ -427,7 +427,7 @@ def _keep(out: Path, preset: str) -> None:
 
 
 def _inputs(labels: Dataset) -> dict[str, Any]:
-    return {"labels": sha256(labels.key_column.tobytes()).hexdigest()}
+    return {"labels": labels.key_hash}
 
 
 def _read(path: Path) -> dict[str, Any]:

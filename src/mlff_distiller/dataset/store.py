@@ -53,6 +53,11 @@ class Dataset:
         return self._column(ShardSequence.keys)
 
     @cached_property
+    def key_hash(self) -> str:
+        """SHA-256 of the keys in their order: which labels these are, without reading them."""
+        return hashlib.sha256(self.key_column.tobytes()).hexdigest()
+
+    @cached_property
     def groups(self) -> np.ndarray:
         """(n,) int64, read-only."""
         return self._column(ShardSequence.groups)

@@ -110,12 +110,11 @@ def train(
                         found=f"a loss of {row['train_loss']}",
                         remedy="lower training.learning_rate, or look for outliers in the labels",
                     )
-                if any(before < number <= progress.updates for number in checks):
+                if workers.leads and any(before < k <= progress.updates for k in checks):
                     row |= check(updater.average)
                 if metrics["validation_forces_mae_meV_per_A"] < progress.best_forces_mae:
                     progress.best_forces_mae = metrics["validation_forces_mae_meV_per_A"]
                     progress.best_updates = progress.updates
-                if progress.best_updates == progress.updates:
                     best = {name: own.clone() for name, own in updater.average.state_dict().items()}
                     if checkpoint is not None and workers.leads:
                         keep_the_best(checkpoint.parent, best, progress, settings.keep_best)

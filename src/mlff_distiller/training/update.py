@@ -33,7 +33,7 @@ class Updater:
     ) -> None:
         self.student, self.minibatches, self.spread = student, minibatches, spread
         self.settings, self.workers = settings, workers
-        self.average = deepcopy(student).requires_grad_(requires_grad=False)
+        self.average = deepcopy(student).eval().requires_grad_(requires_grad=False)
         self.optimizer = make_optimizer(settings.optimizer, student, settings.weight_decay)
         self.factors = [group["factor"] for group in self.optimizer.param_groups]
         self.graphs = settings.cuda_graph and student.device.type == "cuda" and workers.alone

@@ -23,6 +23,7 @@ from mlff_distiller.training import LossSettings, Spread, TrainingSettings, loss
 from mlff_distiller.training.minibatch import Minibatches, Size
 from mlff_distiller.training.train import rate_factor
 from mlff_distiller.training.update import Updater
+from mlff_distiller.training.workers import ALONE
 
 SMALL = NEPSettings(
     n_max_radial=3,
@@ -279,6 +280,16 @@ def test_a_padded_size_holds_every_minibatch_and_grows():
     assert larger.holds(minibatches.size(plan[0]))
     assert not Size(2, 9, 50).holds(Size(2, 8, 40))  # no system is left for padding
     assert not Size(3, 8, 50).holds(Size(2, 8, 40))
+
+
+def test_the_average_is_validated_without_a_graph_of_its_gradients():
+    training = frames(2)
+    student = painn(training).train()
+    minibatches, spread = Minibatches(training, student, 8), Spread.of(training, student)
+    average = Updater(student, minibatches, spread, TrainingSettings(), ALONE).average
+    part = minibatches.make([0, 1])
+    assert student.predict(part.types, *part.graph()).forces.requires_grad
+    assert not average.predict(part.types, *part.graph()).forces.requires_grad
 
 
 def test_parts_of_a_minibatch_add_up_to_it():
