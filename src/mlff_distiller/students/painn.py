@@ -20,8 +20,8 @@ from mlff_distiller.students.base import Student
 
 _SHORTEST = 1e-6
 """Å. Keeps the direction of coincident atoms finite."""
-_SMALLEST_NORM = 1e-3
-"""Keeps the slope of a norm finite where a vector vanishes."""
+_NORM_WIDTH = 1.0
+"""A norm is parabolic below it: where symmetry makes a vector vanish the energy has a curvature."""
 
 
 class PaiNN(Student):
@@ -181,7 +181,7 @@ class _Message(nn.Module):
 
 def _of_type(table: Tensor, types: Tensor) -> Tensor:
     """Rows (n_atoms, C) of ``table`` (T, C). A product: its gradient needs no sums over atoms."""
-    own = nn.functional.one_hot(types, len(table)).to(table.dtype)
+    own = (types.unsqueeze(1) == torch.arange(len(table), device=types.device)).to(table.dtype)
     return own @ table
 
 
@@ -250,7 +250,7 @@ class _Update(nn.Module):
     def forward(self, s: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         soft = _soft(v, 1)
         uv, vv = self.u(soft), self.v(soft)
-        norm = (vv.square().sum(1) + _SMALLEST_NORM**2).sqrt()
+        norm = (vv.square().sum(1) + _NORM_WIDTH**2).sqrt()
         gates = self.network(torch.cat([_soft(s), norm], 1)).chunk(self.kinds, dim=1)
         s = s + gates[0] + gates[1] * (uv * vv).sum(1)
         return s, v if self.kinds == 2 else v + gates[2].unsqueeze(1) * uv

@@ -137,3 +137,15 @@ def test_products_of_products_stay_small():
     student = random_painn(zbl=False)
     for distance in (0.3, 0.74, 1.2):
         assert abs(energies(student, Atoms("H2", [[0, 0, 0], [0, 0, distance]]))) < 1e3
+
+
+def test_a_crystal_is_harmonic_where_symmetry_makes_vectors_vanish():
+    """Forces of a displaced atom double with its displacement; phonons need them to."""
+    student = painn_for(labelled(bulk("Cu", cubic=True), 6), PaiNNSettings(), 0, "16x2").double()
+    forces = []
+    for displacement in (0.001, 0.002):
+        atoms = bulk("Cu", cubic=True) * 2
+        atoms.positions[0] += displacement
+        batch = Batch.from_atoms([atoms])
+        forces.append(student(batch, neighbor_list(batch, student.cutoff)).forces[0])
+    torch.testing.assert_close(forces[1], 2.0 * forces[0], rtol=0.03, atol=0.0)
