@@ -133,14 +133,10 @@ class WarpOrTorchBackend:
 def choose_backend(
     student: Student, dtype: Literal["float32", "float64"], name: BackendName
 ) -> Backend:
-    """What runs ``student``, already on its device and of ``dtype``.
-
-    ``auto`` leaves a GPU to PyTorch: the kernels compile for one, but have not been run there yet.
-    """
+    """What runs ``student``, already on its device and of ``dtype``."""
     if name not in ("auto", "warp", "torch"):
         raise StudentError("unknown backend", expected="auto, warp or torch", found=name)
-    on_cpu = student.device.type == "cpu"
-    if name == "torch" or (name == "auto" and not (isinstance(student, NEP) and on_cpu)):
+    if name == "torch" or (name == "auto" and not isinstance(student, NEP)):
         return TorchBackend(student)
     if not isinstance(student, NEP):
         raise StudentError(

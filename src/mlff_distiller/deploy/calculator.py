@@ -49,7 +49,7 @@ class StudentCalculator(Calculator):
     backend
         ``warp`` runs compiled kernels, which there are for nep students; the first call with a
         new kind of model compiles them, for some seconds, and keeps them. ``torch`` runs PyTorch.
-        ``auto`` takes the former on a CPU.
+        ``auto`` takes the former for those.
 
     Raises
     ------
