@@ -3,10 +3,14 @@
     python benchmarks/crystal_sets.py si train --out sets/si
     python benchmarks/crystal_sets.py hfo2 train --seed-structure hfo2.extxyz --out sets/hfo2
     python benchmarks/crystal_sets.py si test --out sets/si
+    python benchmarks/crystal_sets.py hfo2 walks --student STUDENT --out sets/hfo2
+    python benchmarks/crystal_sets.py hfo2 more --device cuda --out sets/hfo2
 
 Training: a rattle-relax tree and strongly strained, rattled cells give a first nep student; its
 Langevin dynamics in strained cells is labelled and gives a second one; so is that one's. Test:
 dynamics by the teacher itself, from starts equilibrated by the last student with other seeds.
+``walks`` are structures of a better student's dynamics, which ``more`` labels, in batches, and adds
+to the training set.
 """
 
 import argparse
@@ -20,7 +24,8 @@ from ase.build import bulk
 from ase.filters import FrechetCellFilter
 from ase.io import read
 from ase.optimize import FIRE
-from training_sets import load_set, save_set, stored
+from safetensors.torch import load_file
+from training_sets import load_extra, load_set, save_set, stored
 from walks import fit_nep, rounded, strained, student_walks, walk
 
 from mlff_distiller.deploy import StudentCalculator
@@ -39,6 +44,7 @@ RECIPES = {
         "tree": 80,
         "rattled": 40,
         "rounds": ((15, 10), (60, 10)),  # walkers, frames of each
+        "walks": (100, 20),
     },
     "hfo2": {
         "repeat": (2, 2, 2),
@@ -47,9 +53,11 @@ RECIPES = {
         "tree": 60,
         "rattled": 40,
         "rounds": ((12, 8), (40, 10)),
+        "walks": (100, 20),
     },
 }
 WALK = {"time_step_fs": 2.0, "equilibration_fs": 1000.0, "every_fs": 100.0}
+SEEDS = {"train": 10_000, "test": 500_000, "walks": 800_000, "more": 800_000}
 TEST = {"time_step_fs": 2.0, "equilibration_fs": 160.0, "every_fs": 20.0}
 
 
@@ -70,8 +78,8 @@ class Labels:
     def add(self, frames, source):
         """Label and keep those that are whole; the labels of all, for the tree."""
         found = []
-        for atoms in map(rounded, frames):
-            [answer] = self.teacher.label([atoms])
+        frames = list(map(rounded, frames))
+        for atoms, answer in zip(frames, self.teacher.label(frames), strict=True):
             self.seconds += answer.seconds
             found.append(answer.labels)
             sane = answer.labels and np.abs(answer.labels["forces"]).max() < MAX_FORCE_EV_PER_A
@@ -136,6 +144,47 @@ def make_training(recipe, cell, labels, out, seed, about):
     labels.save(out / "train.safetensors", about)
 
 
+def make_walks(recipe, student, out, seed, about):
+    """Structures of many walkers of ``student``, most from strained cells, without labels."""
+    rng = np.random.default_rng([seed, 3])
+    cell = read(out / "relaxed.extxyz")
+    n_walkers, frames_each = recipe["walks"]
+    starts = [strained(cell, rng, 0.01) for _ in range(n_walkers)]
+
+    def keep(frames):
+        save_set(out / "walks.safetensors", stored(frames), {**about, "frames": len(frames)})
+
+    frames, about["exploded"] = student_walks(
+        load_student(student),
+        starts,
+        recipe["temperatures_K"],
+        frames_each,
+        seed,
+        keep,
+        max_force_eV_per_A=MAX_FORCE_EV_PER_A,
+        **WALK,
+    )
+    keep(frames)
+
+
+def add_walks(labels, out, about):
+    """Label the structures of ``make_walks`` and put them after those of the training set."""
+    walks, walkers = (
+        load_set(out / "walks.safetensors"),
+        load_extra(out / "walks.safetensors", "walker"),
+    )
+    frames = [batch.to_atoms()[0] for batch in walks]
+    for atoms, walker in zip(frames, walkers, strict=True):
+        atoms.info["walker"] = int(walker)
+    labels.add(frames, "walks")
+    new, old = labels.tensors(), load_file(out / "train.safetensors")
+    joined = {name: torch.cat([value, new[name].to(value.dtype)]) for name, value in old.items()}
+    about |= {"frames": len(joined["n_atoms"]), "labelled": len(labels.frames)}
+    about["teacher_s"] = round(labels.seconds, 1)
+    save_set(out / "train.safetensors", joined, about)
+    print(json.dumps(about), flush=True)
+
+
 def make_test(recipe, labels, out, seed, about):
     rng = np.random.default_rng([seed, 2])
     cell = read(out / "relaxed.extxyz")
@@ -162,16 +211,18 @@ def make_test(recipe, labels, out, seed, about):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("system", choices=list(RECIPES))
-    parser.add_argument("part", choices=["train", "test"])
+    parser.add_argument("part", choices=["train", "test", "walks", "more"])
     parser.add_argument("--seed-structure", type=Path, help="of HfO2; the first frame")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--student", type=Path, help="that walks")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int)
     arguments = parser.parse_args()
     recipe = RECIPES[arguments.system]
     arguments.out.mkdir(parents=True, exist_ok=True)
-    seed = arguments.seed or {"train": 10_000, "test": 500_000}[arguments.part]
+    seed = arguments.seed or SEEDS[arguments.part]
     started = time.time()
-    with TeacherCalculator(TEACHER, device="cpu") as teacher:
+    with TeacherCalculator(TEACHER, device=arguments.device) as teacher:
         about = {
             "teacher": TEACHER,
             "seed": seed,
@@ -186,6 +237,10 @@ def main():
             cell = read(source, 0) if source else bulk("Si", cubic=True, a=5.46)
             cell.calc = None
             make_training(recipe, cell, labels, arguments.out, seed, about)
+        elif arguments.part == "walks":
+            make_walks(recipe, arguments.student, arguments.out, seed, about)
+        elif arguments.part == "more":
+            add_walks(labels, arguments.out, about)
         else:
             make_test(recipe, labels, arguments.out, seed, about)
     print(f"{time.time() - started:.0f} s", flush=True)

@@ -105,7 +105,8 @@ def ours(name, updates, parts, arguments):
         student = painn_for(training, settings, arguments.seed, preset)
     student = student.to(arguments.device)
     given = {"updates": updates, **arguments.training}
-    per_epoch = sum(frame.n_atoms for frame in training) / TrainingSettings(**given).atoms_per_batch
+    per_update = TrainingSettings(**given).atoms_in_batch(student.device.type)
+    per_epoch = sum(frame.n_atoms for frame in training) / per_update
     settings = TrainingSettings(**{"validations": max(10, round(updates / per_epoch)), **given})
     train(
         student,

@@ -1,7 +1,8 @@
 """Train students on label sets and test each on the teacher's own dynamics: tables, ablations.
 
 A run is SYSTEM,STUDENT,LABELS and any settings of the configuration, and ``probes=N`` to learn from
-so many pairs of SYSTEM/probes.safetensors too, for example
+so many pairs of SYSTEM/probes.safetensors too, or ``seconds=N`` for as many updates as fit into
+so long, as timed beside the other runs, for example
 
     python benchmarks/students.py sets --out table.json --students students --device cuda \\
         si,nep,900 si,painn-64x2,900,training.updates=10000 water,painn-64x2,1000,seed=1
@@ -13,6 +14,7 @@ are drawn at random. ``--at-once`` runs share the device, each in a process of i
 
 import argparse
 import contextlib
+import copy
 import dataclasses
 import json
 import os
@@ -50,17 +52,39 @@ def split(path, n, seed):
     return [frames[k] for k in rest], [frames[k] for k in validation]
 
 
+def updates_in(seconds, student, training, validation, config):
+    """How many updates take so long, by the last 150 of 300 of a copy; a fifth is left over."""
+    times = []
+    settings = dataclasses.replace(config.training, updates=300, validations=2, md_checks=0)
+    train(
+        copy.deepcopy(student),
+        training,
+        validation,
+        settings,
+        on_validation=lambda row, updates: times.append(row["seconds"]),
+    )
+    return int(0.8 * seconds / (times[-1] - times[0]) * 150)
+
+
 def one(run, sets, students, device, seed):
     """Train and test one run; returns its row."""
     system, student_name, n, *settings = run.split(",")
-    overrides = [own for own in settings if not own.startswith("probes=")]
+    overrides = [own for own in settings if not own.startswith(("probes=", "seconds="))]
     config = load_config(None, overrides, student=student_name)
     training, validation = split(sets / system / "train.safetensors", int(n), seed)
-    n_probes = sum(int(own.partition("=")[2]) for own in settings if own not in overrides)
+    n_probes = sum(int(own.partition("=")[2]) for own in settings if own.startswith("probes="))
     n_labels = len(training)
     if n_probes:
         training += load_set(sets / system / "probes.safetensors")[: 2 * n_probes]
     student = config.new_student(training).to(device)
+    for own in settings:
+        if own.startswith("seconds="):
+            updates = updates_in(
+                float(own.partition("=")[2]), student, training, validation, config
+            )
+            config = load_config(
+                None, [*overrides, f"training.updates={updates}"], student=student_name
+            )
     curve = []
     started = time.perf_counter()
     history = train(
