@@ -60,7 +60,7 @@ def train(
     minibatches = Minibatches(
         training,
         student,
-        settings.atoms_per_batch,
+        settings.atoms_in_batch(student.device.type),
         seed=seed,
         probes=probes,
         frame_weights=frame_weights,

@@ -1,15 +1,19 @@
-"""One update of a student's weights; on a GPU one CUDA graph, so that launches cost nothing."""
+"""One update of a student's weights; on a GPU compiled, and one CUDA graph."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from copy import deepcopy
+from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from mlff_distiller.errors import TrainingError
 from mlff_distiller.students.base import Student
+from mlff_distiller.training.compiled import compiled_loss
 from mlff_distiller.training.loss import Spread, loss
 from mlff_distiller.training.minibatch import Minibatch, Minibatches, Size
 from mlff_distiller.training.optimizer import make_optimizer
@@ -18,6 +22,9 @@ from mlff_distiller.training.workers import Workers
 
 _EAGER_UPDATES = 3
 """Before a graph is captured: libraries allocate on first use, which a capture may not."""
+_EPOCHS_AHEAD = 8
+"""Whose minibatches a fixed size is to hold; a larger one, later, is compiled for anew."""
+LossOf = Callable[[Minibatch, Tensor], Tensor]
 
 
 class Updater:
@@ -36,8 +43,10 @@ class Updater:
         self.average = deepcopy(student).eval().requires_grad_(requires_grad=False)
         self.optimizer = make_optimizer(settings.optimizer, student, settings.weight_decay)
         self.factors = [group["factor"] for group in self.optimizer.param_groups]
-        self.graphs = settings.cuda_graph and student.device.type == "cuda" and workers.alone
-        self._graph: _Graph | None = None
+        on_gpu = student.device.type == "cuda"
+        self.graphs = settings.cuda_graph and on_gpu and workers.alone
+        self.compiles = (on_gpu if settings.compile is None else settings.compile) and workers.alone
+        self._fixed: _FixedSize | None = None
         self._eager = 0
 
     def update(self, units: Sequence[int], rate: float, weights: Sequence[float]) -> Tensor:
@@ -52,32 +61,34 @@ class Updater:
             [torch.tensor(weights, dtype=torch.float64), self.minibatches.norms(units)]
         )
         scales = scales.to(dtype)
-        if self.graphs and self._eager >= _EAGER_UPDATES:
+        if (self.graphs or self.compiles) and self._eager >= _EAGER_UPDATES:
             size = self.minibatches.size(units)
-            graph = self._graph
-            if graph is None:
-                plan = [*self.minibatches.plan(0), units]
-                graph = self._capture(self.minibatches.padded_size(plan))
-            elif not graph.size.holds(size):
+            fixed = self._fixed
+            if fixed is None:
+                plans = [self.minibatches.plan(epoch) for epoch in range(_EPOCHS_AHEAD)]
+                fixed = self._fix(self.minibatches.padded_size([*chain(*plans), units]))
+            elif not fixed.size.holds(size):
                 larger = self.minibatches.padded_size([units])
-                graph = self._capture(graph.size.united(larger))
-            return graph(self.minibatches.make(units, graph.size), scales)
+                fixed = self._fix(fixed.size.united(larger))
+            return fixed(self.minibatches.make(units, fixed.size), scales)
         self._eager += 1
         own = units[self.workers.rank :: self.workers.world_size]
         part = self.minibatches.make(own) if own else None
-        return self._step(part, scales.to(device))
+        return self._step(part, scales.to(device), self._loss)
 
-    def _step(self, part: Minibatch | None, scales: Tensor) -> Tensor:
+    def _loss(self, part: Minibatch, scales: Tensor) -> Tensor:
+        prediction = self.student.predict(part.types, *part.graph())
+        weights, norms = scales.unbind(0)
+        return loss(prediction, part, self.spread, norms, weights, self.settings.loss.huber_delta)
+
+    def _step(self, part: Minibatch | None, scales: Tensor, loss_of: LossOf) -> Tensor:
         parameters: list[Tensor] = list(self.student.parameters())
         self.optimizer.zero_grad()
         if part is None:
             error = torch.zeros((), dtype=scales.dtype, device=scales.device)
         else:
             with torch.enable_grad():
-                prediction = self.student.predict(part.types, *part.graph())
-                weights, norms = scales.unbind(0)
-                delta = self.settings.loss.huber_delta
-                error = loss(prediction, part, self.spread, norms, weights, delta)
+                error = loss_of(part, scales)
                 error.backward()
         error = self.workers.sum_up(error.detach(), parameters)
         torch.nn.utils.clip_grad_norm_(parameters, self.settings.gradient_clip)
@@ -87,36 +98,48 @@ class Updater:
             torch._foreach_lerp_(averages, parameters, 1.0 - self.settings.ema_decay)
         return error
 
-    def _capture(self, size: Size) -> _Graph:
+    def _fix(self, size: Size) -> _FixedSize:
         self.student.max_neighbors = self.minibatches.most_neighbors()
         try:
-            self._graph = _Graph(self, size)
-            return self._graph
+            self._fixed = _FixedSize(self, size)
+            return self._fixed
         except RuntimeError as error:
             raise TrainingError(
-                "the training step cannot be captured as a CUDA graph",
+                "the training step can be neither compiled nor captured as a CUDA graph",
                 found=error,
-                remedy="set training.cuda_graph=false, or lower training.atoms_per_batch if memory "
-                "is short",
+                remedy="set training.compile=false or training.cuda_graph=false, or lower "
+                "training.atoms_per_batch if memory is short",
             ) from error
         finally:
             self.student.max_neighbors = None
 
 
-class _Graph:
-    """`Updater._step` recorded for minibatches padded to ``size``."""
+class _FixedSize:
+    """`Updater._step`, compiled and recorded, for minibatches padded to ``size``."""
 
     def __init__(self, updater: Updater, size: Size) -> None:
         self.size = size
         self.part = updater.minibatches.make([], size).clone()
         self.scales = torch.ones(2, 5, dtype=updater.student.dtype, device=updater.student.device)
-        self.graph = torch.cuda.CUDAGraph()
+        loss_of: LossOf = updater._loss
+        if updater.compiles:
+            try:
+                loss_of = compiled_loss(updater.student, loss_of, self.part, self.scales)
+            except Exception as error:
+                updater.compiles = False
+                warnings.warn(f"training goes uncompiled, slower: {error}", stacklevel=2)
+        self._step = partial(updater._step, self.part, self.scales, loss_of)
+        self._graph: torch.cuda.CUDAGraph | None = None
         updater.optimizer.zero_grad(set_to_none=True)
-        with torch.cuda.graph(self.graph):
-            self.error = updater._step(self.part, self.scales)
+        if updater.graphs:
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self._error = self._step()
 
     def __call__(self, part: Minibatch, scales: Tensor) -> Tensor:
         self.part.copy_(part)
         self.scales.copy_(scales)
-        self.graph.replay()
-        return self.error.clone()
+        if self._graph is None:
+            return self._step()
+        self._graph.replay()
+        return self._error.clone()

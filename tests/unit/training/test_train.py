@@ -5,6 +5,7 @@ import importlib
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -81,13 +82,50 @@ def test_a_graph_teaches_what_single_kernels_do(make, optimizer):
     histories = []
     for cuda_graph in (False, True):
         settings = TrainingSettings(
-            updates=40, atoms_per_batch=12, cuda_graph=cuda_graph, optimizer=optimizer
+            updates=40,
+            atoms_per_batch=12,
+            cuda_graph=cuda_graph,
+            compile=False,
+            optimizer=optimizer,
         )
         student = make(training).to("cuda")
         histories.append(train(student, training, frames(4, seed=1), settings))
     for a, b in zip(*histories, strict=True):
         assert a["train_loss"] == pytest.approx(b["train_loss"], rel=0.02)
     assert histories[1][-1]["train_loss"] < 0.5 * histories[1][0]["train_loss"]
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("error:training goes uncompiled")
+@pytest.mark.parametrize("make", [lambda f: nep_for(f, SMALL, 0), painn])
+def test_a_compiled_step_teaches_what_single_kernels_do(make):
+    training = [*frames(9), *molecule(3)]
+    histories = []
+    for fast in (False, True):
+        settings = TrainingSettings(updates=40, atoms_per_batch=12, cuda_graph=fast, compile=fast)
+        student = make(training).to("cuda")
+        histories.append(train(student, training, frames(4, seed=1), settings))
+    for a, b in zip(*histories, strict=True):
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=0.02)
+
+
+@pytest.mark.filterwarnings("error:training goes uncompiled")
+@pytest.mark.parametrize("make", [lambda f: nep_for(f, SMALL, 0), painn])
+def test_a_traced_loss_has_the_derivatives_of_the_loss(make, monkeypatch):
+    """By a backend that compiles nothing; probes and padding included."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    training = [*frames(9), *molecule(3)]
+    histories = []
+    for compiled in (False, True):
+        settings = TrainingSettings(updates=12, atoms_per_batch=12, compile=compiled, validations=6)
+        student = make(training).double()
+        history = train(student, training, frames(4, seed=1), settings, probes=[(0, 1)])
+        histories.append(history)
+    for a, b in zip(*histories, strict=True):
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-9)
+        assert a["validation_forces_mae_meV_per_A"] == pytest.approx(
+            b["validation_forces_mae_meV_per_A"], rel=1e-8
+        )
 
 
 class Killed(Exception):
