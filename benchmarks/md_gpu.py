@@ -224,7 +224,7 @@ def repeats(bench):
 def drift(bench):
     atoms, time_step = crystal("Si", 64 if bench.tiny else 512), 0.5
     simulation = bench.simulation("Si", atoms, time_step_fs=time_step)
-    n_samples, every = (10, 20) if bench.tiny else (200, 200)
+    n_samples, every = (10, 20) if bench.tiny else (200, 1000)
     simulation.advance(1 if bench.tiny else 2000)
     times, energies = [], []
     for _ in range(n_samples):
@@ -320,8 +320,8 @@ def kernels(bench):
             simulation.advance(20)
             forces = simulation.forces
             launches = {
-                "density and network": [forces._densities._ranges[0]],
-                "force": [forces._forces._ranges[0]],
+                "gradients": [forces._gradients._ranges[0]],
+                "forces": [forces._forces._ranges[0]],
                 "totals": [forces._chunk_totals._ranges[0], forces._totals._ranges[0]],
                 "kick": [simulation._end[-1]._ranges[0]],
                 "follow": [forces.neighbors._follow._ranges[0]],

@@ -59,6 +59,11 @@ def compiled_loss(
         ):
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
+        # And numbers become tensors on the CPU, which a CUDA graph cannot read.
+        for node in graph.graph.find_nodes(
+            op="call_function", target=torch.ops.aten.scalar_tensor.default
+        ):
+            node.update_kwarg("device", student.device)
         graph.recompile()
         compiled = torch.compile(graph, dynamic=False)
         error = compiled(*arguments(part, scales))

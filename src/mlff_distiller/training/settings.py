@@ -23,7 +23,7 @@ class TrainingSettings:
     not improved for ``patience_fraction`` of the updates. Of ``validations`` the ``keep_best`` best
     students are kept beside the checkpoint; at ``md_checks`` of them the student runs ``md_steps``
     of MD. ``trackers``: tensorboard, wandb, mlflow; the latter two may use the network.
-    ``compile``: fuse the step's kernels, by default on a GPU; the first update then takes a minute.
+    ``compile``: fuse the step's kernels, which takes a minute or two at first.
     """
 
     updates: Annotated[int, Field(ge=1)] = 8_000
@@ -45,7 +45,7 @@ class TrainingSettings:
     md_steps: Annotated[int, Field(ge=10)] = 100
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
     cuda_graph: bool = True
-    compile: bool | None = None
+    compile: bool = False
     loss: LossSettings = field(default_factory=LossSettings)
 
     def atoms_in_batch(self, device_type: str) -> int:

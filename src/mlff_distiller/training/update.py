@@ -1,4 +1,4 @@
-"""One update of a student's weights; on a GPU compiled, and one CUDA graph."""
+"""One update of a student's weights; on a GPU one CUDA graph, compiled at wish."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Updater:
         self.factors = [group["factor"] for group in self.optimizer.param_groups]
         on_gpu = student.device.type == "cuda"
         self.graphs = settings.cuda_graph and on_gpu and workers.alone
-        self.compiles = (on_gpu if settings.compile is None else settings.compile) and workers.alone
+        self.compiles = settings.compile and workers.alone
         self._fixed: _FixedSize | None = None
         self._eager = 0
 

@@ -85,7 +85,6 @@ def test_a_graph_teaches_what_single_kernels_do(make, optimizer):
             updates=40,
             atoms_per_batch=12,
             cuda_graph=cuda_graph,
-            compile=False,
             optimizer=optimizer,
         )
         student = make(training).to("cuda")
