@@ -1,6 +1,8 @@
 """The command from a user's chair: a real run on a cheap teacher, killed, continued, refused."""
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import random
@@ -9,8 +11,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +25,7 @@ from ase.build import bulk
 from ase.io import write
 from typer.testing import CliRunner
 
-from mlff_distiller import StudentCalculator
+from mlff_distiller import StudentCalculator, cli
 from mlff_distiller.cli import app
 from mlff_distiller.dataset import Dataset, verify
 
@@ -56,6 +62,16 @@ SMALL = [
 ]
 
 
+COMMAND = ["-m", "mlff_distiller.cli"]
+
+
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
 class Bench:
     """A folder with a structure and a teacher that counts its calls."""
 
@@ -64,29 +80,47 @@ class Bench:
         (folder / "counted.py").write_text(COUNTED)
         write(folder / "cu.extxyz", bulk("Cu", cubic=True))
 
-    def start(
-        self, out: str, *words: str, teacher: str = "ase:counted:Counted"
-    ) -> subprocess.Popen:
-        command = [sys.executable, "-m", "mlff_distiller.cli", "distill", "cu.extxyz"]
-        command += ["--teacher", teacher, "--out", out, "--device", "cpu", *SMALL, *words]
-        environment = {
-            **os.environ,
-            "CALLS": str(self.folder / f"{out}.calls"),
-            "OMP_NUM_THREADS": "1",
-        }
+    def words(self, out: str, *words: str, teacher: str = "ase:counted:Counted") -> list[str]:
+        command = ["distill", "cu.extxyz", "--teacher", teacher, "--out", out, "--device", "cpu"]
+        return [*command, *SMALL, *words]
+
+    def environment(self, out: str) -> dict[str, str]:
+        return {"CALLS": str(self.folder / f"{out}.calls"), "OMP_NUM_THREADS": "1"}
+
+    def start(self, command: list[str], out: str, **options: Any) -> subprocess.Popen:
+        environment = {**os.environ, **self.environment(out)}
         return subprocess.Popen(
-            command,
+            [sys.executable, *command],
             cwd=self.folder,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            **options,
         )
 
-    def run(self, out: str, *words: str, **options: str) -> subprocess.CompletedProcess:
-        process = self.start(out, *words, **options)
-        output, errors = process.communicate(timeout=240)
-        return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+    def call(self, out: str, *words: str, **options: str) -> Done:
+        """The command without an interpreter of its own, which takes seconds to import torch."""
+        return self.main(self.words(out, *words, **options), self.environment(out))
+
+    def main(self, words: list[str], environment: Mapping[str, str] = MappingProxyType({})) -> Done:
+        output, errors = io.StringIO(), io.StringIO()
+        on_termination = signal.getsignal(signal.SIGTERM)
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            contextlib.redirect_stdout(output),
+            contextlib.redirect_stderr(errors),
+        ):
+            patch.chdir(self.folder)
+            patch.setattr(sys, "argv", ["mlff-distiller", *words])
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            try:
+                with pytest.raises(SystemExit) as end:
+                    cli.main()
+            finally:
+                signal.signal(signal.SIGTERM, on_termination)
+        return Done(end.value.code or 0, output.getvalue(), errors.getvalue())
 
     def calls(self, out: str) -> list[str]:
         return (self.folder / f"{out}.calls").read_text().split()
@@ -98,13 +132,13 @@ def bench(tmp_path_factory) -> Bench:
 
 
 @pytest.fixture(scope="module")
-def straight(bench) -> tuple[Path, float]:
-    """An uninterrupted run and how long it took."""
-    began = time.monotonic()
-    done = bench.run("straight")
-    assert done.returncode == 0, done.stderr
-    assert "report" in done.stdout
-    return bench.folder / "straight", time.monotonic() - began
+def straight(bench) -> Path:
+    """An uninterrupted run."""
+    process = bench.start([*COMMAND, *bench.words("straight")], "straight")
+    output, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    assert "report" in output
+    return bench.folder / "straight"
 
 
 def content(folder: Path) -> dict[str, tuple[bytes, bytes]]:
@@ -117,12 +151,11 @@ def content(folder: Path) -> dict[str, tuple[bytes, bytes]]:
 
 
 def test_run_holds_what_it_promises(straight):
-    run = straight[0]
-    names = {path.name for path in run.iterdir()}
+    names = {path.name for path in straight.iterdir()}
     assert names >= {"config.yaml", "dataset", "student", "report.html", "report.json", "log.jsonl"}
-    report = json.loads((run / "report.json").read_text())
+    report = json.loads((straight / "report.json").read_text())
     assert report["schema"] == 1
-    assert report["data"]["n_labels"] == 40 == len(Dataset(run / "dataset"))
+    assert report["data"]["n_labels"] == 40 == len(Dataset(straight / "dataset"))
     assert (
         report["data"]["n_train"] + report["data"]["n_validation"] + report["data"]["n_test"] == 40
     )
@@ -130,26 +163,24 @@ def test_run_holds_what_it_promises(straight):
     assert {row["n_atoms"] for row in report["speed"]} == {4, 16}
     assert report["accuracy"]["student_md"]["n_frames"] == 5
     assert report["verdict"]["status"] in ("approved", "rejected")
-    assert verify(run / "dataset").ok
-    assert verify(run / "student_md").ok
-    assert "nep student of ase:counted:Counted" in (run / "student" / "README.md").read_text()
+    assert verify(straight / "dataset").ok
+    assert verify(straight / "student_md").ok
+    assert "nep student of ase:counted:Counted" in (straight / "student" / "README.md").read_text()
 
 
 def test_student_runs_in_ase(straight):
     atoms = bulk("Cu", cubic=True) * (2, 2, 2)
     atoms.rattle(0.05, seed=0)
     folder, file = (
-        StudentCalculator(straight[0] / "student" / name, device="cpu") for name in ("", "nep.txt")
+        StudentCalculator(straight / "student" / name, device="cpu") for name in ("", "nep.txt")
     )
     assert np.abs(folder.get_forces(atoms) - file.get_forces(atoms)).max() < 2e-5
     assert np.abs(folder.get_forces(atoms)).max() > 0.05
 
 
 def test_same_command_again_does_nothing(bench, straight):
-    before = {
-        path: path.stat().st_mtime_ns for path in straight[0].rglob("*") if path.name != ".lock"
-    }
-    again = bench.run("straight")
+    before = {path: path.stat().st_mtime_ns for path in straight.rglob("*") if path.name != ".lock"}
+    again = bench.call("straight")
     assert again.returncode == 0
     assert "finished earlier" in again.stdout
     assert before == {path: path.stat().st_mtime_ns for path in before}
@@ -161,21 +192,22 @@ def command(*words: str) -> tuple[int, str]:
 
 
 def test_info_teachers_and_data(straight):
-    run = straight[0]
-    code, output = command("info", str(run), "--json")
+    code, output = command("info", str(straight), "--json")
     assert code == 0
     facts = json.loads(output)
     assert facts["elements"] == ["Cu"]
     assert facts["teacher"] == "ase:counted:Counted"
-    assert "Cu" in command("info", str(run / "student"))[1]
-    assert json.loads(command("data", "info", str(run / "dataset"), "--json")[1])["n_labels"] == 40
+    assert "Cu" in command("info", str(straight / "student"))[1]
+    code, output = command("data", "info", str(straight / "dataset"), "--json")
+    assert code == 0
+    assert json.loads(output)["n_labels"] == 40
     assert "7net-0" in command("teachers")[1]
     assert command("--version")[1].strip() == version("mlff-distiller")
 
 
 def test_data_verify_says_what_is_damaged(straight, tmp_path):
     folder = tmp_path / "copy"
-    shutil.copytree(straight[0] / "dataset", folder)
+    shutil.copytree(straight / "dataset", folder)
     assert command("data", "verify", str(folder))[0] == 0
     shard = max(folder.glob("*.h5"), key=lambda path: path.stat().st_size)
     damaged = bytearray(shard.read_bytes())
@@ -196,7 +228,7 @@ def test_data_verify_says_what_is_damaged(straight, tmp_path):
     ],
 )
 def test_other_inputs_are_refused_with_the_difference(bench, straight, words, options, shown):
-    refused = bench.run("straight", *words, **options)
+    refused = bench.call("straight", *words, **options)
     assert refused.returncode == 1
     assert shown in refused.stderr
     assert "Traceback" not in refused.stderr
@@ -205,7 +237,7 @@ def test_other_inputs_are_refused_with_the_difference(bench, straight, words, op
 def test_other_structures_are_refused(bench, straight):
     write(bench.folder / "cu.extxyz", bulk("Cu", cubic=True, a=3.7))
     try:
-        refused = bench.run("straight")
+        refused = bench.call("straight")
     finally:
         write(bench.folder / "cu.extxyz", bulk("Cu", cubic=True))
     assert refused.returncode == 1
@@ -213,11 +245,11 @@ def test_other_structures_are_refused(bench, straight):
 
 
 def test_two_at_once_are_refused(bench, straight):
-    first = bench.start("twice")
+    first = bench.start([*COMMAND, *bench.words("twice")], "twice")
     lock = bench.folder / "twice" / ".lock"
     while not (lock.exists() and lock.read_text()):
         time.sleep(0.05)
-    second = bench.run("twice")
+    second = bench.call("twice")
     first.terminate()
     first.communicate(timeout=60)
     assert second.returncode == 1
@@ -227,30 +259,36 @@ def test_two_at_once_are_refused(bench, straight):
 
 @pytest.mark.slow
 def test_killed_ten_times_and_continued(bench, straight):
-    run, duration = straight
+    """Wherever it is: a tenth of the run's changes of the disk, more or less, after its start."""
     rng = random.Random(7)
     stages = set()
+    script = str(Path(__file__).with_name("forks.py"))
+    forks = bench.start([script], "killed", stdin=subprocess.PIPE)
+    output = bench.folder / "killed.output"
+
+    def run(life: tuple[int, float] | None) -> int:
+        request = {"words": bench.words("killed"), "output": str(output), "life": life}
+        print(json.dumps(request), file=forks.stdin, flush=True)
+        return int(forks.stdout.readline())
+
     for _ in range(10):
-        process = bench.start("killed")
-        time.sleep(rng.uniform(0.15, 1.0) * duration)
-        process.send_signal(signal.SIGKILL)
-        output, _ = process.communicate(timeout=60)
-        stages |= {line.split()[0] for line in output.splitlines() if line.split()}
-    done = bench.run("killed")
-    assert done.returncode == 0, done.stderr
-    assert "label" in stages
+        assert run((rng.randint(1, 60), rng.uniform(0.0, 0.05))) == -signal.SIGALRM
+        stages |= {line.split()[0] for line in output.read_text().splitlines() if line.split()}
+    assert run(None) == 0, output.read_text()
+    forks.communicate(timeout=60)
+    assert {"label", "train"} <= stages
     killed = bench.folder / "killed"
-    assert content(killed / "dataset") == content(run / "dataset")
-    assert content(killed / "student_md") == content(run / "student_md")
+    assert content(killed / "dataset") == content(straight / "dataset")
+    assert content(killed / "student_md") == content(straight / "student_md")
     for name in ("weights.safetensors", "nep.txt"):
         same = [
             hashlib.sha256((folder / "student" / name).read_bytes()).digest()
-            for folder in (run, killed)
+            for folder in (straight, killed)
         ]
         assert same[0] == same[1], name
     assert verify(killed / "dataset").ok
     report = json.loads((killed / "report.json").read_text())
-    straight_report = json.loads((run / "report.json").read_text())
+    straight_report = json.loads((straight / "report.json").read_text())
     for part in ("data", "accuracy", "stability", "observables"):
         a, b = report[part], straight_report[part]
         a.pop("teacher_seconds", None), b.pop("teacher_seconds", None)
@@ -265,7 +303,7 @@ def test_killed_ten_times_and_continued(bench, straight):
 
 
 def test_train_on_labels_that_are_there(bench, straight, tmp_path):
-    words = ["train", str(straight[0] / "dataset"), "--device", "cpu", "--out"]
+    words = ["train", str(straight / "dataset"), "--device", "cpu", "--out"]
     sizes = [word for word in SMALL if word.startswith("nep.")]
     first = CliRunner().invoke(app, [*words, str(tmp_path / "a"), *sizes, "training.epochs=12"])
     assert first.exit_code == 0, first.output
@@ -290,7 +328,7 @@ def test_train_on_labels_that_are_there(bench, straight, tmp_path):
 
 def test_painn_goes_the_whole_line(bench):
     words = ("--student", "painn-8x1", "painn.radial_functions=6", "training.epochs=80")
-    done = bench.run("painn", *words)
+    done = bench.call("painn", *words)
     assert done.returncode in (0, 1), done.stderr  # rejected or not, it is assessed
     folder = bench.folder / "painn"
     report = json.loads((folder / "report.json").read_text())
@@ -308,7 +346,7 @@ def test_mistakes_are_errors_not_tracebacks(bench):
         (["--teacher", "7net-9"], "7net-0"),
         (["--teacher", "ase:counted:Nothing"], "Nothing"),
     ):
-        refused = bench.run("mistake", teacher=words[1])
+        refused = bench.call("mistake", teacher=words[1])
         assert refused.returncode == 1
         assert shown in refused.stderr
         assert "Traceback" not in refused.stderr
@@ -316,23 +354,8 @@ def test_mistakes_are_errors_not_tracebacks(bench):
 
 def test_unreadable_structure_is_named(bench):
     (bench.folder / "bad.xyz").write_text("no structure\n")
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "mlff_distiller.cli",
-            "distill",
-            "bad.xyz",
-            "--teacher",
-            "ase:counted:Counted",
-            "--out",
-            "bad",
-        ],
-        cwd=bench.folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    teacher = ["--teacher", "ase:counted:Counted"]
+    done = bench.main(["distill", "bad.xyz", *teacher, "--out", "bad"])
     assert done.returncode == 1
     assert "cannot read structures from bad.xyz" in done.stderr
 
