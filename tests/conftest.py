@@ -1,7 +1,16 @@
-"""Shared fixtures: where example data lie, and small students to test laws on."""
+"""What tests share: example data, commands without an interpreter each, small students."""
 
+import contextlib
+import io
+import multiprocessing
 import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 # Before torch loads; see cli.main. Workers side by side, and what they start, have a core each.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -14,6 +23,7 @@ import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 
+from mlff_distiller import cli
 from mlff_distiller.kernels.nep import Shape
 from mlff_distiller.students import NEP, PaiNN
 from mlff_distiller.students.painn_setup import initialise
@@ -28,6 +38,51 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("no example data beside the checkout")
     return folder
+
+
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def command(*words: object, environment: Mapping[str, str] = MappingProxyType({})) -> Done:
+    """``mlff-distiller WORDS`` by its entry point, without the seconds an interpreter takes."""
+    output, errors = io.StringIO(), io.StringIO()
+    on_termination = signal.getsignal(signal.SIGTERM)
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(errors),
+    ):
+        patch.setattr(sys, "argv", ["mlff-distiller", *map(str, words)])
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        try:
+            with pytest.raises(SystemExit) as end:
+                cli.main()
+        finally:
+            signal.signal(signal.SIGTERM, on_termination)
+    return Done(end.value.code or 0, output.getvalue(), errors.getvalue())
+
+
+@pytest.fixture(scope="session")
+def start() -> Callable[..., multiprocessing.Process]:
+    """``start(function, *arguments)`` in a process of its own, here, within milliseconds.
+
+    It forks from one that has imported torch and the commands and has done nothing else, so that
+    many can be started, and killed at work rather than while they import.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mlff_distiller.cli", "mlff_distiller.pipeline"])
+
+    def start(function: Callable, *arguments: Any) -> multiprocessing.Process:
+        process = context.Process(target=function, args=arguments, daemon=True)
+        process.start()
+        return process
+
+    return start
 
 
 def pytest_collection_modifyitems(items):

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import random
@@ -11,18 +10,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 from ase.build import bulk
 from ase.io import write
+from tests.conftest import Done, command
 from typer.testing import CliRunner
 
 from mlff_distiller import StudentCalculator, cli
@@ -62,16 +59,6 @@ SMALL = [
 ]
 
 
-COMMAND = ["-m", "mlff_distiller.cli"]
-
-
-@dataclass(frozen=True)
-class Done:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
 class Bench:
     """A folder with a structure and a teacher that counts its calls."""
 
@@ -87,40 +74,20 @@ class Bench:
     def environment(self, out: str) -> dict[str, str]:
         return {"CALLS": str(self.folder / f"{out}.calls"), "OMP_NUM_THREADS": "1"}
 
-    def start(self, command: list[str], out: str, **options: Any) -> subprocess.Popen:
-        environment = {**os.environ, **self.environment(out)}
+    def start(self, out: str) -> subprocess.Popen:
         return subprocess.Popen(
-            [sys.executable, *command],
+            [sys.executable, "-m", "mlff_distiller.cli", *self.words(out)],
             cwd=self.folder,
-            env=environment,
+            env={**os.environ, **self.environment(out)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            **options,
         )
 
-    def call(self, out: str, *words: str, **options: str) -> Done:
-        """The command without an interpreter of its own, which takes seconds to import torch."""
-        return self.main(self.words(out, *words, **options), self.environment(out))
-
-    def main(self, words: list[str], environment: Mapping[str, str] = MappingProxyType({})) -> Done:
-        output, errors = io.StringIO(), io.StringIO()
-        on_termination = signal.getsignal(signal.SIGTERM)
-        with (
-            pytest.MonkeyPatch.context() as patch,
-            contextlib.redirect_stdout(output),
-            contextlib.redirect_stderr(errors),
-        ):
-            patch.chdir(self.folder)
-            patch.setattr(sys, "argv", ["mlff-distiller", *words])
-            for name, value in environment.items():
-                patch.setenv(name, value)
-            try:
-                with pytest.raises(SystemExit) as end:
-                    cli.main()
-            finally:
-                signal.signal(signal.SIGTERM, on_termination)
-        return Done(end.value.code or 0, output.getvalue(), errors.getvalue())
+    def run(self, out: str, *words: str, **options: str) -> Done:
+        """To its end, in this process."""
+        with contextlib.chdir(self.folder):
+            return command(*self.words(out, *words, **options), environment=self.environment(out))
 
     def calls(self, out: str) -> list[str]:
         return (self.folder / f"{out}.calls").read_text().split()
@@ -134,7 +101,7 @@ def bench(tmp_path_factory) -> Bench:
 @pytest.fixture(scope="module")
 def straight(bench) -> Path:
     """An uninterrupted run."""
-    process = bench.start([*COMMAND, *bench.words("straight")], "straight")
+    process = bench.start("straight")
     output, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
     assert "report" in output
@@ -180,40 +147,34 @@ def test_student_runs_in_ase(straight):
 
 def test_same_command_again_does_nothing(bench, straight):
     before = {path: path.stat().st_mtime_ns for path in straight.rglob("*") if path.name != ".lock"}
-    again = bench.call("straight")
+    again = bench.run("straight")
     assert again.returncode == 0
     assert "finished earlier" in again.stdout
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
-def command(*words: str) -> tuple[int, str]:
-    done = CliRunner().invoke(app, list(words), env={"COLUMNS": "200"})
-    return done.exit_code, done.output
-
-
 def test_info_teachers_and_data(straight):
-    code, output = command("info", str(straight), "--json")
-    assert code == 0
-    facts = json.loads(output)
+    done = command("info", straight, "--json")
+    assert done.returncode == 0
+    facts = json.loads(done.stdout)
     assert facts["elements"] == ["Cu"]
     assert facts["teacher"] == "ase:counted:Counted"
-    assert "Cu" in command("info", str(straight / "student"))[1]
-    code, output = command("data", "info", str(straight / "dataset"), "--json")
-    assert code == 0
-    assert json.loads(output)["n_labels"] == 40
-    assert "7net-0" in command("teachers")[1]
-    assert command("--version")[1].strip() == version("mlff-distiller")
+    assert "Cu" in command("info", straight / "student").stdout
+    labels = command("data", "info", straight / "dataset", "--json")
+    assert json.loads(labels.stdout)["n_labels"] == 40
+    assert "7net-0" in command("teachers", environment={"COLUMNS": "200"}).stdout
+    assert command("--version").stdout.strip() == version("mlff-distiller")
 
 
 def test_data_verify_says_what_is_damaged(straight, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(straight / "dataset", folder)
-    assert command("data", "verify", str(folder))[0] == 0
+    assert command("data", "verify", folder).returncode == 0
     shard = max(folder.glob("*.h5"), key=lambda path: path.stat().st_size)
     damaged = bytearray(shard.read_bytes())
     damaged[len(damaged) // 2] ^= 4
     shard.write_bytes(damaged)
-    assert command("data", "verify", str(folder))[0] == 1
+    assert command("data", "verify", folder).returncode == 1
 
 
 @pytest.mark.parametrize(
@@ -228,7 +189,7 @@ def test_data_verify_says_what_is_damaged(straight, tmp_path):
     ],
 )
 def test_other_inputs_are_refused_with_the_difference(bench, straight, words, options, shown):
-    refused = bench.call("straight", *words, **options)
+    refused = bench.run("straight", *words, **options)
     assert refused.returncode == 1
     assert shown in refused.stderr
     assert "Traceback" not in refused.stderr
@@ -237,7 +198,7 @@ def test_other_inputs_are_refused_with_the_difference(bench, straight, words, op
 def test_other_structures_are_refused(bench, straight):
     write(bench.folder / "cu.extxyz", bulk("Cu", cubic=True, a=3.7))
     try:
-        refused = bench.call("straight")
+        refused = bench.run("straight")
     finally:
         write(bench.folder / "cu.extxyz", bulk("Cu", cubic=True))
     assert refused.returncode == 1
@@ -245,11 +206,11 @@ def test_other_structures_are_refused(bench, straight):
 
 
 def test_two_at_once_are_refused(bench, straight):
-    first = bench.start([*COMMAND, *bench.words("twice")], "twice")
+    first = bench.start("twice")
     lock = bench.folder / "twice" / ".lock"
     while not (lock.exists() and lock.read_text()):
         time.sleep(0.05)
-    second = bench.call("twice")
+    second = bench.run("twice")
     first.terminate()
     first.communicate(timeout=60)
     assert second.returncode == 1
@@ -257,25 +218,42 @@ def test_two_at_once_are_refused(bench, straight):
     assert first.returncode == 143
 
 
+def mortal(words, environment, folder, output, changes, seconds):
+    """The command, which so many changes of the disk and seconds later vanishes as by SIGKILL."""
+
+    def counted(real):
+        def call(*arguments, **options):
+            nonlocal changes
+            changes -= 1
+            if changes == 0:
+                signal.setitimer(signal.ITIMER_REAL, seconds)  # nobody handles SIGALRM
+            return real(*arguments, **options)
+
+        return call
+
+    for owner, name in ((os, "fsync"), (os, "unlink"), (Path, "replace")):
+        setattr(owner, name, counted(getattr(owner, name)))
+    torch.set_num_threads(1)
+    os.environ.update(environment)
+    os.chdir(folder)
+    with output.open("w") as sys.stdout:
+        sys.argv = ["mlff-distiller", *words]
+        cli.main()
+
+
 @pytest.mark.slow
-def test_killed_ten_times_and_continued(bench, straight):
-    """Wherever it is: a tenth of the run's changes of the disk, more or less, after its start."""
+def test_killed_ten_times_and_continued(bench, straight, start):
+    """Anywhere: each time it gets a tenth of the way further, more or less."""
     rng = random.Random(7)
     stages = set()
-    script = str(Path(__file__).with_name("forks.py"))
-    forks = bench.start([script], "killed", stdin=subprocess.PIPE)
+    words, environment = bench.words("killed"), bench.environment("killed")
     output = bench.folder / "killed.output"
-
-    def run(life: tuple[int, float] | None) -> int:
-        request = {"words": bench.words("killed"), "output": str(output), "life": life}
-        print(json.dumps(request), file=forks.stdin, flush=True)
-        return int(forks.stdout.readline())
-
-    for _ in range(10):
-        assert run((rng.randint(1, 60), rng.uniform(0.0, 0.05))) == -signal.SIGALRM
+    lives = [(rng.randint(1, 60), rng.uniform(0.001, 0.05)) for _ in range(10)]
+    for life in (*lives, (10**9, 0.0)):
+        process = start(mortal, words, environment, bench.folder, output, *life)
+        process.join(timeout=240)
+        assert process.exitcode == (-signal.SIGALRM if life in lives else 0), output.read_text()
         stages |= {line.split()[0] for line in output.read_text().splitlines() if line.split()}
-    assert run(None) == 0, output.read_text()
-    forks.communicate(timeout=60)
     assert {"label", "train"} <= stages
     killed = bench.folder / "killed"
     assert content(killed / "dataset") == content(straight / "dataset")
@@ -328,7 +306,7 @@ def test_train_on_labels_that_are_there(bench, straight, tmp_path):
 
 def test_painn_goes_the_whole_line(bench):
     words = ("--student", "painn-8x1", "painn.radial_functions=6", "training.epochs=80")
-    done = bench.call("painn", *words)
+    done = bench.run("painn", *words)
     assert done.returncode in (0, 1), done.stderr  # rejected or not, it is assessed
     folder = bench.folder / "painn"
     report = json.loads((folder / "report.json").read_text())
@@ -346,7 +324,7 @@ def test_mistakes_are_errors_not_tracebacks(bench):
         (["--teacher", "7net-9"], "7net-0"),
         (["--teacher", "ase:counted:Nothing"], "Nothing"),
     ):
-        refused = bench.call("mistake", teacher=words[1])
+        refused = bench.run("mistake", teacher=words[1])
         assert refused.returncode == 1
         assert shown in refused.stderr
         assert "Traceback" not in refused.stderr
@@ -355,14 +333,15 @@ def test_mistakes_are_errors_not_tracebacks(bench):
 def test_unreadable_structure_is_named(bench):
     (bench.folder / "bad.xyz").write_text("no structure\n")
     teacher = ["--teacher", "ase:counted:Counted"]
-    done = bench.main(["distill", "bad.xyz", *teacher, "--out", "bad"])
+    with contextlib.chdir(bench.folder):
+        done = command("distill", "bad.xyz", *teacher, "--out", "bad")
     assert done.returncode == 1
     assert "cannot read structures from bad.xyz" in done.stderr
 
 
 def test_help_is_quick_and_has_an_example():
     environment = {**os.environ, "COLUMNS": "120"}
-    for command in (
+    for words in (
         [],
         ["distill"],
         ["teachers"],
@@ -372,7 +351,7 @@ def test_help_is_quick_and_has_an_example():
         ["md"],
     ):
         done = subprocess.run(
-            [sys.executable, "-X", "importtime", "-m", "mlff_distiller.cli", *command, "--help"],
+            [sys.executable, "-X", "importtime", "-m", "mlff_distiller.cli", *words, "--help"],
             capture_output=True,
             text=True,
             timeout=60,
@@ -380,7 +359,7 @@ def test_help_is_quick_and_has_an_example():
         )
         assert done.returncode == 0
         assert "torch" not in {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
-        assert not command or "Example: mlff-distiller" in done.stdout
+        assert not words or "Example: mlff-distiller" in done.stdout
 
 
 def test_distill_from_python(tmp_path):
