@@ -67,6 +67,13 @@ def command(*words: object, environment: Mapping[str, str] = MappingProxyType({}
     return Done(end.value.code or 0, output.getvalue(), errors.getvalue())
 
 
+def alone(*words: object) -> None:
+    """The command as a process that `start` made runs it: on one thread, so that sums are equal."""
+    torch.set_num_threads(1)
+    sys.argv = ["mlff-distiller", *map(str, words)]
+    cli.main()
+
+
 @pytest.fixture(scope="session")
 def start() -> Callable[..., multiprocessing.Process]:
     """``start(function, *arguments)`` in a process of its own, here, within milliseconds.

@@ -15,14 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from ase import Atoms
 from ase.build import bulk
 from ase.io import write
-from tests.conftest import Done, command
+from tests.conftest import Done, alone, command
 from typer.testing import CliRunner
 
-from mlff_distiller import StudentCalculator, cli
+from mlff_distiller import StudentCalculator
 from mlff_distiller.cli import app
 from mlff_distiller.dataset import Dataset, verify
 
@@ -233,12 +232,10 @@ def mortal(words, environment, folder, output, changes, seconds):
 
     for owner, name in ((os, "fsync"), (os, "unlink"), (Path, "replace")):
         setattr(owner, name, counted(getattr(owner, name)))
-    torch.set_num_threads(1)
     os.environ.update(environment)
     os.chdir(folder)
     with output.open("w") as sys.stdout:
-        sys.argv = ["mlff-distiller", *words]
-        cli.main()
+        alone(*words)
 
 
 @pytest.mark.slow
@@ -305,7 +302,8 @@ def test_train_on_labels_that_are_there(bench, straight, tmp_path):
 
 
 def test_painn_goes_the_whole_line(bench):
-    words = ("--student", "painn-8x1", "painn.radial_functions=6", "training.epochs=80")
+    words = ("--student", "painn-8x1", "painn.radial_functions=6", "painn.cutoff_A=3.3")
+    words += ("training.epochs=80", "active.rounds=1", "dynamics.longest_fs=20")
     done = bench.run("painn", *words)
     assert done.returncode in (0, 1), done.stderr  # rejected or not, it is assessed
     folder = bench.folder / "painn"

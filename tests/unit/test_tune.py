@@ -32,7 +32,7 @@ from mlff_distiller.tune import fastest, tune
 
 WORDS = [
     "device=cpu",
-    "training.epochs=30",
+    "training.epochs=20",
     "training.atoms_per_batch=80",
     "training.checkpoint_seconds=0",
     "validation_fraction=0.2",
@@ -135,7 +135,7 @@ def test_without_a_limit_the_most_accurate_trial_is_trained_in_full(straight):
     assert sum(p.numel() for p in student.parameters()) == best["n_parameters"]
     told = read_config(out / "student")["about"]["config"]
     assert told["student"] == best["settings"]["student"]
-    assert told["training"]["epochs"] == 30
+    assert told["training"]["epochs"] == 20
     assert told["training"]["learning_rate"] == best["settings"]["training.learning_rate"]
     assert found["student"]["errors"] == json.loads((out / "errors.json").read_text())
 
