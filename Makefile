@@ -23,8 +23,11 @@ demo: $(VENV)/.installed-demo  ## distil SevenNet-0 for silicon into demo/ and s
 	$(BIN)/mlff-distiller distill $(DEMO)
 	@echo "The report: $(CURDIR)/demo/report.html"
 
+# Each worker takes a file of tests after the other, the long ones first; two need some 6 GB.
+WORKERS := 2
+
 test: lint  ## check style, types and imports, then run the tests with coverage
-	$(BIN)/python -m pytest --cov
+	$(BIN)/python -m pytest --cov --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-test  ## check style, types and imports only
 	$(BIN)/ruff check

@@ -1,9 +1,21 @@
-"""Shared fixtures: where example data lie, and small students to test laws on."""
+"""What tests share: example data, commands without an interpreter each, small students."""
 
+import contextlib
+import io
+import multiprocessing
 import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads; see cli.main
+# Before torch loads; see cli.main. Workers side by side, and what they start, have a core each.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
@@ -11,6 +23,7 @@ import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 
+from mlff_distiller import cli
 from mlff_distiller.kernels.nep import Shape
 from mlff_distiller.students import NEP, PaiNN
 from mlff_distiller.students.painn_setup import initialise
@@ -27,7 +40,62 @@ def shared() -> Path:
     return folder
 
 
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def command(*words: object, environment: Mapping[str, str] = MappingProxyType({})) -> Done:
+    """``mlff-distiller WORDS`` by its entry point, without the seconds an interpreter takes."""
+    output, errors = io.StringIO(), io.StringIO()
+    on_termination = signal.getsignal(signal.SIGTERM)
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(errors),
+    ):
+        patch.setattr(sys, "argv", ["mlff-distiller", *map(str, words)])
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        try:
+            with pytest.raises(SystemExit) as end:
+                cli.main()
+        finally:
+            signal.signal(signal.SIGTERM, on_termination)
+    return Done(end.value.code or 0, output.getvalue(), errors.getvalue())
+
+
+def alone(*words: object) -> None:
+    """The command as a process that `start` made runs it: on one thread, so that sums are equal."""
+    torch.set_num_threads(1)
+    sys.argv = ["mlff-distiller", *map(str, words)]
+    cli.main()
+
+
+@pytest.fixture(scope="session")
+def start() -> Callable[..., multiprocessing.Process]:
+    """``start(function, *arguments)`` in a process of its own, here, within milliseconds.
+
+    It forks from one that has imported torch and the commands and has done nothing else, so that
+    many can be started, and killed at work rather than while they import.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mlff_distiller.cli", "mlff_distiller.pipeline"])
+
+    def start(function: Callable, *arguments: Any) -> multiprocessing.Process:
+        process = context.Process(target=function, args=arguments, daemon=True)
+        process.start()
+        return process
+
+    return start
+
+
 def pytest_collection_modifyitems(items):
+    # Files that take long come first, so that workers side by side end together.
+    long = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in long)
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))

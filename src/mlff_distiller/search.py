@@ -86,6 +86,11 @@ class Bench:
             system = enlarge(system, speed_atoms)
         return cls(config, training, validation, system, resolve_device(config.device))
 
+    def about(self) -> dict[str, Any]:
+        """What was timed, and where."""
+        formula, n_atoms = self.system.get_chemical_formula(), len(self.system)
+        return {"system": {"formula": formula, "n_atoms": n_atoms}, "device": str(self.device)}
+
     def student(self, settings: Mapping[str, Any]) -> Student:
         """Untrained, as ``settings`` change the run's."""
         student = with_settings(self.config, settings).new_student(self.training)

@@ -1,5 +1,6 @@
 """The command from a user's chair: a real run on a cheap teacher, killed, continued, refused."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.io import write
+from tests.conftest import Done, alone, command
 from typer.testing import CliRunner
 
 from mlff_distiller import StudentCalculator
@@ -64,29 +66,27 @@ class Bench:
         (folder / "counted.py").write_text(COUNTED)
         write(folder / "cu.extxyz", bulk("Cu", cubic=True))
 
-    def start(
-        self, out: str, *words: str, teacher: str = "ase:counted:Counted"
-    ) -> subprocess.Popen:
-        command = [sys.executable, "-m", "mlff_distiller.cli", "distill", "cu.extxyz"]
-        command += ["--teacher", teacher, "--out", out, "--device", "cpu", *SMALL, *words]
-        environment = {
-            **os.environ,
-            "CALLS": str(self.folder / f"{out}.calls"),
-            "OMP_NUM_THREADS": "1",
-        }
+    def words(self, out: str, *words: str, teacher: str = "ase:counted:Counted") -> list[str]:
+        command = ["distill", "cu.extxyz", "--teacher", teacher, "--out", out, "--device", "cpu"]
+        return [*command, *SMALL, *words]
+
+    def environment(self, out: str) -> dict[str, str]:
+        return {"CALLS": str(self.folder / f"{out}.calls"), "OMP_NUM_THREADS": "1"}
+
+    def start(self, out: str) -> subprocess.Popen:
         return subprocess.Popen(
-            command,
+            [sys.executable, "-m", "mlff_distiller.cli", *self.words(out)],
             cwd=self.folder,
-            env=environment,
+            env={**os.environ, **self.environment(out)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
 
-    def run(self, out: str, *words: str, **options: str) -> subprocess.CompletedProcess:
-        process = self.start(out, *words, **options)
-        output, errors = process.communicate(timeout=240)
-        return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+    def run(self, out: str, *words: str, **options: str) -> Done:
+        """To its end, in this process."""
+        with contextlib.chdir(self.folder):
+            return command(*self.words(out, *words, **options), environment=self.environment(out))
 
     def calls(self, out: str) -> list[str]:
         return (self.folder / f"{out}.calls").read_text().split()
@@ -98,13 +98,13 @@ def bench(tmp_path_factory) -> Bench:
 
 
 @pytest.fixture(scope="module")
-def straight(bench) -> tuple[Path, float]:
-    """An uninterrupted run and how long it took."""
-    began = time.monotonic()
-    done = bench.run("straight")
-    assert done.returncode == 0, done.stderr
-    assert "report" in done.stdout
-    return bench.folder / "straight", time.monotonic() - began
+def straight(bench) -> Path:
+    """An uninterrupted run."""
+    process = bench.start("straight")
+    output, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    assert "report" in output
+    return bench.folder / "straight"
 
 
 def content(folder: Path) -> dict[str, tuple[bytes, bytes]]:
@@ -117,12 +117,11 @@ def content(folder: Path) -> dict[str, tuple[bytes, bytes]]:
 
 
 def test_run_holds_what_it_promises(straight):
-    run = straight[0]
-    names = {path.name for path in run.iterdir()}
+    names = {path.name for path in straight.iterdir()}
     assert names >= {"config.yaml", "dataset", "student", "report.html", "report.json", "log.jsonl"}
-    report = json.loads((run / "report.json").read_text())
+    report = json.loads((straight / "report.json").read_text())
     assert report["schema"] == 1
-    assert report["data"]["n_labels"] == 40 == len(Dataset(run / "dataset"))
+    assert report["data"]["n_labels"] == 40 == len(Dataset(straight / "dataset"))
     assert (
         report["data"]["n_train"] + report["data"]["n_validation"] + report["data"]["n_test"] == 40
     )
@@ -130,58 +129,51 @@ def test_run_holds_what_it_promises(straight):
     assert {row["n_atoms"] for row in report["speed"]} == {4, 16}
     assert report["accuracy"]["student_md"]["n_frames"] == 5
     assert report["verdict"]["status"] in ("approved", "rejected")
-    assert verify(run / "dataset").ok
-    assert verify(run / "student_md").ok
-    assert "nep student of ase:counted:Counted" in (run / "student" / "README.md").read_text()
+    assert verify(straight / "dataset").ok
+    assert verify(straight / "student_md").ok
+    assert "nep student of ase:counted:Counted" in (straight / "student" / "README.md").read_text()
 
 
 def test_student_runs_in_ase(straight):
     atoms = bulk("Cu", cubic=True) * (2, 2, 2)
     atoms.rattle(0.05, seed=0)
     folder, file = (
-        StudentCalculator(straight[0] / "student" / name, device="cpu") for name in ("", "nep.txt")
+        StudentCalculator(straight / "student" / name, device="cpu") for name in ("", "nep.txt")
     )
     assert np.abs(folder.get_forces(atoms) - file.get_forces(atoms)).max() < 2e-5
     assert np.abs(folder.get_forces(atoms)).max() > 0.05
 
 
 def test_same_command_again_does_nothing(bench, straight):
-    before = {
-        path: path.stat().st_mtime_ns for path in straight[0].rglob("*") if path.name != ".lock"
-    }
+    before = {path: path.stat().st_mtime_ns for path in straight.rglob("*") if path.name != ".lock"}
     again = bench.run("straight")
     assert again.returncode == 0
     assert "finished earlier" in again.stdout
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
-def command(*words: str) -> tuple[int, str]:
-    done = CliRunner().invoke(app, list(words), env={"COLUMNS": "200"})
-    return done.exit_code, done.output
-
-
 def test_info_teachers_and_data(straight):
-    run = straight[0]
-    code, output = command("info", str(run), "--json")
-    assert code == 0
-    facts = json.loads(output)
+    done = command("info", straight, "--json")
+    assert done.returncode == 0
+    facts = json.loads(done.stdout)
     assert facts["elements"] == ["Cu"]
     assert facts["teacher"] == "ase:counted:Counted"
-    assert "Cu" in command("info", str(run / "student"))[1]
-    assert json.loads(command("data", "info", str(run / "dataset"), "--json")[1])["n_labels"] == 40
-    assert "7net-0" in command("teachers")[1]
-    assert command("--version")[1].strip() == version("mlff-distiller")
+    assert "Cu" in command("info", straight / "student").stdout
+    labels = command("data", "info", straight / "dataset", "--json")
+    assert json.loads(labels.stdout)["n_labels"] == 40
+    assert "7net-0" in command("teachers", environment={"COLUMNS": "200"}).stdout
+    assert command("--version").stdout.strip() == version("mlff-distiller")
 
 
 def test_data_verify_says_what_is_damaged(straight, tmp_path):
     folder = tmp_path / "copy"
-    shutil.copytree(straight[0] / "dataset", folder)
-    assert command("data", "verify", str(folder))[0] == 0
+    shutil.copytree(straight / "dataset", folder)
+    assert command("data", "verify", folder).returncode == 0
     shard = max(folder.glob("*.h5"), key=lambda path: path.stat().st_size)
     damaged = bytearray(shard.read_bytes())
     damaged[len(damaged) // 2] ^= 4
     shard.write_bytes(damaged)
-    assert command("data", "verify", str(folder))[0] == 1
+    assert command("data", "verify", folder).returncode == 1
 
 
 @pytest.mark.parametrize(
@@ -225,32 +217,53 @@ def test_two_at_once_are_refused(bench, straight):
     assert first.returncode == 143
 
 
+def mortal(words, environment, folder, output, changes, seconds):
+    """The command, which so many changes of the disk and seconds later vanishes as by SIGKILL."""
+
+    def counted(real):
+        def call(*arguments, **options):
+            nonlocal changes
+            changes -= 1
+            if changes == 0:
+                signal.setitimer(signal.ITIMER_REAL, seconds)  # nobody handles SIGALRM
+            return real(*arguments, **options)
+
+        return call
+
+    for owner, name in ((os, "fsync"), (os, "unlink"), (Path, "replace")):
+        setattr(owner, name, counted(getattr(owner, name)))
+    os.environ.update(environment)
+    os.chdir(folder)
+    with output.open("w") as sys.stdout:
+        alone(*words)
+
+
 @pytest.mark.slow
-def test_killed_ten_times_and_continued(bench, straight):
-    run, duration = straight
+def test_killed_ten_times_and_continued(bench, straight, start):
+    """Anywhere: each time it gets a tenth of the way further, more or less."""
     rng = random.Random(7)
     stages = set()
-    for _ in range(10):
-        process = bench.start("killed")
-        time.sleep(rng.uniform(0.15, 1.0) * duration)
-        process.send_signal(signal.SIGKILL)
-        output, _ = process.communicate(timeout=60)
-        stages |= {line.split()[0] for line in output.splitlines() if line.split()}
-    done = bench.run("killed")
-    assert done.returncode == 0, done.stderr
-    assert "label" in stages
+    words, environment = bench.words("killed"), bench.environment("killed")
+    output = bench.folder / "killed.output"
+    lives = [(rng.randint(1, 60), rng.uniform(0.001, 0.05)) for _ in range(10)]
+    for life in (*lives, (10**9, 0.0)):
+        process = start(mortal, words, environment, bench.folder, output, *life)
+        process.join(timeout=240)
+        assert process.exitcode == (-signal.SIGALRM if life in lives else 0), output.read_text()
+        stages |= {line.split()[0] for line in output.read_text().splitlines() if line.split()}
+    assert {"label", "train"} <= stages
     killed = bench.folder / "killed"
-    assert content(killed / "dataset") == content(run / "dataset")
-    assert content(killed / "student_md") == content(run / "student_md")
+    assert content(killed / "dataset") == content(straight / "dataset")
+    assert content(killed / "student_md") == content(straight / "student_md")
     for name in ("weights.safetensors", "nep.txt"):
         same = [
             hashlib.sha256((folder / "student" / name).read_bytes()).digest()
-            for folder in (run, killed)
+            for folder in (straight, killed)
         ]
         assert same[0] == same[1], name
     assert verify(killed / "dataset").ok
     report = json.loads((killed / "report.json").read_text())
-    straight_report = json.loads((run / "report.json").read_text())
+    straight_report = json.loads((straight / "report.json").read_text())
     for part in ("data", "accuracy", "stability", "observables"):
         a, b = report[part], straight_report[part]
         a.pop("teacher_seconds", None), b.pop("teacher_seconds", None)
@@ -265,7 +278,7 @@ def test_killed_ten_times_and_continued(bench, straight):
 
 
 def test_train_on_labels_that_are_there(bench, straight, tmp_path):
-    words = ["train", str(straight[0] / "dataset"), "--device", "cpu", "--out"]
+    words = ["train", str(straight / "dataset"), "--device", "cpu", "--out"]
     sizes = [word for word in SMALL if word.startswith("nep.")]
     first = CliRunner().invoke(app, [*words, str(tmp_path / "a"), *sizes, "training.epochs=12"])
     assert first.exit_code == 0, first.output
@@ -289,7 +302,8 @@ def test_train_on_labels_that_are_there(bench, straight, tmp_path):
 
 
 def test_painn_goes_the_whole_line(bench):
-    words = ("--student", "painn-8x1", "painn.radial_functions=6", "training.epochs=80")
+    words = ("--student", "painn-8x1", "painn.radial_functions=6", "painn.cutoff_A=3.3")
+    words += ("training.epochs=80", "active.rounds=1", "dynamics.longest_fs=20")
     done = bench.run("painn", *words)
     assert done.returncode in (0, 1), done.stderr  # rejected or not, it is assessed
     folder = bench.folder / "painn"
@@ -316,30 +330,16 @@ def test_mistakes_are_errors_not_tracebacks(bench):
 
 def test_unreadable_structure_is_named(bench):
     (bench.folder / "bad.xyz").write_text("no structure\n")
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "mlff_distiller.cli",
-            "distill",
-            "bad.xyz",
-            "--teacher",
-            "ase:counted:Counted",
-            "--out",
-            "bad",
-        ],
-        cwd=bench.folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    teacher = ["--teacher", "ase:counted:Counted"]
+    with contextlib.chdir(bench.folder):
+        done = command("distill", "bad.xyz", *teacher, "--out", "bad")
     assert done.returncode == 1
     assert "cannot read structures from bad.xyz" in done.stderr
 
 
 def test_help_is_quick_and_has_an_example():
     environment = {**os.environ, "COLUMNS": "120"}
-    for command in (
+    for words in (
         [],
         ["distill"],
         ["teachers"],
@@ -349,7 +349,7 @@ def test_help_is_quick_and_has_an_example():
         ["md"],
     ):
         done = subprocess.run(
-            [sys.executable, "-X", "importtime", "-m", "mlff_distiller.cli", *command, "--help"],
+            [sys.executable, "-X", "importtime", "-m", "mlff_distiller.cli", *words, "--help"],
             capture_output=True,
             text=True,
             timeout=60,
@@ -357,7 +357,7 @@ def test_help_is_quick_and_has_an_example():
         )
         assert done.returncode == 0
         assert "torch" not in {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
-        assert not command or "Example: mlff-distiller" in done.stdout
+        assert not words or "Example: mlff-distiller" in done.stdout
 
 
 def test_distill_from_python(tmp_path):

@@ -73,11 +73,11 @@ def test_volume_of_an_ideal_gas(coupling):
         ensemble="npt",
         pressure_GPa=pressure,
         compressibility_per_GPa=1.0 / pressure,
-        barostat_time_fs=400.0,
+        barostat_time_fs=200.0,
         friction_per_ps=20.0,
         pressure_coupling=coupling,
     )
-    one.advance(2000)
+    one.advance(800)  # four times the barostat's: a narrow start is forgotten to 0.03 %
     reduced = one.observables().volume / VOLUME_EACH
     assert stats.kstest(reduced, stats.gamma(N_ATOMS + 1).cdf).pvalue > 0.01
     cell = one.cell()

@@ -1,5 +1,7 @@
 """Rounds of active learning: portions, resume at any moment, damaged state."""
 
+import shutil
+
 import numpy as np
 import pytest
 from ase.build import bulk
@@ -66,9 +68,15 @@ def run(folder, label, fitted=None):
     return learn_actively(folder, SEEDS, label, fit, 24, [300.0], SETTINGS, STEP, seed=5)
 
 
-def test_rounds_get_equal_portions_and_the_error_falls(tmp_path):
-    label, fitted = Label(), []
-    history = run(tmp_path, label, fitted)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run without interruption: its folder, its labels, what was fitted, its history."""
+    folder, label, fitted = tmp_path_factory.mktemp("whole"), Label(), []
+    return folder, label, fitted, run(folder, label, fitted)
+
+
+def test_rounds_get_equal_portions_and_the_error_falls(whole):
+    _, label, fitted, history = whole
     assert [len(done.errors) for done in history] == [8, 8, 8]
     assert [done.error for done in history] == pytest.approx([0.1, 0.05, 0.1 / 3], rel=1e-6)
     assert fitted == [(0, None), (1, "00"), (2, "01")]
@@ -80,30 +88,30 @@ def test_rounds_get_equal_portions_and_the_error_falls(tmp_path):
 
 
 @pytest.mark.parametrize("most", [3, 8, 9, 20])
-def test_an_interrupted_round_is_replayed_from_its_labels(tmp_path, most):
-    whole = Label()
-    expected = run(tmp_path / "whole", whole)
+def test_an_interrupted_round_is_replayed_from_its_labels(whole, tmp_path, most):
+    _, label, _, history = whole
     first = Label(most=most)
     with pytest.raises(Stop):
         run(tmp_path / "cut", first)
     rest = Label(first.kept)
-    assert run(tmp_path / "cut", rest) == expected
+    assert run(tmp_path / "cut", rest) == history
     assert first.asked + rest.asked == 24
-    assert rest.kept.keys() == whole.kept.keys()
+    assert rest.kept.keys() == label.kept.keys()
 
 
-def test_finished_rounds_are_not_run_again(tmp_path):
-    expected = run(tmp_path, Label())
+def test_finished_rounds_are_not_run_again(whole, tmp_path):
+    folder, _, _, history = whole
+    shutil.copytree(folder, tmp_path / "copy")
     again = Label()
-    assert run(tmp_path, again) == expected
+    assert run(tmp_path / "copy", again) == history
     assert again.origins == []
 
 
-def test_a_damaged_state_is_named(tmp_path):
-    run(tmp_path, Label())
-    (tmp_path / "01" / "state.json").write_text('{"round": 1}')
+def test_a_damaged_state_is_named(whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "copy")
+    (tmp_path / "copy" / "01" / "state.json").write_text('{"round": 1}')
     with pytest.raises(DatasetError, match=r"01.state\.json is damaged"):
-        run(tmp_path, Label())
+        run(tmp_path / "copy", Label())
 
 
 def test_labels_that_fail_do_not_count(tmp_path):

@@ -15,7 +15,7 @@ from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from safetensors import safe_open
-from tests.conftest import random_nep, random_painn, rattled
+from tests.conftest import alone, command, random_nep, random_painn, rattled
 
 from mlff_distiller.batch import Batch
 from mlff_distiller.config import load_config
@@ -177,26 +177,25 @@ def test_probes_train_but_not_around_structures_that_test(labels, tmp_path):
         fit(labels, tmp_path / "none", chosen, sources=Sources(probes=labels))
 
 
-COMMAND = [sys.executable, "-m", "mlff_distiller"]
-ALONE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-
-
-def test_killed_in_mid_epoch_the_command_ends_with_the_same_bits(labels, tmp_path):
-    words = [*SMALL, "training.updates=400", "training.validations=5", "training.md_checks=0"]
+def test_killed_in_mid_epoch_the_command_ends_with_the_same_bits(labels, tmp_path, start):
+    words = [*SMALL, "training.updates=200", "training.validations=5", "training.md_checks=0"]
     for name in ("straight", "killed"):
-        command = [*COMMAND, "train", labels, "--out", tmp_path / name, *words]
+        command = ["train", labels, "--out", tmp_path / name, *words]
         if name == "killed":
-            process = subprocess.Popen(command, env=os.environ | ALONE)
+            process = start(alone, *command)
             checkpoint = tmp_path / name / "checkpoint.safetensors"
-            while process.poll() is None and not checkpoint.exists():
+            while process.is_alive() and not checkpoint.exists():
                 time.sleep(0.005)
             process.kill()
-            assert process.wait() == -9
+            process.join()
+            assert process.exitcode == -9
             assert not (tmp_path / name / "student").exists()
             with safe_open(checkpoint, framework="np") as stream:
                 place = json.loads(stream.metadata()["progress"])
             assert place["batch"] > 0
-        subprocess.run(command, check=True, timeout=300, env=os.environ | ALONE)
+        process = start(alone, *command)
+        process.join(timeout=300)
+        assert process.exitcode == 0
     straight, killed = (
         tmp_path / name / "student" / "weights.safetensors" for name in ("straight", "killed")
     )
@@ -204,19 +203,20 @@ def test_killed_in_mid_epoch_the_command_ends_with_the_same_bits(labels, tmp_pat
 
 
 def test_torchrun_shares_the_work(labels, tmp_path):
-    words = [*SMALL, "nep.zbl=false"]
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    for name, launcher in (("one", []), ("two", launch)):
-        command = [sys.executable, *launcher, *COMMAND[1:], "train", labels]
-        out = subprocess.run(
-            [*command, "--out", tmp_path / name, *words],
-            check=True,
-            timeout=300,
-            env=os.environ | ALONE,
-            capture_output=True,
-            text=True,
-        )
-        assert out.stdout.count("held-out groups") == 1
+    words = ["train", str(labels), *SMALL, "nep.zbl=false", "--out"]
+    one = command(*words, tmp_path / "one")
+    assert one.returncode == 0, one.stderr
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    shared = subprocess.run(
+        [*launch, "-m", "mlff_distiller", *words, tmp_path / "two"],
+        check=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        text=True,
+    )
+    for out in (one.stdout, shared.stdout):
+        assert out.count("held-out groups") == 1
     errors = [
         json.loads((tmp_path / name / "errors.json").read_text())["forces_mae_meV_per_A"]
         for name in ("one", "two")

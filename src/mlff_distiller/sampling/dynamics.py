@@ -146,7 +146,8 @@ def walk(
         walker.segment += 1
         [labels] = label([moved], [origin]) if moved is not None else [None]
         if labels is None or moved is None:
-            fruitless += 1
+            # A teacher that fails may have to be started anew each time.
+            fruitless += 5 if walker.failure else 1
             if fruitless >= 20 * len(group):
                 raise DistillerError(
                     f"the teacher's dynamics stopped at {n} labels: every walker breaks down",

@@ -1,10 +1,7 @@
 """Imports: every frame counted, resumed after kills, refused when anything else is asked for."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -127,32 +124,20 @@ def test_nothing_to_import(tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_and_continued(tmp_path):
+def test_killed_and_continued(tmp_path, start):
+    path, n = tmp_path / "a.extxyz", 4000
     atoms = Atoms("Cu")
-    write(
-        tmp_path / "a.extxyz",
-        [frame(k, atoms * (1, 1, 1)) for k in range(4000)],
-    )
-    code = (
-        "from pathlib import Path; from mlff_distiller.dataset.importing import import_frames;"
-        "print(import_frames([Path('a.extxyz')], Path('OUT')))"
-    )
-
-    def start(out):
-        words = [sys.executable, "-c", code.replace("OUT", out)]
-        return subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-
-    straight = start("straight").communicate(timeout=200)[0]
+    write(path, [frame(k, atoms * (1, 1, 1)) for k in range(n)])
+    straight = import_frames([path], tmp_path / "straight")
     for number in range(1, 4):
-        process = start("killed")
-        while len(list((tmp_path / "killed").glob("*.h5"))) < number:
+        process = start(import_frames, [path], tmp_path / "killed")
+        while len(list((tmp_path / "killed").glob("*.h5"))) < number and process.is_alive():
             time.sleep(0.002)
-            if process.poll() is not None:
-                break
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
-    assert 0 < len(Dataset(tmp_path / "killed")) < 4000
-    assert start("killed").communicate(timeout=200)[0] == straight
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    assert 0 < len(Dataset(tmp_path / "killed")) < n
+    assert import_frames([path], tmp_path / "killed") == straight
     both = [Dataset(tmp_path / name) for name in ("straight", "killed")]
     assert both[0].label_set_hash() == both[1].label_set_hash()
     assert both[0].keys == both[1].keys

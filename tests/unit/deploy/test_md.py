@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import h5py
@@ -14,7 +12,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.constraints import FixAtoms, FixBondLength
 from ase.io import read
-from tests.conftest import ROOT, random_nep, random_painn, rattled
+from tests.conftest import random_nep, random_painn, rattled
 
 from mlff_distiller import StudentCalculator, run_md
 from mlff_distiller.deploy import Ensemble, Simulation
@@ -387,21 +385,10 @@ def test_a_trajectory_that_cannot_be_written_is_an_error(student, tmp_path, monk
         run_md(water_like(2), student, n_steps=50, out=tmp_path / "a.traj", **BRIEF)
 
 
-PROGRAM = """
-import sys
-from tests.conftest import random_nep
-from tests.unit.deploy.test_md import BRIEF, ENSEMBLES, water_like
-from mlff_distiller import run_md
-every, out, n_steps = float(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-run_md(water_like(2), random_nep(), n_steps=n_steps, out=out, checkpoint_every_s=every,
-       **(BRIEF | ENSEMBLES["npt"] | {"temperature_K": 20.0}))
-"""
-
-
-def program(every: float, out, n_steps: int) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
-    arguments = [sys.executable, "-c", PROGRAM, str(every), str(out), str(n_steps)]
-    return subprocess.Popen(arguments, env=environment, stderr=subprocess.DEVNULL)
+def program(every: float, out, n_steps: int, settings) -> None:
+    run_md(
+        water_like(2), random_nep(), n_steps=n_steps, out=out, checkpoint_every_s=every, **settings
+    )
 
 
 def wait_for_rows(path, count: int) -> None:
@@ -414,16 +401,18 @@ def wait_for_rows(path, count: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["extxyz", "traj", "h5"])
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_run_that_was_killed_continues_as_if_it_had_not(student, tmp_path, suffix, by):
+def test_a_run_that_was_killed_continues_as_if_it_had_not(student, tmp_path, start, suffix, by):
     out = tmp_path / f"a.{suffix}"
-    # A checkpoint after every block where nothing else can save the run.
-    killed = program(0.0 if by == signal.SIGKILL else 1e9, out, 1_000_000)
-    wait_for_rows(tmp_path / "a.log.csv", 40)
-    killed.send_signal(by)
-    code = killed.wait(timeout=60)
-    assert code in {-signal.SIGKILL, 128 + signal.SIGTERM, 1, -signal.SIGINT, 130}
-    reached = 5 * (len((tmp_path / "a.log.csv").read_text().splitlines()) - 2)
     settings = BRIEF | ENSEMBLES["npt"] | {"temperature_K": 20.0}
+    # A checkpoint after every block where nothing else can save the run.
+    every = 0.0 if by == signal.SIGKILL else 1e9
+    killed = start(program, every, out, 1_000_000, settings)
+    wait_for_rows(tmp_path / "a.log.csv", 40)
+    os.kill(killed.pid, by)
+    killed.join(timeout=60)
+    ends = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGINT: 1}
+    assert killed.exitcode == ends[by]  # 1: multiprocessing's word for KeyboardInterrupt
+    reached = 5 * (len((tmp_path / "a.log.csv").read_text().splitlines()) - 2)
     n_steps = reached + 50 - reached % 10
     steps = []
     watch = [(5, lambda one: steps.append(one.step))]

@@ -2,7 +2,8 @@
 
     python killed_label.py FOLDER
 
-FOLDER holds `factories.py` and `copper.xyz`.
+FOLDER holds `factories.py` and `copper.xyz`. The teacher answers once, in a process of its own;
+later its answers are at hand, for starting that process 50 times would take longer than all else.
 """
 
 import os
@@ -10,13 +11,33 @@ import sys
 from pathlib import Path
 
 from mlff_distiller.dataset import Dataset, verify
-from mlff_distiller.labeling import Request, label, read_structures
+from mlff_distiller.labeling import Request, label, read_structures, workers
+from mlff_distiller.teachers import load_teacher
 
+EMT = Request("ase:factories:emt", "cpu")
 TOUCHING = {"os.rename", "os.remove", "os.mkdir", "os.truncate", "shutil.rmtree"}
 
 
 def run(out):
-    return label(read_structures(["copper.xyz"]), Request("ase:factories:emt", "cpu"), out)
+    return label(read_structures(["copper.xyz"]), EMT, out)
+
+
+class Known:
+    """A teacher that has answered."""
+
+    def __init__(self):
+        frames = [structure.atoms for structure in read_structures(["copper.xyz"]).all]
+        with load_teacher(EMT.spec, device="cpu") as teacher:
+            self.identity, self.at_once = teacher.identity, teacher.batch_atoms(None)
+            answers = teacher.label(frames)
+        keys = [atoms.positions.tobytes() for atoms in frames]
+        self.answers = dict(zip(keys, answers, strict=True))
+
+    def batch_atoms(self, batch_size):
+        return self.at_once
+
+    def label(self, frames, *, batch_size):
+        return [self.answers[atoms.positions.tobytes()] for atoms in frames]
 
 
 def in_child(out, number):
@@ -42,6 +63,8 @@ def in_child(out, number):
 
 def main(folder):
     os.chdir(folder)
+    teacher = Known()
+    workers._teacher = lambda request: teacher
     os.fsync = lambda descriptor: None  # the kernel survives; waiting for the disk only costs
     straight = folder / "straight"
     assert in_child(straight, 0) == 0

@@ -14,6 +14,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.io import write
+from tests.conftest import command
 
 from mlff_distiller.dataset import Dataset, DatasetWriter, Record, verify
 from mlff_distiller.durable import write_json
@@ -46,18 +47,6 @@ def wanted(here):
     """The labels of all, one by one."""
     assert label(read_structures(["copper.xyz"]), EMT, here / "plain").n_labelled == 10
     return Dataset(here / "plain").label_set_hash()
-
-
-def cli(*words, **options):
-    """Run the command to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "mlff_distiller.cli", "label", *map(str, words)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=200,
-        **options,
-    )
 
 
 def test_spread_and_shares_are_stored(tmp_path):
@@ -374,7 +363,7 @@ def test_an_interrupt_keeps_what_is_in_work(here, number):
     n = len(Dataset(here / "labels"))
     assert 2 <= n < 10
     assert verify(here / "labels").ok
-    done = cli("copper.xyz", "--out", "labels", "--teacher", "ase:factories:Slow")
+    done = command("label", "copper.xyz", "--out", "labels", "--teacher", "ase:factories:Slow")
     assert done.returncode == 0, done.stderr
     assert "10 of 10 labelled" in done.stdout
 
@@ -382,27 +371,27 @@ def test_an_interrupt_keeps_what_is_in_work(here, number):
 def test_the_command(here):
     words = ("copper.xyz", "--teacher", "ase:factories:emt", "--device", "cpu")
     for number in ("1/2", "2/2"):
-        done = cli(*words, "--out", "labels", "--shard", number)
+        done = command("label", *words, "--out", "labels", "--shard", number)
         assert done.returncode == 0, done.stderr
     assert "10 of 10 labelled in labels" in done.stdout
     assert json.loads((here / "labels" / "findings.json").read_text()) == []
-    refused = cli(*words, "--out", "x", "--shard", "3/2")
+    refused = command("label", *words, "--out", "x", "--shard", "3/2")
     assert (refused.returncode, "i/n with i from 1 to n" in refused.stderr) == (1, True)
     (here / "cluster.yaml").write_text("scheduler: abacus\n")
-    refused = cli(*words, "--out", "x", "--cluster", "cluster.yaml")
+    refused = command("label", *words, "--out", "x", "--cluster", "cluster.yaml")
     assert refused.returncode == 1
     assert "abacus" in refused.stderr
     (here / "cluster.yaml").write_text("queue: fast\n")
-    refused = cli(*words, "--out", "x", "--cluster", "cluster.yaml")
+    refused = command("label", *words, "--out", "x", "--cluster", "cluster.yaml")
     assert "describes no cluster" in refused.stderr
 
 
 def test_too_many_failures_are_no_success(here):
     write("mixed.xyz", [bulk("Cu"), bulk("Cu") * (2, 2, 2)])
     words = ("mixed.xyz", "--teacher", "ase:factories:Choosy", "--out", "labels")
-    failed = cli(*words)
+    failed = command("label", *words)
     assert (failed.returncode, "1 failed" in failed.stdout) == (1, True)
-    assert cli(*words, "--max-failed", "0.5").returncode == 0
+    assert command("label", *words, "--max-failed", "0.5").returncode == 0
 
 
 def test_cluster_jobs_give_the_same_labels_and_lost_ones_are_replaced(here, wanted):

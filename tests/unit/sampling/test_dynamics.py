@@ -122,11 +122,12 @@ def test_an_interrupted_walk_continues_with_the_same_structures():
 
 def test_npt_relaxes_a_compressed_cell():
     settings = DynamicsSettings(ensemble="npt", longest_fs=200.0, decorrelation=0.01)
-    squeezed = copper()
+    squeezed = copper(1)
     squeezed.set_cell(0.97 * squeezed.cell.array, scale_atoms=True)
     store = []
-    walk(walkers([squeezed], [300.0], settings), EMT(), teacher(store), 12, settings, seed=0)
-    assert store[-1][0].get_volume() > 1.03 * squeezed.get_volume()
+    walk(walkers([squeezed], [300.0], settings), EMT(), teacher(store), 8, settings, seed=0)
+    volumes = [atoms.get_volume() / squeezed.get_volume() for atoms, _ in store]
+    assert 1.04 < np.mean(volumes[4:]) < 1.13
 
 
 def test_a_walker_goes_on_where_the_student_is_right_and_back_where_it_is_wrong():

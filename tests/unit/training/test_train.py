@@ -14,13 +14,20 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mlff_distiller.batch import Batch
 from mlff_distiller.errors import TrainingError
 from mlff_distiller.neighbors import edge_vectors, neighbor_list
 from mlff_distiller.students import NEPSettings, PaiNNSettings, nep_for, painn_for
-from mlff_distiller.training import LossSettings, Spread, TrainingSettings, loss, train
+from mlff_distiller.training import (
+    LossSettings,
+    Spread,
+    TrainingSettings,
+    loss,
+    train,
+    workers_of_torchrun,
+)
 from mlff_distiller.training.minibatch import Minibatches, Size
 from mlff_distiller.training.train import rate_factor
 from mlff_distiller.training.update import Updater
@@ -426,18 +433,34 @@ def test_reference_energies_are_the_least_squares_fit():
     assert student.reference_energies.tolist() == pytest.approx([-3.0, -5.5], abs=1e-9)
 
 
-def test_two_processes_give_what_one_does(tmp_path):
-    script = Path(__file__).with_name("two_processes.py")
-    for name, launcher in (
-        ("one", []),
-        ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]),
-    ):
-        subprocess.run(
-            [sys.executable, *launcher, script, tmp_path / name],
-            check=True,
-            timeout=300,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+def teach(out: Path) -> None:
+    """Alone, or as one of several processes that torchrun started; see `two_processes.py`."""
+    training = [*frames(9), *molecule(3)]
+    settings = TrainingSettings(updates=30, atoms_per_batch=12, checkpoint_seconds=0.0)
+    student = nep_for(training, SMALL, 0).double()
+    with workers_of_torchrun("cpu") as workers:
+        train(
+            student,
+            training,
+            frames(4, seed=1),
+            settings,
+            probes=[(0, 1)],
+            workers=workers,
+            checkpoint=out.with_suffix(".checkpoint"),
         )
+        save_file(student.state_dict(), out.with_suffix(f".{workers.rank}"))
+
+
+def test_two_processes_give_what_one_does(tmp_path):
+    teach(tmp_path / "one")
+    script = Path(__file__).with_name("two_processes.py")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run(
+        [*launch, script, tmp_path / "two"],
+        check=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+    )
     alone = load_file(tmp_path / "one.0")
     for rank in (0, 1):
         for name, value in load_file(tmp_path / f"two.{rank}").items():
