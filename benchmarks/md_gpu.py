@@ -320,8 +320,7 @@ def kernels(bench):
             simulation.advance(20)
             forces = simulation.forces
             launches = {
-                "gradients": [forces._gradients._ranges[0]],
-                "forces": [forces._forces._ranges[0]],
+                "nep": [forces._gradients._ranges[0], forces._forces._ranges[0]],
                 "totals": [forces._chunk_totals._ranges[0], forces._totals._ranges[0]],
                 "kick": [simulation._end[-1]._ranges[0]],
                 "follow": [forces.neighbors._follow._ranges[0]],

@@ -55,7 +55,7 @@ def table(verlet: VerletList) -> tuple[np.ndarray, ...]:
     )
     i = np.repeat(np.arange(len(counts)), counts)
     slot = np.concatenate([np.arange(count) for count in counts])
-    j, image = neighbors[slot, i], images[slot, i]
+    j, image = neighbors[i, slot], images[i, slot]
     inside = verlet.inside.numpy()
     return i, j, inside[j] - inside[i] + verlet.shifts.numpy()[image]
 
@@ -90,7 +90,21 @@ def test_slots_are_sorted(verlet, box):
     neighbors, images = verlet.neighbors.numpy(), verlet.images.numpy()
     key = neighbors.astype(np.int64) * len(verlet.shifts) + images
     for atom, count in enumerate(verlet.counts.numpy()):
-        assert (np.diff(key[:count, atom]) > 0).all()
+        assert (np.diff(key[atom, :count]) > 0).all()
+
+
+@pytest.mark.parametrize("box", list(BOXES))
+def test_reverse_is_the_same_pair_seen_from_its_other_end(verlet, box):
+    atoms = BOXES[box]
+    verlet.update(device_positions(atoms), atoms.cell.array, atoms.pbc)
+    i, j, vectors = table(verlet)
+    slots = [np.arange(count) for count in verlet.counts.numpy()]
+    reverse = verlet.reverse.numpy()[i, np.concatenate(slots)]
+    place = np.cumsum(verlet.counts.numpy()) - verlet.counts.numpy()
+    back = place[j] + reverse
+    assert (j[back] == i).all()
+    assert np.array_equal(vectors[back], -vectors)
+    assert np.array_equal(np.sort(back), np.arange(len(i)))
 
 
 def test_rebuilt_only_beyond_half_the_skin():

@@ -11,10 +11,12 @@ from tests.kernels.test_nep_reference import FILES, crystals
 from mlff_distiller.batch import Batch
 from mlff_distiller.errors import DeviceMemoryError
 from mlff_distiller.kernels.nep.evaluator import NEPEvaluator
+from mlff_distiller.kernels.nep.warp_lanes import N_NEAR, WARP
 from mlff_distiller.neighbors import neighbor_list
 from mlff_distiller.students import NEP, read_nep
 
 FORCE_TOLERANCE = {"float64": 1e-9, "float32": 5e-5}  # eV/Å
+LANES = [1, WARP]  # on a CPU the lanes of a warp take turns
 
 
 def evaluator(student: NEP, dtype: str = "float64", **settings) -> NEPEvaluator:
@@ -57,10 +59,10 @@ def student() -> NEP:
     return random_nep()
 
 
-@pytest.fixture(scope="module")
-def shared_evaluators(student) -> dict[str, NEPEvaluator]:
+@pytest.fixture(scope="module", params=LANES)
+def shared_evaluators(student, request) -> dict[str, NEPEvaluator]:
     """One evaluator goes through all structures: nothing of one may remain in the next."""
-    return {dtype: evaluator(student, dtype) for dtype in FORCE_TOLERANCE}
+    return {dtype: evaluator(student, dtype, lanes=request.param) for dtype in FORCE_TOLERANCE}
 
 
 @pytest.mark.parametrize("dtype", FORCE_TOLERANCE)
@@ -73,11 +75,12 @@ def test_same_as_reference(student, shared_evaluators, box, dtype):
         assert_same(run(shared_evaluators[dtype], student, moved), wanted, dtype)
 
 
+@pytest.mark.parametrize("lanes", LANES)
 @pytest.mark.parametrize("dtype", FORCE_TOLERANCE)
 @pytest.mark.parametrize("file", FILES)
-def test_same_as_reference_for_published_models(shared, file, dtype):
+def test_same_as_reference_for_published_models(shared, file, dtype, lanes):
     student = read_nep(shared / "data" / "nep" / file)
-    one = evaluator(student, dtype)
+    one = evaluator(student, dtype, lanes=lanes)
     largest = []
     for atoms in crystals(FILES[file]).values():
         wanted = expected(student, atoms)
@@ -86,8 +89,9 @@ def test_same_as_reference_for_published_models(shared, file, dtype):
     assert max(largest) > 1.0
 
 
+@pytest.mark.parametrize("lanes", LANES)
 @pytest.mark.parametrize(("l_max", "flags"), [(1, (False, False)), (3, (True, False))])
-def test_other_shapes(l_max, flags):
+def test_other_shapes(l_max, flags, lanes):
     full = random_nep(zbl=False)
     shape = type(full.shape)(0, 1, 0, 1, l_max, *flags, 3)
     student = NEP(("H", "O"), shape, ((4.0, 3.0), (3.5, 4.5)))
@@ -98,7 +102,7 @@ def test_other_shapes(l_max, flags):
     atoms = rattled(structures()["skewed cell"])
     wanted = expected(student.eval(), atoms)
     assert np.abs(wanted[2]).max() > 0.01
-    assert_same(run(evaluator(student), student, atoms), wanted)
+    assert_same(run(evaluator(student, lanes=lanes), student, atoms), wanted)
 
 
 def test_repulsion_ends_at_the_angular_cutoff():
@@ -153,6 +157,27 @@ def test_repeats_are_identical(student, n_threads):
         assert np.array_equal(a, b)
 
 
+@pytest.mark.parametrize("lanes", LANES)
+@pytest.mark.parametrize("dtype", FORCE_TOLERANCE)
+def test_forces_add_up_to_exactly_zero(student, dtype, lanes):
+    """They are sums of numbers on a grid, which float64 adds without rounding."""
+    forces = run(evaluator(student, dtype, lanes=lanes), student, many_atoms())[2]
+    assert np.abs(forces).max() > 0.1
+    assert (forces.sum(0) == 0).all()
+
+
+def test_more_slots_than_a_warp_picks_near_ones_from(student):
+    atoms = many_atoms(4)
+    atoms.set_cell(0.8 * atoms.cell.array, scale_atoms=True)
+    one = evaluator(student, "float64", skin=4.0, lanes=WARP)
+    found = run(one, student, atoms)
+    assert one.neighbors.counts.numpy().min() > N_NEAR
+    assert_same(found, expected(student, atoms))
+    few = evaluator(student, "float64", skin=0.1, lanes=WARP)
+    assert_same(run(few, student, atoms), found)
+    assert few.neighbors.counts.numpy().max() < N_NEAR
+
+
 def test_translation_by_lattice_vectors(student, shared_evaluators):
     atoms = rattled(structures()["skewed cell"])
     moved = atoms.copy()
@@ -162,16 +187,17 @@ def test_translation_by_lattice_vectors(student, shared_evaluators):
     assert_same(run(one, student, moved), run(one, student, atoms))
 
 
-def test_results_do_not_depend_on_what_came_before(student):
+@pytest.mark.parametrize("lanes", LANES)
+def test_results_do_not_depend_on_what_came_before(student, lanes):
     """Atoms that crossed the cell's border, and a list that was made elsewhere."""
     atoms, rng = many_atoms(4), np.random.default_rng(7)
     atoms.set_cell(atoms.cell.array + rng.normal(0, 0.3, (3, 3)), scale_atoms=True)
-    one = evaluator(student, "float64", skin=2.0)
+    one = evaluator(student, "float32", skin=2.0, lanes=lanes)
     run(one, student, atoms)
     for _ in range(3):
         atoms.positions += rng.normal(0.0, 0.1, atoms.positions.shape)
         found = run(one, student, atoms)
-        fresh = run(evaluator(student, "float64", skin=0.3), student, atoms)
+        fresh = run(evaluator(student, "float32", skin=0.3, lanes=lanes), student, atoms)
         for a, b in zip(found, fresh, strict=True):
             assert np.array_equal(a, b)
     assert one.neighbors.n_builds == 1

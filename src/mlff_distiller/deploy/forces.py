@@ -117,12 +117,11 @@ class TorchForces:
                 wp.to_torch(array)
                 for array in (near.counts, near.neighbors, near.images, near.laps, near.whole)
             )
-            n = self.systems.n_atoms
-            slots = torch.arange(len(table), device=counts.device)
-            used = slots.unsqueeze(0) < counts.unsqueeze(1)  # (n_atoms, n_slots)
+            slots = torch.arange(table.shape[1], device=counts.device)
+            used = slots < counts.unsqueeze(1)  # (n_atoms, n_slots)
             i = used.nonzero()[:, 0]
-            j = table[:, :n].T[used].long()
-            shifts = whole[images[:, :n].T[used].long()] - laps[j] + laps[i]
+            j = table[used].long()
+            shifts = whole[images[used].long()] - laps[j] + laps[i]
             self._neighbors = Neighbors(i, j, shifts)
         return True
 

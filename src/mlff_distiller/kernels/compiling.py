@@ -98,7 +98,8 @@ def _pool(n_threads: int, process: int) -> ThreadPoolExecutor:
 class Launch:
     """Kernels over ``n`` atoms one after another, recorded, to be called any number of times.
 
-    Each kernel takes the number of its launch's first atom as its first argument. On the CPU a
+    Each kernel takes the number of its launch's first atom as its first argument, and is run by
+    ``threads`` threads for each atom. On the CPU a
     launch runs on one core and leaves Python's lock to others, so ranges of atoms run on
     ``n_threads`` of them; a range passes through all ``steps`` before the call returns.
     """
@@ -109,6 +110,7 @@ class Launch:
         n: int,
         device: wp.Device,
         n_threads: int = 1,
+        threads: int = 1,
     ) -> None:
         n_ranges = 1
         if device.is_cpu and n_threads > 1:
@@ -118,7 +120,7 @@ class Launch:
             [
                 wp.launch(
                     kernel,
-                    stop - start,
+                    (stop - start) * threads,
                     [start, *arguments],
                     device=device,
                     block_dim=kernel.module.options["block_dim"],

@@ -20,8 +20,8 @@ LARGEST_BY_PAIRS = 128
 MARGIN = 1.15
 """Slots allocated for each slot needed."""
 SAMPLES = 1024
-CACHE_LINE = 16
-"""Of 4 bytes."""
+SECTOR = 8
+"""Slots that a GPU reads at once."""
 
 Floats = NDArray[np.float64]
 Whole = NDArray[np.int64]
@@ -30,12 +30,13 @@ Whole = NDArray[np.int64]
 class VerletList:
     """Neighbours within ``cutoff``, and up to ``cutoff + skin``, of every atom of some systems.
 
-    ``r_ij = inside[j] + shifts[image] - inside[i]`` for the neighbours ``j = neighbors[slot, i]``,
-    ``image = images[slot, i]``, ``slot < counts[i]``, in the order of (j, image). ``inside`` are
-    the positions less whole lattice vectors. Every pair within ``cutoff`` is there until an atom
-    has moved by more than half the skin since the list was built; then it is built anew. All
-    mixtures of periodic directions, skewed and left-handed cells, and cells smaller than the
-    cutoff. Slots are added when needed, and none are ever left out.
+    ``r_ij = inside[j] + shifts[image] - inside[i]`` for the neighbours ``j = neighbors[i, slot]``,
+    ``image = images[i, slot]``, ``slot < counts[i]``, in the order of (j, image). ``reverse[i,
+    slot]`` is the slot of the same pair in the list of j, or -1 if rounding has left it out there.
+    ``inside`` are the positions less whole lattice vectors. Every pair within ``cutoff`` is there
+    until an atom has moved by more than half the skin since the list was built; then it is built
+    anew. All mixtures of periodic directions, skewed and left-handed cells, and cells smaller than
+    the cutoff. Slots are added when needed, and none are ever left out.
 
     ``update`` does all that. Dynamics that stays on the device writes ``inside`` and ``moved``
     itself and calls ``rebuild``; where the cell follows as well, it writes ``lattice``,
@@ -153,14 +154,14 @@ class VerletList:
         return Launch([(kernel, arguments)], size, self.device, self.n_threads)
 
     def _set_capacity(self, capacity: int) -> None:
-        # Rows of an odd number of cache lines: at 4 kB apart they would share a few places in it.
-        width = CACHE_LINE * (-(-self.systems.n_atoms // CACHE_LINE) | 1)
+        shape = (self.systems.n_atoms, capacity)
         # The old ones first: two tables of a large system may not fit.
-        self.neighbors = self.images = None
+        self.neighbors = self.images = self.reverse = None
         self.capacity = 0
         with wp.ScopedDevice(self.device):
-            neighbors, images = (wp.zeros((capacity, width), dtype=int) for _ in range(2))
-        self.neighbors, self.images, self.capacity = neighbors, images, capacity
+            tables = [wp.zeros(shape, dtype=int) for _ in range(3)]
+        self.neighbors, self.images, self.reverse = tables
+        self.capacity = capacity
         self.version += 1
 
     # -- boxes --------------------------------------------------------------------------------
@@ -274,7 +275,10 @@ class VerletList:
             largest = int(self._largest.numpy()[0])
             if largest <= self.capacity:
                 break
-            self._set_capacity(math.ceil(MARGIN * largest))
+            self._set_capacity(SECTOR * math.ceil(MARGIN * largest / SECTOR))
+        tables = (self.counts, self.neighbors, self.images, self.reverse)
+        match = [(k.match, (system_idx, self._grids, *tables))]
+        Launch(match, n, self.device, self.n_threads, k.threads_a_match)()
         self.moved.zero_()
         self.n_builds += 1
         self._is_complete = True

@@ -62,6 +62,8 @@ class Kernels:
     bin_ranges: wp.Kernel
     fill: wp.Kernel
     most: wp.Kernel
+    match: wp.Kernel
+    threads_a_match: int
 
 
 @cache
@@ -230,11 +232,11 @@ def build(device: str) -> Kernels:
         """Move what belongs behind (j, image) up by one slot, and say which is free."""
         slot = int(count)
         while slot > 0:
-            other, of = neighbors[slot - 1, i], images[slot - 1, i]
+            other, of = neighbors[i, slot - 1], images[i, slot - 1]
             if other < j or (other == j and of < image):
                 break
-            neighbors[slot, i] = other
-            images[slot, i] = of
+            neighbors[i, slot] = other
+            images[i, slot] = of
             slot -= 1
         return slot
 
@@ -255,7 +257,7 @@ def build(device: str) -> Kernels:
     ):
         """Neighbours of each atom in the order of (j, image); counts go on beyond the table."""
         i = first + wp.tid()
-        capacity = neighbors.shape[0]
+        capacity = neighbors.shape[1]
         grid = grids[system_idx[i]]
         own = inside[i]
         b = bin_of(own * grid.dual, grid)
@@ -284,8 +286,8 @@ def build(device: str) -> Kernels:
                             if wp.dot(d, d) < range_squared and (j != i or image != home):
                                 if count < capacity:
                                     slot = insert(neighbors, images, i, count, j, image)
-                                    neighbors[slot, i] = j
-                                    images[slot, i] = image
+                                    neighbors[i, slot] = j
+                                    images[i, slot] = image
                                 count += 1
         counts[i] = count
 
@@ -303,4 +305,40 @@ def build(device: str) -> Kernels:
             value = wp.max(value, counts[i])
         wp.atomic_max(largest, 0, value)
 
-    return Kernels(module, wrap, shift, follow, bounds, assign, bin_ranges, fill, most)
+    threads = 1 if device == "cpu" else 32
+
+    @kernel
+    def match(
+        first: int,
+        system_idx: wp.array(dtype=int),
+        grids: wp.array(dtype=Grid),
+        counts: wp.array(dtype=int),
+        neighbors: wp.array2d(dtype=int),
+        images: wp.array2d(dtype=int),
+        reverse: wp.array2d(dtype=int),
+    ):
+        """The slot in which a neighbour has this atom, in the opposite image."""
+        thread = wp.tid()
+        i = first + thread / threads
+        grid = grids[system_idx[i]]
+        twice_home = 2 * (grid.first_image + number(wp.vec3i(), grid.image_reach))
+        for slot in range(thread % threads, counts[i], threads):
+            j = neighbors[i, slot]
+            image = twice_home - images[i, slot]
+            low = int(0)
+            high = counts[j]
+            while low < high:
+                middle = (low + high) / 2
+                other = neighbors[j, middle]
+                if other < i or (other == i and images[j, middle] < image):
+                    low = middle + 1
+                else:
+                    high = middle
+            found = int(-1)
+            if low < counts[j]:
+                if neighbors[j, low] == i and images[j, low] == image:
+                    found = low
+            reverse[i, slot] = found
+
+    kernels = (wrap, shift, follow, bounds, assign, bin_ranges, fill, most, match)
+    return Kernels(module, *kernels, threads)

@@ -26,6 +26,7 @@ from mlff_distiller.kernels.nep.warp import (
     vec7d,
 )
 from mlff_distiller.kernels.nep.warp_functions import ZBL_SIZE
+from mlff_distiller.kernels.nep.warp_lanes import WARP
 from mlff_distiller.kernels.systems import Systems
 
 SKIN = 1.0
@@ -71,6 +72,8 @@ class NEPEvaluator:
         Å; see ``VerletList``.
     n_threads
         CPU cores to use; as many as torch uses if None.
+    lanes
+        Threads that share an atom: 1 or ``WARP``; what suits the device if None.
     """
 
     def __init__(
@@ -83,11 +86,13 @@ class NEPEvaluator:
         dtype: Literal["float32", "float64"] = "float32",
         skin: float = SKIN,
         n_threads: int | None = None,
+        lanes: int | None = None,
     ) -> None:
         self.shape, self.device, self.dtype = shape, warp_device(device), np.dtype(dtype)
         self.n_threads = n_threads or torch.get_num_threads()
         self._parameters, self._reference_energies = parameters, reference_energies
         self._skin = skin
+        self._lanes = lanes or (1 if self.device.is_cpu else WARP)
         self._with_graphs = self.device.is_cuda
         self._release()
 
@@ -146,7 +151,7 @@ class NEPEvaluator:
 
     def compute(self) -> None:
         """Launch energies, forces and virials of all atoms."""
-        self._densities()
+        self._gradients()
         self._forces()
 
     def total(self) -> None:
@@ -165,10 +170,10 @@ class NEPEvaluator:
         self.positions: wp.array = None
         self.systems: Systems
         self.neighbors: VerletList
-        for name in ("_s", "_q_radial", "_virials", "forces", "energies", "systems", "neighbors"):
+        for name in ("_g", "_virials", "forces", "energies", "systems", "neighbors"):
             setattr(self, name, None)
-        self._densities: Callable[[], None] = _unprepared
-        self._forces = self._chunk_totals = self._totals = self._densities
+        self._gradients: Callable[[], None] = _unprepared
+        self._forces = self._chunk_totals = self._totals = self._gradients
         self._host: dict[str, wp.array] = {}
         self._views: dict[str, Any] = {}
 
@@ -190,10 +195,8 @@ class NEPEvaluator:
 
     def bytes_per_atom(self) -> int:
         """About what an atom takes on the device."""
-        shape = self.shape
         n_slots = self.neighbors.capacity if self.neighbors is not None else 0
-        floats = (shape.n_max_angular + 1) * shape.n_harmonics + shape.n_max_radial + 1
-        return floats * self.dtype.itemsize + 8 * n_slots + 280
+        return (3 * self.dtype.itemsize + 12) * n_slots + 280
 
     def _set_types(self, types: NDArray[np.int64], sizes: NDArray[np.int64]) -> None:
         present, compact = np.unique(types, return_inverse=True)
@@ -217,6 +220,7 @@ class NEPEvaluator:
             p.zbl is not None,
             self.dtype == np.float64,
             "cpu" if self.device.is_cpu else "cuda",
+            self._lanes,
         )
         self._kernels: Kernels = build(spec)
         load(self._kernels.module, self.device)
@@ -227,13 +231,10 @@ class NEPEvaluator:
         self._types = self._sizes = np.empty(0, dtype=np.int64)
 
     def _allocate(self, n: int, sizes: NDArray[np.int64]) -> None:
-        types = self._kernels.types
-        self._s = self._q_radial = self._graph = None  # before there are twice as many
+        self._g = self._graph = None  # before there are twice as many
         self.systems = Systems.of_sizes(sizes, self.device)
         self.positions = wp.zeros(n, dtype=wp.vec3d)
         self._atom_types = wp.zeros(n, dtype=int)
-        self._s = wp.zeros((n, self.shape.n_max_angular + 1), dtype=types.harmonics)
-        self._q_radial = wp.zeros(n, dtype=types.radial)
         self.forces, self._virials = wp.zeros(n, dtype=wp.vec3d), wp.zeros(n, dtype=vec6d)
         self.energies = wp.zeros(n, dtype=wp.float64)
         self._partial = wp.zeros(self.systems.n_chunks, dtype=vec7d)
@@ -255,19 +256,21 @@ class NEPEvaluator:
 
     def _record(self) -> None:
         k, m, near, n = self._kernels, self._model, self.neighbors, len(self._types)
-        s, q, types, n_types = self._s, self._q_radial, self._atom_types, len(self._present)
+        types, n_types = self._atom_types, len(self._present)
         skip, systems = near.moved, self.systems
+        self._g = None  # before there are twice as many
+        self._g = wp.zeros((n, near.capacity), dtype=k.types.vec3, device=self.device)
         edges = (near.inside, near.shifts, types, n_types, near.counts, near.neighbors, near.images)
-        basis = (m["cutoffs"], m["c_radial"], m["c_angular"])
-        network = (types, m["scaler"], m["w0"], m["b0"], m["w1"], m["reference"])
-        results = (self.energies, self.forces, self._virials)
-        density = (k.density, (skip, *edges, *basis, s, q))
-        both = [density, (k.network, (skip, *network, s, q, self.energies))]
-        force = (k.force, (skip, *edges, *basis, m["zbl"], s, q, *results))
+        model = (m["cutoffs"], m["c_radial"], m["c_angular"], m["zbl"], *m["network"])
+        results = (self._g, self.energies, self._virials)
+        gradients = (k.gradients, (skip, *edges, *model, *results))
+        pairs = (near.counts, near.neighbors, near.reverse)
+        forces = (k.forces, (skip, *pairs, self._g, self.forces))
         chunk = (skip, systems.chunks, self.energies, self._virials, self._partial)
         total = (skip, systems.first_chunk, self._partial, self.totals)
-        self._densities = Launch(both, n, self.device, self.n_threads)
-        self._forces = Launch([force], n, self.device, self.n_threads)
+        cores, threads = self.n_threads, k.threads
+        self._gradients = Launch([gradients], n, self.device, cores, threads)
+        self._forces = Launch([forces], n, self.device, cores, threads)
         self._chunk_totals = Launch([(k.chunk_totals, chunk)], systems.n_chunks, self.device)
         self._totals = Launch([(k.totals, total)], systems.n_systems, self.device)
         self._version, self._graph, self._n_runs = near.version, None, 0
@@ -344,6 +347,15 @@ def _upload(
         chosen: Array = own(values)[:, present]
         return chosen.reshape(n_types**2, *chosen.shape[2:])
 
+    def network() -> tuple[wp.array, ...]:
+        w0 = own(p.w0) * p.scaler.detach().cpu().double().numpy()  # (types, neurons, descriptors)
+        rest = (array(own(p.b0), types.real), array(own(p.w1), types.real))
+        reference = wp.array(own(reference_energies) - b1, dtype=wp.float64, device=device)
+        if kernels.lanes == 1:
+            return array(w0, types.descriptors), *rest, reference
+        by_input = w0.transpose(0, 2, 1)
+        return array(w0, types.real), array(by_input, types.real), *rest, reference
+
     cutoffs = np.stack([pairs(p.cutoff_radial), pairs(p.cutoff_angular)], 1)
     b1 = float(p.b1.detach())
     zbl = np.zeros((n_types**2, ZBL_SIZE))
@@ -359,10 +371,6 @@ def _upload(
         "cutoffs": array(cutoffs, types.vec2),
         "c_radial": array(pairs(p.c_radial).transpose(0, 2, 1), types.radial),
         "c_angular": array(pairs(p.c_angular).transpose(0, 2, 1), types.angular),
-        "scaler": array(p.scaler.detach().cpu().double().numpy()[None], types.descriptors),
-        "w0": array(own(p.w0), types.descriptors),
-        "b0": array(own(p.b0), types.real),
-        "w1": array(own(p.w1), types.real),
-        "reference": wp.array(own(reference_energies) - b1, dtype=wp.float64, device=device),
+        "network": network(),
         "zbl": array(zbl, types.zbl),
     }

@@ -16,6 +16,8 @@ PI = math.pi
 N_ZBL = len(ZBL_TERMS)
 ZBL_SIZE = 3 + 2 * N_ZBL
 """Inner and outer radius (Å), strength K Z_i Z_j / 2 (eV Å), and a, b (1/Å) of each term."""
+FORCE_GRID = 2.0**36
+"""Points an eV/Å, to which gradients are rounded: up to 10^5 eV/Å float64 adds them exactly."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,42 @@ class AtomFunctions:
 
 
 @dataclass(frozen=True)
+class EdgeFunctions:
+    """Of a pair of types and the vector r_ij."""
+
+    pair: wp.Function  # i, j, types, n_types -> index of the pair of types
+    density: wp.Function  # pair, r_ij, parameters -> g^R_n, g^A_n, b_lm
+    gradient: wp.Function  # pair, r_ij, parameters, dU_i/ds -> dU_i/dr_ij, half the repulsion
+
+
+@dataclass(frozen=True)
 class RadialFunctions:
     """Of a distance."""
 
     values: wp.Function  # r, rc -> f_k
     with_slopes: wp.Function  # r, rc -> f_k, df_k/dr
     contract: wp.Function  # c, pair, f -> sum_k c_nk f_k
+
+
+def waves(real: type) -> tuple[wp.Function, wp.Function]:
+    """cos(pi x) and sin(pi x). CUDA's cos and sin are ready for any x, and keep room for that."""
+
+    def snippet(name: str) -> str:
+        return f"""
+        #if defined(__CUDA_ARCH__)
+            return ::{name}pi{"" if real is wp.float64 else "f"}(x);
+        #else
+            return wp::{name}(decltype(x)({PI}) * x);
+        #endif
+        """
+
+    @wp.func_native(snippet("cos"))
+    def cos_pi(x: real) -> real: ...
+
+    @wp.func_native(snippet("sin"))
+    def sin_pi(x: real) -> real: ...
+
+    return cos_pi, sin_pi
 
 
 def radial_functions(
@@ -74,10 +106,12 @@ def radial_functions(
     real = types.real
     vec_k = wp.types.vector(size, real)
 
+    cos_pi, sin_pi = waves(real)
+
     @func
     def values(r: real, rc: real):
         f = vec_k()
-        fc = real(0.25) + real(0.25) * wp.cos(real(PI) * r / rc)
+        fc = real(0.25) + real(0.25) * cos_pi(r / rc)
         h = r / rc - real(1.0)
         x = real(2.0) * h * h - real(1.0)
         t0 = real(1.0)
@@ -96,9 +130,8 @@ def radial_functions(
     def with_slopes(r: real, rc: real):
         f = vec_k()
         df = vec_k()
-        phase = real(PI) * r / rc
-        fc = real(0.25) + real(0.25) * wp.cos(phase)
-        dfc = -real(0.25) * real(PI) / rc * wp.sin(phase)
+        fc = real(0.25) + real(0.25) * cos_pi(r / rc)
+        dfc = -real(0.25) * real(PI) / rc * sin_pi(r / rc)
         h = r / rc - real(1.0)
         x = real(2.0) * h * h - real(1.0)
         fdx = fc * real(4.0) * h / rc
@@ -140,6 +173,7 @@ def atom_functions(
     vec_i, vec_z = types.invariants, types.zbl
     l_max, has_q222, has_q1111 = shape.l_max, shape.has_q222, shape.has_q1111
     last = shape.n_invariants - 1
+    cos_pi, sin_pi = waves(real)
     lm = [
         (l, m, imag)
         for l in range(1, l_max + 1)
@@ -309,9 +343,9 @@ def atom_functions(
         dfc = real(0.0)
         if r > p[0]:
             width = wp.max(p[1] - p[0], real(1e-12))
-            phase = real(PI) * (r - p[0]) / width
-            fc = real(0.5) + real(0.5) * wp.cos(phase)
-            dfc = -real(0.5) * real(PI) / width * wp.sin(phase)
+            x = (r - p[0]) / width
+            fc = real(0.5) + real(0.5) * cos_pi(x)
+            dfc = -real(0.5) * real(PI) / width * sin_pi(x)
         strength = p[2] / r
         return vec2(strength * phi * fc, strength * (slope * fc + phi * dfc - phi * fc / r))
 
@@ -327,3 +361,103 @@ def atom_functions(
         return vec3(real(d[0]), real(d[1]), real(d[2]))
 
     return AtomFunctions(harmonics, turning, invariants, slopes, zbl, separation)
+
+
+def edge_functions(
+    func: Callable[..., Any],
+    outlined: Callable[..., Any],
+    of_atom: AtomFunctions,
+    types: Types,
+    shape: Shape,
+    *,
+    one_type: bool,
+    has_zbl: bool,
+) -> EdgeFunctions:
+    """What an atom's density takes from a neighbour, and what its energy's gradient gives it."""
+    real, vec2, vec3, vec_h, vec_z = types.real, types.vec2, types.vec3, types.harmonics, types.zbl
+    vec_r, vec_a = types.radial, types.angular
+    n_angular = shape.n_max_angular + 1
+    harmonics, turning, zbl = of_atom.harmonics, of_atom.turning, of_atom.zbl
+    radial = radial_functions(func, types, shape.basis_size_radial + 1, vec_r)
+    angular = radial_functions(func, types, shape.basis_size_angular + 1, vec_a)
+    radial_values, radial_slopes, contract_r = radial.values, radial.with_slopes, radial.contract
+    angular_values, angular_slopes, contract_a = (
+        angular.values,
+        angular.with_slopes,
+        angular.contract,
+    )
+
+    @func
+    def pair_of(i: int, j: int, types: wp.array(dtype=int), n_types: int) -> int:
+        pair = int(0)
+        if wp.static(not one_type):
+            pair = types[i] * n_types + types[j]
+        return pair
+
+    @func
+    def density(
+        d: vec3,
+        pair: int,
+        cutoffs: wp.array(dtype=vec2),
+        c_radial: wp.array2d(dtype=vec_r),
+        c_angular: wp.array2d(dtype=vec_a),
+    ):
+        r = wp.length(d)
+        rc = cutoffs[pair]
+        g_radial = vec_r()
+        g_angular = vec_a()
+        b = vec_h()
+        if r < rc[0]:
+            g_radial = contract_r(c_radial, pair, radial_values(r, rc[0]))
+        if r < rc[1]:
+            g_angular = contract_a(c_angular, pair, angular_values(r, rc[1]))
+            b = harmonics(d / r)
+        return g_radial, g_angular, b
+
+    @outlined
+    def with_harmonics(ds: wp.array(dtype=vec_h), g: vec_a, dg: vec_a):
+        by_r = vec_h()
+        by_u = vec_h()
+        for n in range(n_angular):
+            by_r += dg[n] * ds[n]
+            by_u += g[n] * ds[n]
+        return by_r, by_u
+
+    @func
+    def gradient(
+        d: vec3,
+        pair: int,
+        cutoffs: wp.array(dtype=vec2),
+        c_radial: wp.array2d(dtype=vec_r),
+        c_angular: wp.array2d(dtype=vec_a),
+        zbl_pairs: wp.array(dtype=vec_z),
+        dq_radial: vec_r,
+        ds: wp.array(dtype=vec_h),
+    ):
+        r = wp.length(d)
+        rc = cutoffs[pair]
+        u = d / r
+        along = real(0.0)
+        across = vec3()
+        repulsion = real(0.0)
+        if r < rc[0]:
+            _f, df = radial_slopes(r, rc[0])
+            along += wp.dot(dq_radial, contract_r(c_radial, pair, df))
+        if r < rc[1]:
+            h, dh = angular_slopes(r, rc[1])
+            g = contract_a(c_angular, pair, h)
+            dg = contract_a(c_angular, pair, dh)
+            by_r, by_u = with_harmonics(ds, g, dg)
+            across = turning(by_u, u) / r
+            along += wp.dot(by_r, harmonics(u)) - wp.dot(across, u)
+        if wp.static(has_zbl):
+            p = zbl_pairs[pair]
+            if r < p[1]:
+                half = zbl(r, p)
+                repulsion = half[0]
+                along += half[1]
+        g_ij = (across + along * u) * real(FORCE_GRID)
+        g_ij = vec3(wp.rint(g_ij[0]), wp.rint(g_ij[1]), wp.rint(g_ij[2])) / real(FORCE_GRID)
+        return g_ij, repulsion
+
+    return EdgeFunctions(pair_of, density, gradient)
