@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from mlff_distiller.errors import DistillerError
 from mlff_distiller.evaluate.evidence import ParitySet
 from mlff_distiller.neighbors import neighbor_list
 from mlff_distiller.students import Student
+from mlff_distiller.training import metrics
 
 _ATOMS_AT_ONCE = 2048
 
@@ -109,23 +111,7 @@ def _comparison(
 
 
 def force_errors(teacher: np.ndarray, student: np.ndarray) -> dict[str, float | None]:
-    """MAE, RMSE, R², fidelity and mean angle (degrees) of forces (n_atoms, 3) in eV/Å.
-
-    ``fidelity = 1 - sum |F_student - F_teacher| / sum |F_teacher|`` over all components. The
-    angle leaves out atoms without a force worth a direction (below 1 meV/Å on either side). A
-    ratio whose denominator is zero is None.
-    """
-    error = student - teacher
-    variance = float(((teacher - teacher.mean()) ** 2).sum())
-    scale = float(np.abs(teacher).sum())
-    sizes = np.linalg.norm(teacher, axis=1), np.linalg.norm(student, axis=1)
-    directed = (sizes[0] > 1e-3) & (sizes[1] > 1e-3)
-    cosine = (teacher * student).sum(1)[directed] / (sizes[0] * sizes[1])[directed]
-    angles = np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0)))
-    return {
-        "forces_mae_meV_per_A": 1e3 * float(np.abs(error).mean()),
-        "forces_rmse_meV_per_A": 1e3 * float(np.sqrt((error**2).mean())),
-        "forces_r2": 1.0 - float((error**2).sum()) / variance if variance > 0 else None,
-        "forces_fidelity": 1.0 - float(np.abs(error).sum()) / scale if scale > 0 else None,
-        "forces_angle_deg": float(angles.mean()) if len(angles) else None,
-    }
+    """`training.metrics.force_errors` of arrays, in double precision; None for what is NaN."""
+    tensors = (torch.as_tensor(forces, dtype=torch.float64) for forces in (teacher, student))
+    values = {name: float(value) for name, value in metrics.force_errors(*tensors).items()}
+    return {name: None if math.isnan(value) else value for name, value in values.items()}
