@@ -45,6 +45,7 @@ app.command(
     epilog="Example: mlff-distiller md silicon.extxyz --student run/student --ensemble nvt"
     " --temperature 300 --time-ps 100 --out md.extxyz",
 )(cli_md.md)
+app.add_typer(cli_measure.benchmark, name="benchmark")
 app.command("doctor", epilog="Example: mlff-distiller doctor --require cuda --disk runs")(
     cli_measure.doctor
 )

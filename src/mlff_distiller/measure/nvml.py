@@ -52,15 +52,19 @@ class Nvml:
     def read(self) -> Reading:
         n, h = self._nvml, self._handle
         power = _try(lambda: n.nvmlDeviceGetPowerUsage(h))
-        memory = _try(lambda: n.nvmlDeviceGetMemoryInfo(h).used)
         return Reading(
             _try(lambda: float(n.nvmlDeviceGetUtilizationRates(h).gpu)),
             None if power is None else 1e-3 * power,
             _try(lambda: float(n.nvmlDeviceGetClockInfo(h, 1))),
             _try(lambda: float(n.nvmlDeviceGetClockInfo(h, 2))),
             _try(lambda: float(n.nvmlDeviceGetTemperature(h, 0))),
-            None if memory is None else int(memory),
+            self.read_memory(),
         )
+
+    def read_memory(self) -> int | None:
+        """Bytes in use by all processes."""
+        used = _try(lambda: self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used)
+        return None if used is None else int(used)
 
     def about(self) -> dict[str, Any]:
         """Name, driver, limits, and what holds the clocks down."""
