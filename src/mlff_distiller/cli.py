@@ -46,6 +46,11 @@ app.command(
     " --temperature 300 --time-ps 100 --out md.extxyz",
 )(cli_md.md)
 app.add_typer(cli_measure.benchmark, name="benchmark")
+app.command(
+    "profile",
+    epilog="Example: mlff-distiller profile --student run --teacher 7net-0 --system silicon:64"
+    " --system silicon:1000 --out prof",
+)(cli_measure.profile)
 app.command("doctor", epilog="Example: mlff-distiller doctor --require cuda --disk runs")(
     cli_measure.doctor
 )

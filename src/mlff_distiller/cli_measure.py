@@ -144,10 +144,7 @@ def run_benchmark(
             "what is to be measured, and where do the results go?",
             expected="--student or --teacher, and --out FOLDER",
         )
-    for word in student or []:
-        path = Path(_named(word)[1])
-        if not path.exists():
-            raise ConfigError(f"there is no student {path}")
+    _check_students(student or [])
     options: dict[str, Any] = {"device": device, "dtype": dtype, "python": teacher_python}
     measured = MDBenchmark(
         [contender(spec, name or None, **options) for name, spec in words],
@@ -195,24 +192,26 @@ def _named(word: str) -> tuple[str, str]:
 
 
 def _print_cases(result: Result) -> None:
-    table = Table(box=None, padding=(0, 2))
-    table.add_column("case")
-    for heading in ("atoms", "median ms", "p99", "ns/day", "µs/atom", "noise"):
-        table.add_column(heading, justify="right")
+    rows = [("case", "atoms", "median ms", "p99", "ns/day", "µs/atom", "noise")]
     for case in result.cases:
         copies = f" x {case['replicas']}" if case["replicas"] > 1 else ""
         words = (case["model"], case["engine"], case["ensemble"], case["system"] + copies)
         latency, p99 = case["latency_ms"], case["latency_ms"]["p99"]
-        table.add_row(
-            escape(" ".join(words)),
-            f"{case['n_atoms'] * case['replicas']}",
-            f"{latency['median']:.4g}",
-            "" if p99 is None else f"{p99:.4g}",
-            f"{case['ns_per_day']:.3g}",
-            f"{case['us_per_atom']:.3g}",
-            f"{100 * case['noise']:.1f} %",
+        rows.append(
+            (
+                " ".join(words),
+                f"{case['n_atoms'] * case['replicas']}",
+                f"{latency['median']:.4g}",
+                "" if p99 is None else f"{p99:.4g}",
+                f"{case['ns_per_day']:.3g}",
+                f"{case['us_per_atom']:.3g}",
+                f"{100 * case['noise']:.1f} %",
+            )
         )
-    console.print(table)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for name, *numbers in rows:  # a rich table would fold names in a narrow terminal
+        cells = [cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True)]
+        console.print(escape("  ".join([name.ljust(widths[0]), *cells])), soft_wrap=True)
     for case in result.cases:
         for where in ("host", "gpu"):
             if (case["memory"][where] or {}).get("grows"):
@@ -317,3 +316,91 @@ def page(
 
     write_page(out, read_result(result))
     console.print(f"{out}", soft_wrap=True)
+
+
+def profile(
+    student: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A run, a student's folder or a nep.txt; NAME=PATH names it. Repeatable."
+        ),
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="A teacher's SPEC, or NAME=SPEC; its library is loaded right here."),
+    ] = None,
+    system: Annotated[
+        list[str] | None,
+        typer.Option(help="As for benchmark; repeatable. silicon:64 if not given."),
+    ] = None,
+    engine: Annotated[
+        list[str] | None, typer.Option(help="ase or run_md; repeatable. Both if not given.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for profile.json, profile.html and the traces.")
+    ] = None,
+    ensemble: Annotated[str, typer.Option(help="nve, nvt or npt.")] = "nve",
+    steps: Annotated[int, typer.Option(min=1, help="Timed plainly, and as many by phases.")] = 200,
+    warm_up: Annotated[int, typer.Option(min=1, help="Steps before.")] = 30,
+    traced: Annotated[int, typer.Option(min=1, help="Steps under PyTorch's profiler.")] = 10,
+    temperature: Annotated[float, typer.Option(help="K.")] = 300.0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Of students: float32 or float64.")] = "float32",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.")] = False,
+) -> None:
+    """Show where a step goes: phases, kernels, copies, gaps, memory; and what to do about it."""
+    from mlff_distiller.errors import ConfigError
+    from mlff_distiller.measure.contenders import contender
+    from mlff_distiller.measure.profile import ProfileSettings
+    from mlff_distiller.measure.profile import profile as profiled
+
+    words = [_named(word) for word in [*(student or []), *([teacher] if teacher else [])]]
+    if out is None or not words:
+        raise ConfigError(
+            "what is to be profiled, and where do the results go?",
+            expected="--student or --teacher, and --out FOLDER",
+        )
+    _check_students(student or [])
+    with Display(console, quiet=quiet) as display:
+        found = profiled(
+            [contender(spec, name or None, device=device) for name, spec in words],
+            system or ["silicon:64"],
+            engines=engine or ["ase", "run_md"],  # type: ignore[arg-type]
+            settings=ProfileSettings(
+                n_steps=steps,
+                warm_up=warm_up,
+                traced=traced,
+                ensemble=ensemble,  # type: ignore[arg-type]
+                temperature_K=temperature,
+            ),
+            device=device,
+            dtype=dtype,  # type: ignore[arg-type]
+            out=out,
+            on_progress=display,
+        )
+    files = found.write(out)
+    if quiet:
+        return
+    for case in found.cases:
+        console.print(
+            f"[bold]{escape(case['model'])}, {case['engine']}, {escape(case['system'])}[/]: "
+            f"{case['step_ms']:.4g} ms a step; phases add up to {case['difference_percent']:+.1f} %"
+            f" of it (counting them costs {case['overhead']['phases_percent']:+.1f} %, tracing "
+            f"{case['overhead']['tracing_percent']:+.0f} %)",
+            soft_wrap=True,
+        )
+        parts = [f"{row['name']} {row['percent']:.1f} %" for row in case["phases"]]
+        console.print("  " + ", ".join(parts), soft_wrap=True)
+        for finding in case["findings"]:
+            console.print(f"  → {escape(finding['text'])}", soft_wrap=True)
+    for file in files.values():
+        console.print(f"{file}", soft_wrap=True)
+
+
+def _check_students(words: list[str]) -> None:
+    from mlff_distiller.errors import ConfigError
+
+    for word in words:
+        path = Path(_named(word)[1])
+        if not path.exists():
+            raise ConfigError(f"there is no student {path}")

@@ -2,16 +2,20 @@
 
 from mlff_distiller.measure.benchmark import MDBenchmark, Settings
 from mlff_distiller.measure.doctor import Check, examine
+from mlff_distiller.measure.profile import Profile, ProfileSettings, profile
 from mlff_distiller.measure.results import Result, check, compare, read_result, record
 
 __all__ = [
     "Check",
     "MDBenchmark",
+    "Profile",
+    "ProfileSettings",
     "Result",
     "Settings",
     "check",
     "compare",
     "examine",
+    "profile",
     "read_result",
     "record",
 ]

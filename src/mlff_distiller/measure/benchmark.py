@@ -128,9 +128,7 @@ class MDBenchmark:
             model if isinstance(model, Contender) else contender(model, name, **options)
             for name, model in named
         )
-        self.systems: list[System] = []
-        for one in systems:
-            self.systems.append(_system(one, {system.name for system in self.systems}))
+        self.systems = named_systems(systems)
         for words, known in ((ensembles, ("nve", "nvt", "npt")), (engines, ("ase", "run_md"))):
             for word in words:
                 if word not in known:
@@ -227,7 +225,7 @@ class MDBenchmark:
             s.seed + repeat,
             case.system.compressibility_per_GPa,
         )
-        frames = [_start(case.system, s.temperature_K, s.seed + k) for k in range(case.replicas)]
+        frames = [start_of(case.system, s.temperature_K, s.seed + k) for k in range(case.replicas)]
         calculator = case.contender.calculator() if case.engine == "ase" else None
         device, pids = case.contender.device, case.contender.processes()
         memory = MemoryMeter(lambda: host_bytes(pids), gpu_memory(device))
@@ -253,19 +251,21 @@ class MDBenchmark:
         }
 
 
-def _system(one: str | Path | Atoms, taken: set[str]) -> System:
-    if isinstance(one, Atoms):
-        system = System(f"{one.get_chemical_formula()}:{len(one)}", one)
-    else:
-        system = build_system(str(one))
-    number, name = 1, system.name
-    while name in taken:
-        number += 1
-        name = f"{system.name} ({number})"
-    return replace(system, name=name)
+def named_systems(systems: Iterable[str | Path | Atoms]) -> list[System]:
+    """Systems of different names."""
+    found: list[System] = []
+    for one in systems:
+        if isinstance(one, Atoms):
+            system = System(f"{one.get_chemical_formula()}:{len(one)}", one)
+        else:
+            system = build_system(str(one))
+        same = sum(other.name.partition(" (")[0] == system.name for other in found)
+        name = f"{system.name} ({same + 1})" if same else system.name
+        found.append(replace(system, name=name))
+    return found
 
 
-def _start(system: System, temperature_K: float, seed: int) -> Atoms:
+def start_of(system: System, temperature_K: float, seed: int) -> Atoms:
     """The same for everyone: momenta of the structure, or new ones, at rest as a whole."""
     atoms: Atoms = system.atoms.copy()
     if not atoms.get_momenta().any():
@@ -327,9 +327,7 @@ def _summary(case: _Case, settings: Settings, found: Sequence[dict[str, Any]]) -
 
 def physics(trial: Trial, plan: Plan, n_atoms: int) -> dict[str, Any]:
     """Drift and fluctuation of the energy (NVE); means and drifts of temperature and pressure."""
-    steps, energy, temperature, pressure = (
-        np.array(column) for column in zip(*trial.seen, strict=True)
-    )
+    steps, energy, temperature, pressure = np.array(trial.seen).reshape(-1, 4).T
     time_ps, energy = 1e-3 * plan.time_step_fs * steps, 1e3 * energy / n_atoms
     found: dict[str, Any] = {"temperature_K": _steadiness(temperature)}
     if np.isfinite(pressure).all():

@@ -29,6 +29,8 @@ class Contender:
     make: Callable[[], BaseCalculator]
     device: str
     student: Student | None = None
+    spec: str = ""
+    """Of a teacher."""
     load_s: float = 0.0
     """What it took until it could be asked: reading weights, starting a teacher's process."""
     _calculator: BaseCalculator | None = field(default=None, repr=False)
@@ -87,6 +89,7 @@ def contender(
             lambda: model,
             where,
             model.student if isinstance(model, StudentCalculator) else None,
+            model.spec if isinstance(model, TeacherCalculator) else "",
         )
     if isinstance(model, str) and not _is_student(Path(model)):
         return Contender(
@@ -94,6 +97,7 @@ def contender(
             "teacher",
             lambda: load_teacher(model, device=device, python=python),
             where,
+            spec=model,
         )
     began = time.perf_counter()
     student = model if isinstance(model, Student) else load_student(_folder(Path(model)))
@@ -105,7 +109,7 @@ def contender(
         lambda: StudentCalculator(student, device=device, dtype=dtype),
         where,
         student,
-        seconds,
+        load_s=seconds,
     )
 
 

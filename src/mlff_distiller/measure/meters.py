@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -42,9 +43,9 @@ class MemoryMeter:
 
     host: Callable[[], int]
     gpu: Callable[[], int] | None = None
-    steps: list[int] = field(default_factory=list)
-    host_marks: list[int] = field(default_factory=list)
-    gpu_marks: list[int] = field(default_factory=list)
+    steps: array[int] = field(default_factory=lambda: array("q"))
+    host_marks: array[int] = field(default_factory=lambda: array("q"))
+    gpu_marks: array[int] = field(default_factory=lambda: array("q"))
 
     def mark(self, step: int) -> None:
         self.steps.append(step)
@@ -59,7 +60,7 @@ class MemoryMeter:
             "gpu": self._of(self.gpu_marks) if self.gpu is not None else None,
         }
 
-    def _of(self, marks: list[int]) -> dict[str, Any]:
+    def _of(self, marks: array[int]) -> dict[str, Any]:
         steps, values = np.array(self.steps), np.array(marks)
         steady = steps >= 0
         keep = thinned(len(values))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -61,8 +62,8 @@ class Trial:
     warm_up_steps: int = 0
     samples_ms: Array = field(default_factory=lambda: np.empty(0))  # a step each, or a mean of some
     steps_a_sample: int = 1
-    seen: list[tuple[int, float, float, float]] = field(default_factory=list)
-    """(step, total energy in eV, temperature in K, pressure in GPa or NaN)."""
+    seen: array[float] = field(default_factory=lambda: array("d"))
+    """Rows of four: step, total energy in eV, temperature in K, pressure in GPa or NaN."""
 
     @property
     def n_steps(self) -> int:
@@ -114,10 +115,10 @@ def run_ase(
     for _ in range(plan.warm_up):
         next(steps)
     trial.warm_up_s, trial.warm_up_steps = clock() - began, plan.warm_up
-    samples: list[float] = []
+    samples = array("d")  # not objects: memory that grows is what is looked for
     seconds, done = 0.0, 0
     memory.mark(0)
-    trial.seen.append(_look(atoms, 0))
+    trial.seen.extend(_look(atoms, 0))
     while not plan.is_done(done, seconds):
         began = clock()
         next(steps)
@@ -126,9 +127,9 @@ def run_ase(
         done += 1
         if done % LOOK_EVERY == 0:
             memory.mark(done)
-            trial.seen.append(_look(atoms, done))
-            _check(trial.seen[-1], plan)
-    trial.samples_ms = 1e3 * np.array(samples)
+            trial.seen.extend(_look(atoms, done))
+            _check(trial.seen[-4:], plan)
+    trial.samples_ms = 1e3 * np.frombuffer(samples)
     return trial
 
 
@@ -142,12 +143,12 @@ def _look(atoms: Atoms, step: int) -> tuple[int, float, float, float]:
     return step, float(energy), float(temperature), pressure
 
 
-def _check(seen: tuple[int, float, float, float], plan: Plan) -> None:
+def _check(seen: Sequence[float], plan: Plan) -> None:
     step, energy, temperature, _ = seen
     limit = _EXPLOSION_FACTOR * max(plan.temperature_K, 300.0)
     if not (np.isfinite(energy) and temperature < limit):
         raise DynamicsError(
-            f"the simulation has blown up near step {step}",
+            f"the simulation has blown up near step {step:.0f}",
             expected=f"less than {limit:.0f} K",
             found=f"{temperature:.0f} K",
             remedy="take a shorter time step, or a model that knows such structures",
@@ -222,14 +223,9 @@ def run_student(
         if step < 0:
             continue
         pressure = [np.nan if row["pressure_GPa"] is None else row["pressure_GPa"] for row in own]
-        trial.seen.append(
-            (
-                step,
-                float(sum(row["total_energy"] for row in own)),
-                float(np.mean([row["temperature_K"] for row in own])),
-                float(np.mean(pressure)),
-            )
-        )
-    if not all(np.isfinite(energy) for _, energy, _, _ in trial.seen):
+        energy = float(sum(row["total_energy"] for row in own))
+        temperature = float(np.mean([row["temperature_K"] for row in own]))
+        trial.seen.extend((step, energy, temperature, float(np.mean(pressure))))
+    if not np.isfinite(trial.seen[1::4]).all():
         raise DynamicsError("the simulation gave an energy that is not finite", found=n_atoms)
     return trial
