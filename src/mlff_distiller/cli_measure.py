@@ -351,8 +351,8 @@ def profile(
     """Show where a step goes: phases, kernels, copies, gaps, memory; and what to do about it."""
     from mlff_distiller.errors import ConfigError
     from mlff_distiller.measure.contenders import contender
-    from mlff_distiller.measure.profile import ProfileSettings
-    from mlff_distiller.measure.profile import profile as profiled
+    from mlff_distiller.measure.profiling import ProfileSettings
+    from mlff_distiller.measure.profiling import profile as profiled
 
     words = [_named(word) for word in [*(student or []), *([teacher] if teacher else [])]]
     if out is None or not words:

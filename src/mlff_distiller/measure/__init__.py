@@ -2,7 +2,7 @@
 
 from mlff_distiller.measure.benchmark import MDBenchmark, Settings
 from mlff_distiller.measure.doctor import Check, examine
-from mlff_distiller.measure.profile import Profile, ProfileSettings, profile
+from mlff_distiller.measure.profiling import Profile, ProfileSettings, profile
 from mlff_distiller.measure.results import Result, check, compare, read_result, record
 
 __all__ = [

@@ -249,7 +249,7 @@ def _follow_copies(phases: Phases) -> None:
     torch.Tensor.to, torch.Tensor.cpu = to, cpu  # type: ignore[method-assign, assignment]
 
     def restore() -> None:
-        torch.Tensor.to, torch.Tensor.cpu = move, fetch  # type: ignore[method-assign]
+        del torch.Tensor.to, torch.Tensor.cpu  # what they inherit is seen again
 
     phases._restore.callback(restore)
 

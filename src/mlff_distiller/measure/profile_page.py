@@ -29,7 +29,7 @@ from mlff_distiller.measure.phases import (
 )
 
 if TYPE_CHECKING:
-    from mlff_distiller.measure.profile import Profile
+    from mlff_distiller.measure.profiling import Profile
 
 _COLORS = {
     BOOKKEEPING: "#A9B3C0",

@@ -30,6 +30,7 @@ LOOK_EVERY = 10
 STEPS_A_SAMPLE = 100
 """Of ``run_md``, which does not come back to the host after each; its log's interval too."""
 _EXPLOSION_FACTOR = 10.0
+_PILOT_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -112,9 +113,10 @@ def run_ase(
     steps = dynamics.irun(10**9)
     next(steps)  # before the first step
     began = clock()
-    for _ in range(plan.warm_up):
+    while trial.warm_up_steps < plan.warm_up and trial.warm_up_s < plan.most_seconds:
         next(steps)
-    trial.warm_up_s, trial.warm_up_steps = clock() - began, plan.warm_up
+        trial.warm_up_steps += 1
+        trial.warm_up_s = clock() - began
     samples = array("d")  # not objects: memory that grows is what is looked for
     seconds, done = 0.0, 0
     memory.mark(0)
@@ -167,9 +169,11 @@ def run_student(
 ) -> Trial:
     """``run_md``, all of ``start`` at once. A sample is the mean step of one interval of its log.
 
-    A short run comes first: it tells how many steps fill ``least_seconds``.
+    A short run comes first: it tells how many steps fill ``least_seconds``, and whether ten
+    samples fit into ``most_seconds``; if not, they are of fewer steps.
     """
     sample = max(1, min(STEPS_A_SAMPLE, plan.n_steps // 10))
+    pilot = max(1, sample // 10)
     settings: dict[str, Any] = {
         "ensemble": plan.ensemble,
         "temperature_K": plan.temperature_K,
@@ -178,7 +182,7 @@ def run_student(
         "compressibility_per_GPa": plan.compressibility_per_GPa,
         "seed": plan.seed,
     }
-    frames, trial = [atoms.copy() for atoms in start], Trial(steps_a_sample=sample)
+    frames, trial = [atoms.copy() for atoms in start], Trial()
     n_atoms = sum(len(atoms) for atoms in frames)
     memory.mark(-1)
     marks: list[tuple[int, float, float]] = []
@@ -190,7 +194,7 @@ def run_student(
             memory.mark(step - warm_up)
         marks.append((step, arrived, clock()))
 
-    def run(n_steps: int) -> Any:
+    def run(n_steps: int, sample: int) -> Any:
         marks.clear()
         return run_md(
             frames,
@@ -205,13 +209,18 @@ def run_student(
 
     warm_up = 10**12  # no marks of memory yet
     began = clock()
-    run(2 * sample)
+    run(2 * pilot, pilot)
     trial.first_call_s = marks[0][1] - began
-    a_step = max((marks[-1][1] - marks[-2][2]) / sample, 1e-9)
-    warm_up = sample * max(1, -(-plan.warm_up // sample))
+    a_step = max((marks[-1][1] - marks[-2][2]) / pilot, 1e-9)
+    if 2 * sample * a_step < _PILOT_SECONDS:  # where graphs of many steps come in
+        run(2 * sample, sample)
+        a_step = max((marks[-1][1] - marks[-2][2]) / sample, 1e-9)
+    fit = max(1.0, plan.most_seconds / a_step)
+    sample = trial.steps_a_sample = max(1, int(min(sample, fit / 10)))
+    warm_up = sample * max(1, -(-int(min(plan.warm_up, fit)) // sample))
     wanted = max(plan.n_steps, plan.least_seconds / a_step)
-    n_steps = sample * max(1, round(min(wanted, plan.most_seconds / a_step) / sample))
-    result = run(warm_up + n_steps)
+    n_steps = sample * max(1, round(min(wanted, fit) / sample))
+    result = run(warm_up + n_steps, sample)
     first = warm_up // sample
     trial.warm_up_s, trial.warm_up_steps = marks[first][1] - marks[0][2], warm_up
     intervals = [b[1] - a[2] for a, b in zip(marks[first:-1], marks[first + 1 :], strict=True)]

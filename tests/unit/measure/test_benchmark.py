@@ -17,10 +17,13 @@ from tests.unit.measure.clocks import Clock, Failing, Leaky, Timed
 from typer.testing import CliRunner
 
 from mlff_distiller.cli import app
+from mlff_distiller.deploy import Simulation
 from mlff_distiller.errors import ConfigError, DistillerError
 from mlff_distiller.measure import MDBenchmark, Settings, check, compare, read_result, record
+from mlff_distiller.measure.meters import MemoryMeter
 from mlff_distiller.measure.page import write_page
 from mlff_distiller.measure.results import speed_ups
+from mlff_distiller.measure.trial import Plan, run_student
 from mlff_distiller.students import write_nep
 
 GAS = Atoms("Ar4", np.diag([0.0, 1, 2, 3])[:, :3] * 4.0, cell=[20.0] * 3, pbc=True)
@@ -63,6 +66,25 @@ def test_fast_models_go_on_and_slow_ones_are_cut_short(clock):
     fast, slow = measured(models, clock, least_seconds=0.3, most_seconds=1.0).cases
     assert (fast["n_steps"], fast["cut_short"]) == (300, False)
     assert (slow["n_steps"], slow["cut_short"]) == (20, True)
+
+
+def test_steps_of_run_md_fit_the_time_that_is_given(monkeypatch):
+    clock = Clock()
+    real = Simulation.advance
+
+    def advance(self, n_steps):
+        clock.now += 0.05 * n_steps
+        real(self, n_steps)
+
+    monkeypatch.setattr(Simulation, "advance", advance)
+    student = random_nep(("Cu",), zbl=False)
+    memory = MemoryMeter(lambda: 0)
+    for most, n_steps, sample in ((np.inf, 40, 4), (1.01, 20, 2)):
+        plan = Plan("nve", 0.1, 5.0, n_steps=40, warm_up=4, most_seconds=most)
+        frames = [bulk("Cu", cubic=True) * (2, 2, 2)]
+        trial = run_student(frames, student, plan, memory, clock, device="cpu")
+        assert (trial.n_steps, trial.steps_a_sample, trial.warm_up_steps) == (n_steps, sample, 4)
+        assert trial.samples_ms == pytest.approx(np.full(n_steps // sample, 50.0))
 
 
 def test_models_take_turns(clock):

@@ -20,8 +20,8 @@ from mlff_distiller.deploy import backends
 from mlff_distiller.errors import ConfigError, TeacherError
 from mlff_distiller.measure import phases as p
 from mlff_distiller.measure.findings import findings
-from mlff_distiller.measure.profile import ProfileSettings, profile
 from mlff_distiller.measure.profile_page import write_page
+from mlff_distiller.measure.profiling import ProfileSettings, profile
 from mlff_distiller.measure.trace import STEP, analyse, union
 from mlff_distiller.students import write_nep
 

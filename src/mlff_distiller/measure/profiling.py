@@ -52,7 +52,7 @@ KEPT = 0.75
 """Share of the blocks of steps that count, the quickest: others compute on this machine too."""
 _BLOCKS = 20
 _LEAST_TRACED = 32
-"""Steps of ``run_md``, so that its graphs of many steps are seen."""
+"""Steps of ``run_md`` on a GPU, so that its graphs of many steps are seen."""
 
 Progress = Callable[[str, int, int, str], None]
 Steps = Callable[[int], None]
@@ -321,7 +321,11 @@ class _Run:
             activities.append(ProfilerActivity.CUDA)
         n = self.settings.traced
         # run_md records many steps into a graph: one range holds them all.
-        ranges, size = (n, 1) if self.engine == "ase" else (1, max(n, _LEAST_TRACED))
+        ranges, size = (
+            (n, 1)
+            if self.engine == "ase"
+            else (1, n if self.one.device == "cpu" else max(n, _LEAST_TRACED))
+        )
         n = ranges * size
         self.phases.mark = True
         with torch_profile(activities=activities, profile_memory=True) as profiler:
