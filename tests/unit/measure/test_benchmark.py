@@ -195,6 +195,8 @@ def test_comparing_says_slower_only_where_it_is(tmp_path):
     before, after, slow = run_of(2.0, 0), run_of(2.0, 1), run_of(2.4, 2)
     [same] = compare(before, after)
     assert (same.verdict, same.ratio) == ("same", pytest.approx(1.0, rel=0.01))
+    [back] = compare(after, before)
+    assert (back.verdict, back.ratio * same.ratio) == ("same", pytest.approx(1.0))
     [slower] = compare(before, slow)
     assert slower.verdict == "slower"
     assert slower.low < 1.2 < slower.high
@@ -323,6 +325,7 @@ def test_a_browser_draws_every_plot_without_an_error(tmp_path, made, name):
     )
     for plot in drawn.values():
         assert 'class="main-svg"' in plot
+    assert "<img" not in json.dumps(figures)
     assert "<img" not in dom[dom.index("<body") :].split("<script>")[0]
 
 
