@@ -46,7 +46,7 @@ import json, sys
 path = sys.argv[1]
 result = json.load(open(f"{path}/again/benchmark.json"))
 for case in result["cases"]:
-    case["best_median_ms"] *= 1.2
+    case["quiet_ms"] *= 1.2
 json.dump(result, open(f"{path}/slow/benchmark.json", "w"))
 SLOW
 run benchmark check "$OUT/slow" --against "$OUT/baselines" >/dev/null

@@ -313,8 +313,8 @@ def _summary(case: _Case, settings: Settings, found: Sequence[dict[str, Any]]) -
             {"median_ms": m, "n_steps": t.n_steps, "total_s": t.seconds, "blocks_ms": b}
             for m, t, b in zip(medians, trials, spread, strict=True)
         ],
-        "best_median_ms": min(medians),
-        "noise": statistics.noise(medians, spread[0]),
+        "quiet_ms": min(map(statistics.quiet, spread)),
+        "noise": statistics.noise(spread),
         "steps_per_s": rate,
         "ns_per_day": 86400e-6 * plan.time_step_fs * rate,
         "atom_steps_per_s": n_atoms * rate,

@@ -48,7 +48,7 @@ from mlff_distiller.measure.trial import (
 )
 
 SCHEMA = 1
-KEPT = 0.75
+KEPT = 0.5
 """Share of the blocks of steps that count, the quickest: others compute on this machine too."""
 _BLOCKS = 20
 _LEAST_TRACED = 32
@@ -276,7 +276,7 @@ class _Run:
     # -- the clock -------------------------------------------------------------------------------
 
     def _timed(self, steps: Steps) -> dict[str, Any]:
-        """Plain blocks and blocks by phases in turns; the slowest quarter of each is left out."""
+        """Plain blocks and blocks by phases in turns; the slower half of each is left out."""
         phases, block = self.phases, self.block
         n_blocks = max(4, -(-self.settings.n_steps // block))
         plain, phased, parts = np.zeros(n_blocks), np.zeros(n_blocks), []

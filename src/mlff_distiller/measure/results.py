@@ -170,7 +170,8 @@ def _comparison(a: dict[str, Any], b: dict[str, Any], key: Key) -> Comparison:
 class Verdict:
     """A case against its baseline: slower by ``change``, when more than ``limit`` is a regression.
 
-    ``limit`` is 5 %, or three times the noise that both measured if that is more.
+    Both are the quietest tenth of their quietest repeat. ``limit`` is 5 %, or three times the noise
+    that both measured if that is more.
     """
 
     key: Key
@@ -187,7 +188,7 @@ class Verdict:
 def machine_of(result: Result) -> str:
     """What a baseline holds for: the device, and the processor that feeds it."""
     device, cpu = result.about["device"], result.about["cpu"]
-    return device if device == cpu else f"{device} with {cpu}"
+    return f"{cpu}, {result.about['cores']} cores" if device == cpu else f"{device} with {cpu}"
 
 
 def baseline_path(folder: str | Path, result: Result) -> Path:
@@ -205,7 +206,7 @@ def record(result: Result, folder: str | Path) -> Path:
     about = {key: result.about[key] for key in ("versions", "commit", "torch_threads")}
     for case in result.cases:
         kept = {name: case[name] for name in KEY}
-        kept |= {"best_median_ms": case["best_median_ms"], "noise": case["noise"]}
+        kept |= {"quiet_ms": case["quiet_ms"], "noise": case["noise"]}
         kept |= {"n_atoms": case["n_atoms"], "n_repeats": len(case["repeats"]), **about}
         rows[key_of(case)] = kept
     content = {"schema": SCHEMA, "kind": "md-baseline", "machine": machine_of(result)}
@@ -256,7 +257,7 @@ def _verdicts(result: Result, baseline: dict[Key, dict[str, Any]]) -> Iterator[V
         row = baseline.get(key_of(case))
         if row is None:
             continue
-        before, now = row["best_median_ms"], case["best_median_ms"]
+        before, now = row["quiet_ms"], case["quiet_ms"]
         limit = max(
             LEAST_REGRESSION, NOISE_FACTOR * (row["noise"] ** 2 + case["noise"] ** 2) ** 0.5
         )

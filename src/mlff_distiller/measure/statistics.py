@@ -13,6 +13,8 @@ Array = NDArray[np.float64]
 N_BLOCKS = 20
 N_QUANTILES = 101
 _N_DRAWS = 1000
+LEAST_STEPS = 500
+"""Before growth is called a leak, or none."""
 SMALLEST_GROWTH_BYTES = 256 * 1024
 """In all: a page here, an arena there is no leak."""
 
@@ -50,9 +52,9 @@ def blocks(samples: Array) -> list[float]:
 def growth(steps: Array, memory_bytes: Array) -> dict[str, Any]:
     """Slope in bytes a step, its standard error, and whether that is a leak.
 
-    A leak grows by 256 KiB in all, and at least three of four quarters of the run each bring a
-    tenth of it: a cache fills once. The slope is the median of those between all pairs of points
-    (Theil and Sen).
+    A leak grows by 256 KiB in all, steadily: at least three of four quarters of the run each bring
+    a tenth of it, and the slope half. A cache fills once. Below 500 steps nobody knows (None). The
+    slope is the median of those between all pairs of points (Theil and Sen).
     """
     if len(steps) < 8 or steps[-1] <= steps[0]:
         return {"growth_bytes_per_step": None, "growth_error": None, "grows": None}
@@ -64,12 +66,13 @@ def growth(steps: Array, memory_bytes: Array) -> dict[str, Any]:
     gains = np.array([y[part[-1]] - y[part[0]] for part in parts])
     slopes = gains / [max(x[part[-1]] - x[part[0]], 1.0) for part in parts]
     total = float(y[-1] - y[0])
-    leaks = bool(total >= SMALLEST_GROWTH_BYTES and (gains >= 0.1 * total).sum() >= 3)
+    steady = (gains >= 0.1 * total).sum() >= 3 and slope * (x[-1] - x[0]) >= 0.5 * total
+    leaks = bool(total >= SMALLEST_GROWTH_BYTES and steady)
     error = float(slopes.std(ddof=1) / 2.0)
     return {
         "growth_bytes_per_step": round(slope, 2),
         "growth_error": round(error, 2),
-        "grows": leaks,
+        "grows": leaks if x[-1] - x[0] >= LEAST_STEPS else None,
     }
 
 
@@ -94,14 +97,21 @@ def ratio(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> dict[st
     return {"ratio": float(centre), "low": float(low), "high": float(high)}
 
 
-def noise(medians: Sequence[float], block_medians: Sequence[float]) -> float:
-    """By how much the fastest repeat's median could be off, relative.
+def quiet(block_medians: Sequence[float]) -> float:
+    """What the quietest tenth of a run took: whatever disturbs a machine makes it slower."""
+    return float(np.quantile(block_medians, 0.1))
 
-    Whatever disturbs a machine makes it slower, so repeats are judged by the fastest: its distance
-    to the next, or, for want of one, the scatter of its blocks.
+
+def noise(repeats: Sequence[Sequence[float]]) -> float:
+    """By how much the quietest repeat could be off, relative; from the block medians of each.
+
+    It is its distance to the next (for want of one, the scatter of its blocks), or half of what
+    disturbs its usual step, if that is more: where hardly any part was quiet, who knows.
     """
-    if len(medians) > 1:
-        best, second = sorted(medians)[:2]
-        return (second - best) / best
-    values = np.asarray(block_medians)
-    return float(values.std() / np.median(values)) if len(values) > 1 else 0.0
+    levels = [quiet(blocks) for blocks in repeats]
+    own = np.asarray(repeats[int(np.argmin(levels))])
+    best, usual = min(levels), float(np.median(own))
+    if best <= 0:
+        return 0.0
+    apart = (sorted(levels)[1] - best) / best if len(levels) > 1 else float(own.std()) / usual
+    return max(apart, 0.5 * (usual / best - 1.0))

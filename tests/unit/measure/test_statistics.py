@@ -24,6 +24,10 @@ def test_a_leak_is_told_from_a_cache_that_fills_once():
     cache = statistics.growth(steps, 5e8 + 4e6 * (steps > 120) + page)
     assert not cache["grows"]
     assert not statistics.growth(steps, 5e8 + page)["grows"]
+    jump = statistics.growth(steps, 5e8 + 300 * steps + 2e6 * (steps > 500))
+    assert not jump["grows"]  # most of it came at once
+    brief = statistics.growth(steps[:40], 5e8 + 1e5 * steps[:40])
+    assert brief["grows"] is None
     assert statistics.growth(steps[:3], np.zeros(3))["grows"] is None
 
 
@@ -40,7 +44,11 @@ def test_a_ratio_has_an_interval_that_holds_it():
     assert same["low"] < 1.0 < same["high"]
 
 
-def test_noise_is_how_far_the_fastest_repeats_lie_apart():
-    assert statistics.noise([1.0, 1.5, 1.02], [9.0]) == pytest.approx(0.02)
-    assert statistics.noise([1.0], [0.9, 1.1]) == pytest.approx(0.1)
-    assert statistics.noise([1.0], [1.0]) == 0.0
+def test_noise_is_how_far_quiet_repeats_lie_apart_or_how_disturbed_they_are():
+    calm = [[1.0] * 20, [1.5] * 20, [1.02] * 20]
+    assert statistics.noise(calm) == pytest.approx(0.02)
+    disturbed = [[1.0] * 5 + [1.4] * 15, [1.0] * 20]
+    assert statistics.noise(disturbed) == pytest.approx(0.2)
+    assert statistics.noise([[0.9, 1.1]]) > 0.05
+    assert statistics.noise([[1.0] * 20]) == 0.0
+    assert statistics.quiet([1.0] * 3 + [9.0] * 17) == pytest.approx(1.0)
