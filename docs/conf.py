@@ -48,8 +48,13 @@ def _command_pages(command: Any, name: str) -> list[str]:
     """Markdown of one command of the command line and of those below it."""
     commands = getattr(command, "commands", None)
     if commands:
-        pages = (_command_pages(below, f"{name} {key}") for key, below in commands.items())
-        return [line for page in pages for line in page]
+        pages = [_command_pages(below, f"{name} {key}") for key, below in commands.items()]
+        own = _command_page(command, name) if command.invoke_without_command else []
+        return [*own, *(line for page in pages for line in page)]
+    return _command_page(command, name)
+
+
+def _command_page(command: Any, name: str) -> list[str]:
     arguments, options = _shown(command, "argument"), _shown(command, "option")
     usage = [name, *(_metavar(argument) for argument in arguments), "[OPTIONS]"]
     about = "\n\n".join(text.strip() for text in (command.help, command.epilog) if text)

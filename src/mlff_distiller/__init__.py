@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlff_distiller.deploy import StudentCalculator, run_md
+    from mlff_distiller.measure import MDBenchmark
     from mlff_distiller.pipeline import distill
     from mlff_distiller.teachers import load_teacher
 
-__all__ = ["StudentCalculator", "distill", "load_teacher", "run_md"]
+__all__ = ["MDBenchmark", "StudentCalculator", "distill", "load_teacher", "run_md"]
 
 _HOMES = {
+    "MDBenchmark": "mlff_distiller.measure",
     "StudentCalculator": "mlff_distiller.deploy",
     "distill": "mlff_distiller.pipeline",
     "load_teacher": "mlff_distiller.teachers",

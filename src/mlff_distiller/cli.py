@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mlff_distiller import cli_data, cli_label, cli_md, cli_sample, cli_train
+from mlff_distiller import cli_data, cli_label, cli_md, cli_measure, cli_sample, cli_train
 from mlff_distiller.errors import DistillerError
 from mlff_distiller.progress import Display
 
@@ -45,6 +45,15 @@ app.command(
     epilog="Example: mlff-distiller md silicon.extxyz --student run/student --ensemble nvt"
     " --temperature 300 --time-ps 100 --out md.extxyz",
 )(cli_md.md)
+app.add_typer(cli_measure.benchmark, name="benchmark")
+app.command(
+    "profile",
+    epilog="Example: mlff-distiller profile --student run --teacher 7net-0 --system silicon:64"
+    " --system silicon:1000 --out prof",
+)(cli_measure.profile)
+app.command("doctor", epilog="Example: mlff-distiller doctor --require cuda --disk runs")(
+    cli_measure.doctor
+)
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 

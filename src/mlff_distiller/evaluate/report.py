@@ -47,21 +47,35 @@ def _render(report: dict[str, Any], evidence: Evidence, run_name: str) -> str:
         for number, panel in enumerate(members)
         if panel.figure is not None
     }
-    page = Environment(
-        autoescape=True, undefined=ChainableUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    page.filters |= FILTERS
     source = resources.files("mlff_distiller.evaluate").joinpath("report.html.jinja")
-    return page.from_string(source.read_text("utf-8")).render(
+    return page_of(
+        source.read_text("utf-8"),
+        drawn,
         report=report,
         panels=panels,
         speed_rows=rows(report),
         speedups=_extremes(column(rows(report), "speedup")),
         scalars=_scalars(report.get("observables")),
-        figures=_json_for_script(drawn),
-        plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),
         raw=json.dumps(_plain(report), indent=2, ensure_ascii=False),
         student_path=json.dumps(f"{run_name}/student", ensure_ascii=False),
+    )
+
+
+def page_of(template: str, figures: Mapping[str, Any], **content: Any) -> str:
+    """A page that loads nothing: ``template`` with the style, plotly's script and ``figures``.
+
+    ``figures`` are plotly's, as JSON, by the id of the element that shows them.
+    """
+    page = Environment(
+        autoescape=True, undefined=ChainableUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    page.filters |= FILTERS
+    style = resources.files("mlff_distiller.evaluate").joinpath("report.css").read_text("utf-8")
+    return page.from_string(template).render(
+        style=Markup(style),
+        figures=_json_for_script(figures),
+        plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),
+        **content,
     )
 
 
@@ -146,6 +160,11 @@ def _number(value: Any, unit: str = "", digits: int = 3) -> Markup:
     whole = isinstance(value, Integral) or (float(value).is_integer() and abs(value) >= 10**digits)
     text = f"{int(value):,}".replace("-", "−") if whole else _significant(float(value), digits)
     return _shown(value, text, unit)
+
+
+def _few(value: Any) -> Markup:
+    """A number that a small sample may not allow."""
+    return _number(value) if _measured(value) else Markup("–")
 
 
 def _percent(value: Any) -> Markup:
@@ -260,6 +279,7 @@ def _limit(value: Any, name: Any) -> Markup:
 
 FILTERS: dict[str, Callable[..., Any]] = {
     "number": _number,
+    "few": _few,
     "percent": _percent,
     "times": _times,
     "duration": _duration,
