@@ -38,8 +38,9 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_inherit_docstrings = False
-# Teachers' libraries are never needed to read about them.
-autodoc_mock_imports = ["chgnet", "fennol", "jax", "mace", "orb_models", "sevenn", "torchani"]
+# Teachers' libraries are never needed to read about them, nor is Triton, which CPUs do without.
+_LIBRARIES = ("chgnet", "fennol", "jax", "mace", "orb_models", "sevenn", "torchani", "triton")
+autodoc_mock_imports = list(_LIBRARIES)
 napoleon_google_docstring = False
 napoleon_use_ivar = True
 
