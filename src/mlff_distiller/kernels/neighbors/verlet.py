@@ -276,6 +276,7 @@ class VerletList:
             if largest <= self.capacity:
                 break
             self._set_capacity(SECTOR * math.ceil(MARGIN * largest / SECTOR))
+        self.reverse.fill_(-1)
         tables = (self.counts, self.neighbors, self.images, self.reverse)
         match = [(k.match, (system_idx, self._grids, *tables))]
         Launch(match, n, self.device, self.n_threads, k.threads_a_match)()

@@ -317,28 +317,28 @@ def build(device: str) -> Kernels:
         images: wp.array2d(dtype=int),
         reverse: wp.array2d(dtype=int),
     ):
-        """The slot in which a neighbour has this atom, in the opposite image."""
+        """The slots of a pair in the lists of both ends, found once; ``reverse`` begins as -1."""
         thread = wp.tid()
         i = first + thread / threads
         grid = grids[system_idx[i]]
         twice_home = 2 * (grid.first_image + number(wp.vec3i(), grid.image_reach))
         for slot in range(thread % threads, counts[i], threads):
             j = neighbors[i, slot]
-            image = twice_home - images[i, slot]
-            low = int(0)
-            high = counts[j]
-            while low < high:
-                middle = (low + high) / 2
-                other = neighbors[j, middle]
-                if other < i or (other == i and images[j, middle] < image):
-                    low = middle + 1
-                else:
-                    high = middle
-            found = int(-1)
-            if low < counts[j]:
-                if neighbors[j, low] == i and images[j, low] == image:
-                    found = low
-            reverse[i, slot] = found
+            if j >= i:
+                image = twice_home - images[i, slot]
+                low = int(0)
+                high = counts[j]
+                while low < high:
+                    middle = (low + high) / 2
+                    other = neighbors[j, middle]
+                    if other < i or (other == i and images[j, middle] < image):
+                        low = middle + 1
+                    else:
+                        high = middle
+                if low < counts[j]:
+                    if neighbors[j, low] == i and images[j, low] == image:
+                        reverse[i, slot] = low
+                        reverse[j, low] = slot
 
     kernels = (wrap, shift, follow, bounds, assign, bin_ranges, fill, most, match)
     return Kernels(module, *kernels, threads)
