@@ -156,7 +156,8 @@ class VerletList:
     def _set_capacity(self, capacity: int) -> None:
         shape = (self.systems.n_atoms, capacity)
         # The old ones first: two tables of a large system may not fit.
-        self.neighbors = self.images = self.reverse = None
+        self.neighbors = self.images = None
+        self.reverse: wp.array = None
         self.capacity = 0
         with wp.ScopedDevice(self.device):
             tables = [wp.zeros(shape, dtype=int) for _ in range(3)]
