@@ -138,6 +138,7 @@ def random_painn(
     row = ((0.6, 1.3, *universal),) * len(elements)
     table = (row,) * len(elements) if zbl else None
     student = PaiNN(elements, cutoff, 12, 3, 8, 0.2, moments=moments, zbl=table)
+    student.scale.fill_(0.2)
     initialise(student, torch.Generator().manual_seed(seed))
     student.reference_energies.copy_(-torch.arange(1.0, len(elements) + 1, dtype=torch.float64))
     return student.eval()

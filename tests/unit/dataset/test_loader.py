@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from ase.build import bulk
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlff_distiller.batch import Batch
@@ -197,6 +197,7 @@ def test_too_few_frames_for_the_ranks(folder):
         loader(folder, range(3), rank=4, world_size=5).batches()
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 300), max_size=60), st.integers(1, 400), st.integers(1, 9))
 def test_cutting_loses_nothing(sizes, most, world_size):
     sizes = np.array(sizes, dtype=np.int64)

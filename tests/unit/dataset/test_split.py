@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlff_distiller.dataset import Split, split_by_group
@@ -22,6 +22,7 @@ def assert_lawful(split: Split, groups: np.ndarray) -> None:
     assert not owned[0] & owned[1] | owned[0] & owned[2] | owned[1] & owned[2]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(1, 60), min_size=3, max_size=30),
     st.integers(0, 2**31),
@@ -35,6 +36,7 @@ def test_every_split_is_lawful(counts, seed, fractions):
     assert all(np.array_equal(getattr(split, n), getattr(again, n)) for n in vars(split))
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 60), min_size=4, max_size=30), st.integers(0, 1000))
 def test_the_largest_and_the_chosen_stay_in_training(counts, seed):
     groups = np.repeat(np.arange(len(counts)), counts)

@@ -1,12 +1,13 @@
 """The front of accuracy against speed, and its plot."""
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlff_distiller.evaluate.front import front_page, front_panel, non_dominated
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(*[st.integers(0, 6)] * 2), min_size=1, max_size=12))
 def test_front_is_what_nothing_beats(points):
     expected = [
