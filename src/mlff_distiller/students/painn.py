@@ -15,13 +15,13 @@ import torch
 from ase.data import atomic_numbers
 from torch import Tensor, nn
 
-from mlff_distiller.kernels.nep.reference import screened_repulsion
+from mlff_distiller.kernels.nep.reference import one_hot, screened_repulsion
 from mlff_distiller.students.base import Student
 
 _SHORTEST = 1e-6
 """Å. Keeps the direction of coincident atoms finite."""
-_NORM_WIDTH = 1.0
-"""A norm is parabolic below it: where symmetry makes a vector vanish the energy has a curvature."""
+_FIRST_NORM_WIDTH = 1e-3
+"""Of students whose ``config`` does not say: what they were trained with."""
 
 
 class PaiNN(Student):
@@ -35,6 +35,9 @@ class PaiNN(Student):
         Bessel functions sin(k pi r / r_c) / r under a polynomial envelope.
     moments
         Whether the first layer has second moments and products.
+    norm_width
+        Below it the norm of a vector is parabolic, so that the energy has a curvature where
+        symmetry makes the vector vanish.
     radial_scale
         Factor of the radial functions, by which an atom's first messages have unit variance.
     zbl
@@ -56,9 +59,11 @@ class PaiNN(Student):
         radial_scale: float,
         *,
         moments: bool = True,
+        norm_width: float = 1.0,
         zbl: tuple[tuple[tuple[float, ...], ...], ...] | None = None,
     ) -> None:
         super().__init__(elements, cutoff)
+        self.norm_width = norm_width
         self.channels, self.layers, self.radial_functions = channels, layers, radial_functions
         self.radial_scale, self.moments, self.zbl = radial_scale, moments, zbl
         charges = torch.tensor([float(atomic_numbers[symbol]) for symbol in elements])
@@ -69,7 +74,7 @@ class PaiNN(Student):
         self.embedding = nn.Parameter(torch.zeros(len(elements), channels, dtype=torch.float64))
         self.messages, self.updates = nn.ModuleList(), nn.ModuleList()
         for layer in range(layers):
-            self.updates.append(_Update(channels, last=layer == layers - 1))
+            self.updates.append(_Update(channels, norm_width, last=layer == layers - 1))
             if layer:
                 self.messages.append(_Message(channels, radial_functions))
         self.gather = _Gather(len(elements), channels, radial_functions, moments=moments)
@@ -85,13 +90,15 @@ class PaiNN(Student):
             "radial_functions": self.radial_functions,
             "radial_scale": self.radial_scale,
             "moments": self.moments,
+            "norm_width": self.norm_width,
             "zbl": self.zbl,
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> PaiNN:
         zbl = config["zbl"] and tuple(tuple(tuple(pair) for pair in row) for row in config["zbl"])
-        return cls(**{**config, "elements": tuple(config["elements"]), "zbl": zbl})
+        given = {"norm_width": _FIRST_NORM_WIDTH, **config}
+        return cls(**{**given, "elements": tuple(config["elements"]), "zbl": zbl})
 
     def site_energies(self, types: Tensor, i: Tensor, j: Tensor, vectors: Tensor) -> Tensor:
         r = (vectors.square().sum(1) + _SHORTEST**2).sqrt()  # (n_edges,)
@@ -181,8 +188,7 @@ class _Message(nn.Module):
 
 def _of_type(table: Tensor, types: Tensor) -> Tensor:
     """Rows (n_atoms, C) of ``table`` (T, C). A product: its gradient needs no sums over atoms."""
-    own = (types.unsqueeze(1) == torch.arange(len(table), device=types.device)).to(table.dtype)
-    return own @ table
+    return one_hot(types, len(table), table.dtype) @ table
 
 
 def _soft(x: Tensor, components: int | None = None) -> Tensor:
@@ -240,9 +246,9 @@ class _Products(nn.Module):
 class _Update(nn.Module):
     """Scalars and vectors of one atom mix; of the last layer only the scalars are needed."""
 
-    def __init__(self, channels: int, *, last: bool) -> None:
+    def __init__(self, channels: int, norm_width: float, *, last: bool) -> None:
         super().__init__()
-        self.kinds = 2 if last else 3
+        self.kinds, self.norm_width = 2 if last else 3, norm_width
         self.u = _linear(channels, channels, bias=False)
         self.v = _linear(channels, channels, bias=False)
         self.network = _perceptron(2 * channels, channels, self.kinds * channels)
@@ -250,7 +256,7 @@ class _Update(nn.Module):
     def forward(self, s: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         soft = _soft(v, 1)
         uv, vv = self.u(soft), self.v(soft)
-        norm = (vv.square().sum(1) + _NORM_WIDTH**2).sqrt()
+        norm = (vv.square().sum(1) + self.norm_width**2).sqrt()
         gates = self.network(torch.cat([_soft(s), norm], 1)).chunk(self.kinds, dim=1)
         s = s + gates[0] + gates[1] * (uv * vv).sum(1)
         return s, v if self.kinds == 2 else v + gates[2].unsqueeze(1) * uv

@@ -149,3 +149,11 @@ def test_a_crystal_is_harmonic_where_symmetry_makes_vectors_vanish():
         batch = Batch.from_atoms([atoms])
         forces.append(student(batch, neighbor_list(batch, student.cutoff)).forces[0])
     torch.testing.assert_close(forces[1], 2.0 * forces[0], rtol=0.03, atol=0.0)
+
+
+def test_a_student_keeps_the_norm_it_was_trained_with():
+    student = random_painn()
+    config = student.config()
+    assert PaiNN.from_config(config).norm_width == student.norm_width == 1.0
+    del config["norm_width"]
+    assert PaiNN.from_config(config).updates[0].norm_width == 1e-3

@@ -216,7 +216,7 @@ def radial_functions(r: Tensor, cutoff: Tensor, basis_size: int) -> tuple[Tensor
     return half * fc, dhalf * dx * fc + half * dfc
 
 
-def _one_hot(types: Tensor, n_types: int, dtype: torch.dtype) -> Tensor:
+def one_hot(types: Tensor, n_types: int, dtype: torch.dtype) -> Tensor:
     """(...) -> (..., T). PyTorch's own looks at the values, which a compiler cannot follow."""
     return (types.unsqueeze(-1) == torch.arange(n_types, device=types.device)).to(dtype)
 
@@ -225,8 +225,8 @@ def _by_type(values: Tensor, neighbor_types: Tensor, n_types: int) -> Tensor:
     """(N, J, K) -> (N, J, T*K): values in the columns of the neighbour's type, 0 elsewhere."""
     if n_types == 1:
         return values
-    one_hot = _one_hot(neighbor_types, n_types, values.dtype)
-    return (one_hot.unsqueeze(-1) * values.unsqueeze(-2)).flatten(2)
+    own = one_hot(neighbor_types, n_types, values.dtype)
+    return (own.unsqueeze(-1) * values.unsqueeze(-2)).flatten(2)
 
 
 @dataclass(frozen=True)
@@ -308,7 +308,7 @@ def _q1111(s: Tensor) -> tuple[Tensor, Tensor]:
 
 def _of_centres(c: Tensor, types: Tensor) -> Tensor:
     """(T, T, n, K) -> (N, n, T*K) of each atom. A product: its gradient sums no atoms by index."""
-    own = _one_hot(types, len(c), c.dtype)
+    own = one_hot(types, len(c), c.dtype)
     rows: Tensor = (own @ c.flatten(1)).unflatten(1, c.shape[1:])
     return rows.transpose(1, 2).flatten(2)
 
@@ -332,7 +332,7 @@ def network(parameters: Parameters, types: Tensor, q: Tensor) -> tuple[Tensor, T
     x = q * parameters.scaler
     hidden = (x @ parameters.w0.flatten(0, 1).T).view(-1, n_types, neurons) - parameters.b0
     active = torch.tanh(hidden)
-    own = _one_hot(types, n_types, q.dtype)
+    own = one_hot(types, n_types, q.dtype)
     w1 = parameters.w1 * own.unsqueeze(-1)  # (N, T, M), zero for other types
     energy = (w1 * active).sum((1, 2)) - parameters.b1
     slope = (w1 * (1.0 - active * active)).flatten(1) @ parameters.w0.flatten(0, 1)
