@@ -17,8 +17,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class TrainingSettings:
     """Settings of the loop.
 
-    ``epochs`` takes the place of ``updates``. ``atoms_per_batch``: 256 by default; on a GPU, where
-    that takes hardly longer, 1024. ``schedule``: after the warm-up half a cosine, or constant and
+    ``epochs`` takes the place of ``updates``. ``atoms_per_batch``: 256 by default; 1024
+    on a GPU. ``schedule``: after the warm-up half a cosine, or constant and
     in the last ``decay_fraction`` down linearly (``wsd``). Training stops once the force error has
     not improved for ``patience_fraction`` of the updates. Of ``validations`` the ``keep_best`` best
     students are kept beside the checkpoint; at ``md_checks`` of them the student runs ``md_steps``
