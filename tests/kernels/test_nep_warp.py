@@ -5,6 +5,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk
+from ase.stress import voigt_6_to_full_3x3_stress
 from tests.conftest import random_nep, rattled, structures
 from tests.kernels.test_nep_reference import FILES, crystals
 
@@ -28,7 +29,12 @@ def evaluator(student: NEP, dtype: str = "float64", **settings) -> NEPEvaluator:
 def run(evaluator: NEPEvaluator, student: NEP, atoms: Atoms):
     types = student.types(torch.from_numpy(atoms.numbers)).numpy()
     result = evaluator.evaluate(atoms.positions, types, atoms.cell.array, atoms.pbc)
-    return result.energy, result.energies.copy(), result.forces.copy(), result.virial
+    return (
+        result.energy,
+        result.energies.copy(),
+        result.forces.copy(),
+        voigt_6_to_full_3x3_stress(result.virial),
+    )
 
 
 def expected(student: NEP, atoms: Atoms):

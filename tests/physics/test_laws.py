@@ -50,10 +50,10 @@ def test_the_laws_can_fail():
     """A calculator that breaks a law is caught by that law."""
 
     class Broken(StudentCalculator):
-        def _evaluate(self, positions, cell, numbers, pbc):
-            results = super()._evaluate(positions, cell, numbers, pbc)
-            results["forces"] = results["forces"] + 0.01 * positions
-            results["energy"] += 0.01 * positions[0, 0]
+        def _evaluate(self, now):
+            results = super()._evaluate(now)
+            results["forces"] = results["forces"] + 0.01 * now.positions
+            results["energy"] += 0.01 * now.positions[0, 0]
             if "stress" in results:
                 results["stress"] = -results["stress"]
             results["free_energy"] = results["energy"] + 1.0

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
+from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import NDArray
 
 from mlff_distiller.batch import Batch
@@ -25,12 +26,12 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Results:
-    """Of one structure; the caller's own arrays. ``stress`` is NaN without a volume."""
+    """Of one structure; the caller's own arrays."""
 
     energy: float  # eV
     energies: Array  # (n_atoms,) eV
     forces: Array  # (n_atoms, 3) eV/Å
-    stress: Array  # (3, 3) eV/Å³
+    strain_gradient: Array  # (6,) eV, dE/dstrain: xx, yy, zz, yz, xz, xy
 
 
 Backend = Callable[[Array, Array, NDArray[np.int64], NDArray[np.bool_]], Results]
@@ -61,7 +62,7 @@ class TorchBackend:
             float(prediction.energy[0]),
             prediction.energies.cpu().numpy(),
             prediction.forces.double().cpu().numpy(),
-            prediction.stress[0].cpu().numpy(),
+            full_3x3_to_voigt_6_stress(prediction.strain_gradient[0].cpu().numpy()),
         )
 
 
@@ -77,6 +78,7 @@ class WarpBackend:
     def __init__(self, student: NEP, dtype: Literal["float32", "float64"]) -> None:
         self.student, self.dtype = student, dtype
         self._types_of_numbers = student.types_of_numbers.cpu().numpy()
+        self._last = (b"", np.empty(0, dtype=np.int64))
         self._evaluator: NEPEvaluator | None = None
 
     def __getstate__(self) -> dict[str, object]:
@@ -85,15 +87,21 @@ class WarpBackend:
     def __call__(
         self, positions: Array, cell: Array, numbers: NDArray[np.int64], pbc: NDArray[np.bool_]
     ) -> Results:
-        types = self._types_of_numbers[numbers]
-        if types.min() < 0:
-            self.student.types(torch.from_numpy(numbers).to(self.student.device))  # the error
+        types = self._types(numbers)
         if self._evaluator is None:
             self._evaluator = self._new_evaluator()
         found = self._evaluator.evaluate(positions, types, cell, pbc)
-        volume = abs(float(np.linalg.det(cell)))
-        stress = -found.virial / volume if volume > 0 else np.full((3, 3), np.nan)
-        return Results(found.energy, found.energies.copy(), found.forces.copy(), stress)
+        return Results(found.energy, found.energies.copy(), found.forces.copy(), -found.virial)
+
+    def _types(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(n_atoms,), those of the last call where ``numbers`` are."""
+        given = numbers.tobytes()
+        if given != self._last[0]:
+            types = self._types_of_numbers[numbers]
+            if types.min() < 0:
+                self.student.types(torch.from_numpy(numbers).to(self.student.device))  # the error
+            self._last = given, types
+        return self._last[1]
 
     def _new_evaluator(self) -> NEPEvaluator:
         try:

@@ -81,7 +81,7 @@ class NEPForces(NEPEvaluator):
             self.prepare(types, sizes)
 
     def rebuild(self, cell: Array, pbc: NDArray[np.bool_]) -> bool:
-        with self._memory_for(len(self._types)):
+        with self._memory_for(self.systems.n_atoms):
             return super().rebuild(cell, pbc)
 
 

@@ -168,9 +168,7 @@ class VerletList:
     # -- boxes --------------------------------------------------------------------------------
 
     def _is_same_box(self, cell: Floats, pbc: NDArray[np.bool_]) -> bool:
-        return np.array_equal(np.reshape(cell, (-1, 3, 3)), self._cell) and np.array_equal(
-            np.reshape(pbc, (-1, 3)), self._pbc
-        )
+        return cell.tobytes() == self._cell.tobytes() and pbc.tobytes() == self._pbc.tobytes()
 
     def _set_box(self, cell: Floats, pbc: NDArray[np.bool_]) -> None:
         self._cell, self._pbc = np.reshape(cell, (-1, 3, 3)).copy(), np.reshape(pbc, (-1, 3)).copy()

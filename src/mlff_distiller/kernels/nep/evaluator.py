@@ -42,7 +42,7 @@ class Evaluation:
     energy: float  # eV
     energies: Array  # (n_atoms,) eV
     forces: Array  # (n_atoms, 3) eV/Å
-    virial: Array  # (3, 3) eV; stress is -virial / volume
+    virial: Array  # (6,) eV: xx, yy, zz, yz, xz, xy; stress is -virial / volume
 
 
 class NEPEvaluator:
@@ -94,6 +94,7 @@ class NEPEvaluator:
         self._skin = skin
         self._lanes = lanes or (1 if self.device.is_cpu else WARP)
         self._with_graphs = self.device.is_cuda
+        self._given: tuple[bytes, bytes | None] | None
         self._release()
 
     def evaluate(
@@ -124,7 +125,7 @@ class NEPEvaluator:
                 if not self._views["moved"][0]:
                     return self._results()
             if not on_device and self.device.is_cuda:
-                wp.copy(self.positions, self._host["positions"])
+                wp.copy(self.positions, self._host[0])
             self.rebuild(cell, pbc)
             self._run(positions_are_there=True)
             return self._results()
@@ -133,9 +134,11 @@ class NEPEvaluator:
 
     def prepare(self, types: NDArray[np.int64], sizes: NDArray[np.int64] | None = None) -> None:
         """Make room for atoms of these types, in systems of these sizes or in one."""
-        sizes = np.array([len(types)]) if sizes is None else sizes
-        if not np.array_equal(types, self._types) or not np.array_equal(sizes, self._sizes):
-            self._set_types(types, sizes)
+        given = types.tobytes(), None if sizes is None else sizes.tobytes()
+        if given != self._given:
+            self._given = None  # until all is there
+            self._set_types(types, np.array([len(types)]) if sizes is None else sizes)
+            self._given = given
 
     def rebuild(self, cell: Array, pbc: NDArray[np.bool_]) -> bool:
         """Find neighbours anew; True if arrays were replaced, and graphs are to be recorded anew.
@@ -163,18 +166,21 @@ class NEPEvaluator:
 
     def _release(self) -> None:
         """Keep nothing of what came before."""
-        nothing = np.empty(0, dtype=np.int64)
-        self._present = self._types = self._sizes = nothing
+        self._present = self._sizes = np.empty(0, dtype=np.int64)
+        self._given = None
         self._version = -1
         self._graph: Any = None
         self.positions: wp.array = None
+        self.forces: wp.array
+        self.energies: wp.array
+        self.totals: wp.array
         self.systems: Systems
         self.neighbors: VerletList
-        for name in ("_g", "_virials", "forces", "energies", "systems", "neighbors"):
+        for name in ("_g", "_virials", "_exchanged", "forces", "energies", "systems", "neighbors"):
             setattr(self, name, None)
         self._gradients: Callable[[], None] = _unprepared
         self._forces = self._chunk_totals = self._totals = self._gradients
-        self._host: dict[str, wp.array] = {}
+        self._host: tuple[wp.array, ...] = ()
         self._views: dict[str, Any] = {}
 
     @contextmanager
@@ -202,13 +208,12 @@ class NEPEvaluator:
         present, compact = np.unique(types, return_inverse=True)
         if not np.array_equal(present, self._present):
             self._set_present(present)
-        same_sizes = np.array_equal(sizes, self._sizes)
-        self._types = self._sizes = np.empty(0, dtype=np.int64)  # until all is there
         with wp.ScopedDevice(self.device):
-            if not same_sizes:
+            if not np.array_equal(sizes, self._sizes):
+                self._sizes = np.empty(0, dtype=np.int64)  # until all is there
                 self._allocate(len(types), sizes)
             self._atom_types.assign(compact.reshape(-1).astype(np.int32))
-        self._types, self._sizes = types.copy(), sizes.copy()
+        self._sizes = sizes.copy()
         self._version = -1
 
     def _set_present(self, present: NDArray[np.int64]) -> None:
@@ -228,34 +233,48 @@ class NEPEvaluator:
         cutoff = float(self._model["cutoffs"].numpy().max())
         self.neighbors = VerletList(cutoff, self._skin, self.device, self.n_threads)
         self._present = present
-        self._types = self._sizes = np.empty(0, dtype=np.int64)
+        self._sizes = np.empty(0, dtype=np.int64)
 
     def _allocate(self, n: int, sizes: NDArray[np.int64]) -> None:
         self._g = self._graph = None  # before there are twice as many
         self.systems = Systems.of_sizes(sizes, self.device)
         self.positions = wp.zeros(n, dtype=wp.vec3d)
         self._atom_types = wp.zeros(n, dtype=int)
-        self.forces, self._virials = wp.zeros(n, dtype=wp.vec3d), wp.zeros(n, dtype=vec6d)
-        self.energies = wp.zeros(n, dtype=wp.float64)
+        self._virials = wp.zeros(n, dtype=vec6d)
         self._partial = wp.zeros(self.systems.n_chunks, dtype=vec7d)
-        self.totals = wp.zeros(self.systems.n_systems, dtype=vec7d)
-        self._host = {name: self._on_host(array) for name, array in self._exchanged().items()}
-        self._views = {name: array.numpy() for name, array in self._host.items()}
+        self._set_results(n, self.systems.n_systems)
 
-    def _exchanged(self) -> dict[str, wp.array]:
-        return {
-            "positions": self.positions,
-            "energies": self.energies,
-            "forces": self.forces,
-            "totals": self.totals,
-            "moved": self.neighbors.moved,
+    def _set_results(self, n_atoms: int, n_systems: int) -> None:
+        """What goes to the host, in one piece: a copy takes microseconds, whatever its size."""
+        parts = {
+            "moved": (wp.int32, 1, 8),
+            "totals": (vec7d, n_systems, 56 * n_systems),
+            "energies": (wp.float64, n_atoms, 8 * n_atoms),
+            "forces": (wp.vec3d, n_atoms, 24 * n_atoms),
         }
-
-    def _on_host(self, array: wp.array) -> wp.array:
-        return array if self.device.is_cpu else wp.empty_like(array, device="cpu", pinned=True)
+        n_bytes = sum(size for _, _, size in parts.values())
+        self._exchanged = on_host = wp.zeros(n_bytes // 8, dtype=wp.float64)
+        positions = self.positions
+        if self.device.is_cuda:
+            on_host = wp.empty_like(self._exchanged, device="cpu", pinned=True)
+            positions = wp.empty_like(self.positions, device="cpu", pinned=True)
+        self._host = positions, on_host
+        self._views = {"positions": positions.numpy(), "results": on_host.numpy()}
+        start = 0
+        for name, (dtype, length, size) in parts.items():
+            device, host = (
+                wp.array(ptr=whole.ptr + start, dtype=dtype, shape=length, device=whole.device)
+                for whole in (self._exchanged, on_host)
+            )
+            self._views[name] = host.numpy()
+            if name == "moved":
+                self.neighbors.moved = device
+            else:
+                setattr(self, name, device)
+            start += size
 
     def _record(self) -> None:
-        k, m, near, n = self._kernels, self._model, self.neighbors, len(self._types)
+        k, m, near, n = self._kernels, self._model, self.neighbors, self.systems.n_atoms
         types, n_types = self._atom_types, len(self._present)
         skip, systems = near.moved, self.systems
         self._g = None  # before there are twice as many
@@ -303,20 +322,18 @@ class NEPEvaluator:
 
     def _launch(self, *, positions_are_there: bool) -> None:
         if self.device.is_cuda and not positions_are_there:
-            wp.copy(self.positions, self._host["positions"])
+            wp.copy(self.positions, self._host[0])
         self.neighbors.moved.zero_()
         self.neighbors.follow()
         self.compute()
         self.total()
         if self.device.is_cuda:
-            for name, array in self._exchanged().items():
-                if name != "positions":
-                    wp.copy(self._host[name], array)
+            wp.copy(self._host[1], self._exchanged)
 
     def _results(self) -> Evaluation:
-        energy, xx, yy, zz, yz, xz, xy = self._views["totals"][0].tolist()
-        virial = np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
-        return Evaluation(energy, self._views["energies"], self._views["forces"], virial)
+        views = self._views
+        totals = views["totals"][0]
+        return Evaluation(float(totals[0]), views["energies"], views["forces"], totals[1:])
 
 
 def _unprepared() -> None:
