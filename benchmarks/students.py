@@ -66,7 +66,7 @@ def updates_in(seconds, student, training, validation, config):
     return int(0.8 * seconds / (times[-1] - times[0]) * 150)
 
 
-def one(run, sets, students, device, seed):
+def one(run, sets, students, checkpoints, device, seed):
     """Train and test one run; returns its row."""
     system, student_name, n, *settings = run.split(",")
     overrides = [own for own in settings if not own.startswith(("probes=", "seconds="))]
@@ -85,6 +85,10 @@ def one(run, sets, students, device, seed):
             config = load_config(
                 None, [*overrides, f"training.updates={updates}"], student=student_name
             )
+    checkpoint, name = None, run.replace(",", "_").replace("=", "-").replace("/", "-")
+    if checkpoints is not None:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        checkpoint = checkpoints / f"{name}.safetensors"
     curve = []
     started = time.perf_counter()
     history = train(
@@ -93,6 +97,7 @@ def one(run, sets, students, device, seed):
         validation,
         config.training,
         seed=config.seed,
+        checkpoint=checkpoint,
         probes=[(n_labels + 2 * k, n_labels + 2 * k + 1) for k in range(n_probes)],
         on_validation=lambda row, updates: curve.append(
             [
@@ -106,7 +111,6 @@ def one(run, sets, students, device, seed):
     test = load_set(sets / system / "test.safetensors")
     errors = validate(student, batches_of(test, student))
     if students is not None:
-        name = run.replace(",", "_").replace("=", "-").replace("/", "-")
         about = {"teacher": None, "n_train": len(training), "temperature_K": [300.0]}
         save_student(student, students / name, about=about, card="# A student\n", frames=training)
     return {
@@ -130,6 +134,7 @@ def main():
     parser.add_argument("runs", nargs="+")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--students", type=Path)
+    parser.add_argument("--checkpoints", type=Path, help="where to, to go on after an interruption")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--at-once", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0, help="of the split")
@@ -137,7 +142,8 @@ def main():
     arguments = parser.parse_args()
     if arguments.alone:
         (run,) = arguments.runs
-        row = one(run, arguments.sets, arguments.students, arguments.device, arguments.seed)
+        folders = arguments.sets, arguments.students, arguments.checkpoints
+        row = one(run, *folders, arguments.device, arguments.seed)
         print("ROW " + json.dumps(row), flush=True)
         return
     commit = subprocess.run(
@@ -160,8 +166,9 @@ def main():
             command = [sys.executable, __file__, str(arguments.sets), run, "--alone"]
             command += ["--device", arguments.device, "--seed", str(arguments.seed)]
             command += ["--out", str(arguments.out)]
-            if arguments.students is not None:
-                command += ["--students", str(arguments.students)]
+            for name in ("students", "checkpoints"):
+                if getattr(arguments, name) is not None:
+                    command += [f"--{name}", str(getattr(arguments, name))]
             threads = str(max(1, (os.cpu_count() or 1) // arguments.at_once))
             running.append(
                 subprocess.Popen(

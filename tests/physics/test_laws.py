@@ -14,7 +14,8 @@ STUDENTS = {
     "nep": lambda: random_nep(zbl=False),
     "nep with ZBL": lambda: random_nep(zbl=True),
     "painn": lambda: random_painn(zbl=False),
-    "painn without moments": lambda: random_painn(zbl=True, moments=False),
+    "painn without moments": lambda: random_painn(zbl=True, max_moment=1),
+    "painn with fourth moments": lambda: random_painn(zbl=True, max_moment=4),
 }
 
 

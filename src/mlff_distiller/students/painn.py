@@ -1,9 +1,9 @@
 """``painn``: the accurate tier, equivariant message passing with scalars and vectors.
 
 After Schütt, Unke and Gastegger (ICML 2021, arXiv:2102.03150). Beside the paper's form, the first
-layer, whose messages depend on the neighbour's element alone, also gathers second moments of the
-neighbourhood, and offers products of all its moments (two to four bodies, as in the atomic cluster
-expansion) to the scalars: angles cost no second pass over the edges there.
+layer, whose messages depend on the neighbour's element alone, also gathers higher moments of the
+neighbourhood, and offers products of all its moments (three to five bodies, as in the atomic
+cluster expansion) to the scalars: angles cost no second pass over the edges there.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class PaiNN(Student):
         Scalars, and vectors, of each atom; passes of messages.
     radial_functions
         Bessel functions sin(k pi r / r_c) / r under a polynomial envelope.
-    moments
-        Whether the first layer has second moments and products.
+    max_moment
+        Order of the first layer's highest moments, 1 to 4; from 2 on there are products.
     norm_width
         Below it the norm of a vector is parabolic, so that the energy has a curvature where
         symmetry makes the vector vanish.
@@ -58,14 +58,14 @@ class PaiNN(Student):
         radial_functions: int,
         radial_scale: float,
         *,
-        moments: bool = True,
+        max_moment: int = 3,
         norm_width: float = 1.0,
         zbl: tuple[tuple[tuple[float, ...], ...], ...] | None = None,
     ) -> None:
         super().__init__(elements, cutoff)
         self.norm_width = norm_width
         self.channels, self.layers, self.radial_functions = channels, layers, radial_functions
-        self.radial_scale, self.moments, self.zbl = radial_scale, moments, zbl
+        self.radial_scale, self.max_moment, self.zbl = radial_scale, max_moment, zbl
         charges = torch.tensor([float(atomic_numbers[symbol]) for symbol in elements])
         self.register_buffer("zbl_charges", charges.double(), persistent=False)
         table = None if zbl is None else torch.tensor(zbl, dtype=torch.float64)
@@ -77,7 +77,7 @@ class PaiNN(Student):
             self.updates.append(_Update(channels, norm_width, last=layer == layers - 1))
             if layer:
                 self.messages.append(_Message(channels, radial_functions))
-        self.gather = _Gather(len(elements), channels, radial_functions, moments=moments)
+        self.gather = _Gather(len(elements), channels, radial_functions, max_moment)
         self.readout = _perceptron(channels, max(8, channels // 2), 1)
         self.double()
 
@@ -89,7 +89,7 @@ class PaiNN(Student):
             "layers": self.layers,
             "radial_functions": self.radial_functions,
             "radial_scale": self.radial_scale,
-            "moments": self.moments,
+            "max_moment": self.max_moment,
             "norm_width": self.norm_width,
             "zbl": self.zbl,
         }
@@ -98,6 +98,8 @@ class PaiNN(Student):
     def from_config(cls, config: dict[str, Any]) -> PaiNN:
         zbl = config["zbl"] and tuple(tuple(tuple(pair) for pair in row) for row in config["zbl"])
         given = {"norm_width": _FIRST_NORM_WIDTH, **config}
+        if "moments" in given:  # of students from before there were higher ones
+            given["max_moment"] = 2 if given.pop("moments") else 1
         return cls(**{**given, "elements": tuple(config["elements"]), "zbl": zbl})
 
     def site_energies(self, types: Tensor, i: Tensor, j: Tensor, vectors: Tensor) -> Tensor:
@@ -141,15 +143,16 @@ def _perceptron(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 class _Gather(nn.Module):
     """The first messages: moments of the neighbourhood, weighted by the neighbour's element."""
 
-    def __init__(
-        self, n_types: int, channels: int, radial_functions: int, *, moments: bool
-    ) -> None:
+    def __init__(self, n_types: int, channels: int, radial_functions: int, max_moment: int) -> None:
         super().__init__()
         half = channels // 2
-        self.sizes = [channels, channels, *([half] if moments else [])]
+        self.sizes = [channels, channels, *[half] * (max_moment - 1)]
         self.weights = nn.Parameter(torch.zeros(n_types, sum(self.sizes)))
         self.filters = _linear(radial_functions, sum(self.sizes), bias=False)
-        self.products = _Products(channels, half) if moments else None
+        self.products = _Products(channels, half) if max_moment > 1 else None
+        self.higher = nn.ModuleList(
+            _HigherProducts(order, channels, half) for order in range(3, max_moment + 1)
+        )
 
     def forward(
         self, types: Tensor, i: Tensor, j: Tensor, radial: Tensor, directions: Tensor
@@ -158,12 +161,18 @@ class _Gather(nn.Module):
         n = len(types)
         own = _of_type(self.weights, types).index_select(0, j)
         weights = (own * self.filters(radial)).split(self.sizes, dim=1)
-        scalars = _sum(weights[0], i, n)
-        vectors = _sum(directions.unsqueeze(2) * weights[1].unsqueeze(1), i, n)
+
+        def moments(order: int) -> Tensor:
+            angular = solid_harmonics(order, directions).unsqueeze(2)
+            return _sum(angular * weights[order].unsqueeze(1), i, n)
+
+        scalars, vectors = _sum(weights[0], i, n), moments(1)
         if self.products is None:
             return scalars, vectors
-        second = _sum(_harmonics(directions).unsqueeze(2) * weights[2].unsqueeze(1), i, n)
-        ds, dv = self.products(_soft(vectors, 1), _soft(second, 1))
+        soft = _soft(vectors, 1)
+        ds, dv = self.products(soft, _soft(moments(2), 1))
+        for order, products in enumerate(self.higher, 3):
+            ds = ds + products(soft, _soft(moments(order), 1))
         return scalars + ds, vectors + dv
 
 
@@ -207,12 +216,49 @@ def _sum(edges: Tensor, i: Tensor, n_atoms: int) -> Tensor:
     return edges.new_zeros(n_atoms, *edges.shape[1:]).index_add(0, i, edges)
 
 
-def _harmonics(directions: Tensor) -> Tensor:
-    """Second-order real harmonics (n_edges, 5), norm 1: xy, yz, zx, (3z^2 - 1), (x^2 - y^2)."""
-    x, y, z = directions.unbind(1)
-    root = math.sqrt(3.0)
-    last = 0.5 * (3.0 * z * z - x * x - y * y - z * z), 0.5 * root * (x * x - y * y)
-    return torch.stack([root * x * y, root * y * z, root * z * x, *last], 1)
+def solid_harmonics(order: int, vectors: Tensor) -> Tensor:
+    """Real harmonics times r^order, of norm r^order: (n, 2 order + 1, ...) of (n, 3, ...).
+
+    Order 1 to 4. Order 2: xy, yz, zx, 3z^2 - r^2, x^2 - y^2.
+    """
+    if order == 1:
+        return vectors
+    x, y, z = vectors.unbind(1)
+    xx, yy, zz = x * x, y * y, z * z
+    rr = xx + yy + zz
+    if order == 2:
+        root = math.sqrt(3.0)
+        rest = 0.5 * (3.0 * zz - rr), 0.5 * root * (xx - yy)
+        return torch.stack([root * x * y, root * y * z, root * z * x, *rest], 1)
+    if order == 3:
+        a, b, c = math.sqrt(10.0) / 4.0, math.sqrt(15.0), math.sqrt(6.0) / 4.0
+        return torch.stack(
+            [
+                a * y * (3.0 * xx - yy),
+                b * x * y * z,
+                c * y * (5.0 * zz - rr),
+                0.5 * z * (5.0 * zz - 3.0 * rr),
+                c * x * (5.0 * zz - rr),
+                0.5 * b * z * (xx - yy),
+                a * x * (xx - 3.0 * yy),
+            ],
+            1,
+        )
+    a, b, c, d = math.sqrt(35.0), math.sqrt(70.0) / 4.0, math.sqrt(5.0), math.sqrt(10.0) / 4.0
+    return torch.stack(
+        [
+            0.5 * a * x * y * (xx - yy),
+            b * y * z * (3.0 * xx - yy),
+            0.5 * c * x * y * (7.0 * zz - rr),
+            d * y * z * (7.0 * zz - 3.0 * rr),
+            0.125 * (35.0 * zz * zz - 30.0 * zz * rr + 3.0 * rr * rr),
+            d * z * x * (7.0 * zz - 3.0 * rr),
+            0.25 * c * (xx - yy) * (7.0 * zz - rr),
+            b * z * x * (xx - 3.0 * yy),
+            0.125 * a * (xx * xx - 6.0 * xx * yy + yy * yy),
+        ],
+        1,
+    )
 
 
 class _Products(nn.Module):
@@ -241,6 +287,23 @@ class _Products(nn.Module):
         )  # a third of the trace of the cube, B being traceless
         invariants = [(a * a).sum(1), (b * b).sum(1), (a * turned).sum(1), 3.0 * determinant]
         return self.scalars(torch.cat(invariants, 1)), self.vectors(turned)
+
+
+class _HigherProducts(nn.Module):
+    """Of first moments a and those of a higher order T: T.T, and T.Y(a), a's own harmonics."""
+
+    def __init__(self, order: int, channels: int, mixed: int) -> None:
+        super().__init__()
+        self.order = order
+        self.mix = _linear(channels, mixed, bias=False)
+        self.mix_higher = _linear(mixed, mixed, bias=False)
+        self.scalars = _linear(2 * mixed, channels, bias=False)
+
+    def forward(self, vectors: Tensor, higher: Tensor) -> Tensor:
+        """Scalars (n_atoms, C) to be added."""
+        own, t = solid_harmonics(self.order, self.mix(vectors)), self.mix_higher(higher)
+        added: Tensor = self.scalars(torch.cat([(t * t).sum(1), (t * own).sum(1)], 1))
+        return added
 
 
 class _Update(nn.Module):

@@ -28,8 +28,8 @@ class PaiNNSettings:
     cutoff_A: Annotated[float, Field(gt=0.5, le=12.0)] | None = None
     channels: Annotated[int, Field(ge=4, le=1024)] | None = None
     layers: Annotated[int, Field(ge=1, le=8)] | None = None
-    radial_functions: Annotated[int, Field(ge=2, le=64)] = 8
-    moments: bool = True
+    radial_functions: Annotated[int, Field(ge=2, le=64)] = 12
+    max_moment: Annotated[int, Field(ge=1, le=4)] = 3
     zbl: bool = True
 
 
@@ -56,7 +56,7 @@ def painn_for(frames: Sequence[Batch], settings: PaiNNSettings, seed: int, prese
         settings.layers or int(sizes[2]),
         settings.radial_functions,
         _radial_scale(probes, cutoff, settings.radial_functions),
-        moments=settings.moments,
+        max_moment=settings.max_moment,
         zbl=repulsion(probes, elements, cutoff) if settings.zbl else None,
     )
     student.reference_energies.copy_(reference_energies(frames, student))

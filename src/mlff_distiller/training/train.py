@@ -74,7 +74,8 @@ def train(
     every = max(1, updates // settings.validations)
     checks = [updates * (k + 1) // settings.md_checks for k in range(settings.md_checks)]
 
-    updater = Updater(student, minibatches, spread, settings, workers)
+    compiles = settings.compiles(student.device.type, updates)
+    updater = Updater(student, minibatches, spread, settings, workers, compiles=compiles)
     best = {name: value.clone() for name, value in updater.average.state_dict().items()}
     progress = Progress()
     if checkpoint is not None and checkpoint.exists():

@@ -37,6 +37,8 @@ class Updater:
         spread: Spread,
         settings: TrainingSettings,
         workers: Workers,
+        *,
+        compiles: bool = False,
     ) -> None:
         self.student, self.minibatches, self.spread = student, minibatches, spread
         self.settings, self.workers = settings, workers
@@ -45,7 +47,7 @@ class Updater:
         self.factors = [group["factor"] for group in self.optimizer.param_groups]
         on_gpu = student.device.type == "cuda"
         self.graphs = settings.cuda_graph and on_gpu and workers.alone
-        self.compiles = settings.compile and workers.alone
+        self.compiles = compiles and workers.alone
         self._fixed: _FixedSize | None = None
         self._eager = 0
 

@@ -13,6 +13,7 @@ from mlff_distiller.batch import Batch
 from mlff_distiller.errors import TrainingError
 from mlff_distiller.neighbors import neighbor_list
 from mlff_distiller.students import PaiNN, PaiNNSettings, painn_for
+from mlff_distiller.students.painn import solid_harmonics
 from mlff_distiller.students.painn_setup import initialise
 
 
@@ -98,7 +99,16 @@ def test_training_follows_the_exact_gradient_of_forces():
 def shells(order: int) -> tuple[Atoms, Atoms]:
     """Two neighbourhoods of the same distances, whose first differing moment is ``order``."""
     cos, sin = np.cos(np.radians(70)), np.sin(np.radians(70))
-    if order == 1:
+    if order > 2:  # two rings of so many atoms, above each other or turned
+        vectors = tuple(
+            [
+                [0.8 * np.cos(angle), 0.8 * np.sin(angle), z]
+                for z, turn in ((0.6, 0.0), (-0.6, turned))
+                for angle in 2 * np.pi * (np.arange(order) + turn) / order
+            ]
+            for turned in (0.0, 0.5)
+        )
+    elif order == 1:
         vectors = [[1, 0, 0], [-1, 0, 0]], [[1, 0, 0], [0, 1, 0]]
     else:
         vectors = (
@@ -115,14 +125,32 @@ def shells(order: int) -> tuple[Atoms, Atoms]:
 
 
 @pytest.mark.parametrize(
-    ("order", "moments", "differ"), [(1, False, 1), (2, False, 0), (2, True, 1)]
+    ("order", "max_moment", "differ"),
+    [(1, 1, 1), (2, 1, 0), (2, 2, 1), (3, 2, 0), (3, 3, 1), (4, 3, 0), (4, 4, 1)],
 )
-def test_first_moments_see_angles_and_second_moments_more(order, moments, differ):
-    """One layer, one centre: what distances and first moments cannot tell, second moments can."""
-    student = PaiNN(("H", "O"), 1.1, 8, 1, 6, 2.0, moments=moments)
+def test_each_order_of_moments_sees_more_angles(order, max_moment, differ):
+    """One layer, one centre: what lower moments cannot tell, those of the next order can."""
+    student = PaiNN(("H", "O"), 1.1, 8, 1, 6, 2.0, max_moment=max_moment)
     initialise(student, torch.Generator().manual_seed(1))
     one, other = (energies(student, atoms) for atoms in shells(order))
     assert (abs(one - other) > 1e-6) == differ
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_harmonics_obey_the_addition_theorem(order):
+    one, other = torch.randn(2, 50, 3, generator=torch.Generator().manual_seed(0)).double()
+    lengths = one.norm(dim=1) * other.norm(dim=1)
+    cosines = ((one * other).sum(1) / lengths).numpy()
+    found = (solid_harmonics(order, one) * solid_harmonics(order, other)).sum(1) / lengths**order
+    expected = np.polynomial.legendre.Legendre.basis(order)(cosines)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-12)
+
+
+def test_a_student_saved_with_the_flag_of_old_keeps_its_moments():
+    config = random_painn(max_moment=2).config()
+    del config["max_moment"]
+    assert PaiNN.from_config({**config, "moments": True}).max_moment == 2
+    assert PaiNN.from_config({**config, "moments": False}).max_moment == 1
 
 
 def test_coincident_atoms_stay_finite():
