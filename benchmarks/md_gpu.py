@@ -2,8 +2,8 @@
 
 Correctness comes first (forces, energy and virial of the compiled kernels against the PyTorch
 reference in float64; repeats and restarts bit for bit), then ASE's velocity Verlet, ``Simulation``
-(what ``run_md`` runs) from 64 to 10^6 atoms, replicas, the kernels one by one, the
-device's limits (``md_limits.py``), and the largest system
+(what ``run_md`` runs) from 64 to 10^6 atoms, replicas, the kernels one by one, sudden compression,
+the device's limits (``md_limits.py``), long runs (``md_endurance.py``), and the largest system
 that fits. A section that fails prints its traceback, and
 the rest goes on; one that the time no longer allows is left out, and says so.
 
@@ -35,6 +35,7 @@ from md_bench import (
     rate,
     timed,
 )
+from md_endurance import density_jump, soak
 from md_limits import limits
 
 from mlff_distiller.batch import Batch
@@ -337,8 +338,10 @@ SECTIONS = {
     "throughput": (throughput, 15),
     "replicas": (replicas, 5),
     "drift": (drift, 10),
+    "density_jump": (density_jump, 5),
     "memory": (memory, 5),
     "limits": (limits, 20),
+    "soak": (soak, 15),
     "largest": (largest, 15),
 }
 
