@@ -3,8 +3,8 @@
 Correctness comes first (forces, energy and virial of the compiled kernels against the PyTorch
 reference in float64; repeats and restarts bit for bit), then ASE's velocity Verlet, ``Simulation``
 (what ``run_md`` runs) from 64 to 10^6 atoms, replicas, the kernels one by one, sudden compression,
-the device's limits (``md_limits.py``), long runs (``md_endurance.py``), and the largest system
-that fits. A section that fails prints its traceback, and
+the device's limits (``md_limits.py``), long runs (``md_endurance.py``), the largest system that
+fits, and Orb-v3 beside it, if orb-models is there. A section that fails prints its traceback, and
 the rest goes on; one that the time no longer allows is left out, and says so.
 
     python benchmarks/md_gpu.py --nep NEP_FILES --out OUT/md_gpu.json
@@ -18,6 +18,7 @@ import argparse
 import os
 import statistics
 import time
+from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from unittest.mock import patch
@@ -204,6 +205,46 @@ def parts_of_a_step(bench, atoms):
     return parts
 
 
+def orb_ratio(bench):
+    """A step with Orb-v3-conservative-inf (random weights) over one with the student.
+
+    Both by ASE's velocity Verlet in this process; Orb as it is and compiled.
+    """
+    try:
+        import orb_models.forcefield.pretrained  # noqa: F401
+        from orb_random import calculator as orb
+    except ImportError as error:
+        bench.note("orb_ratio", {"left out": repr(error)})
+        return
+    precision = torch.get_float32_matmul_precision()
+    sizes, n_blocks, n_steps = ((8,), 3, 2) if bench.tiny else ((64, 1000), 10, 5)
+    ours = {}
+    for n in sizes:
+        student = StudentCalculator(bench.student("Si"), device=bench.device, backend="warp")
+        seconds = blocks_of_verlet(bench, crystal("Si", n), student, n_blocks, 20 * n_steps, 50)
+        ours[n] = statistics.median(seconds)
+    try:
+        for compiled in (False,) if bench.tiny else (False, True):
+            if compiled and bench.left() < 120:
+                bench.note("orb_ratio", {"compiled": True, "left out": "no time"})
+                break
+            teacher = orb(compiled=compiled)
+            for n in sizes:
+                start = time.perf_counter()
+                atoms = crystal("Si", n)
+                teacher.get_potential_energy(atoms)
+                first = time.perf_counter() - start
+                seconds = statistics.median(
+                    blocks_of_verlet(bench, atoms, teacher, n_blocks, n_steps, 10)
+                )
+                row = {"orb_models": version("orb-models"), "compiled": compiled}
+                row |= {"n_atoms": len(atoms), "first_evaluation_s": round(first, 1)}
+                row |= {"orb_ms": 1e3 * seconds, "student_ms": 1e3 * ours[n]}
+                bench.note("orb_ratio", row | {"ratio": seconds / ours[n]})
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
 def steps(bench):
     sizes = (64,) if bench.tiny else (64, 512, 1000, 4096)
     for n in sizes:
@@ -343,6 +384,7 @@ SECTIONS = {
     "limits": (limits, 20),
     "soak": (soak, 15),
     "largest": (largest, 15),
+    "orb_ratio": (orb_ratio, 20),
 }
 
 
