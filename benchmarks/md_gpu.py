@@ -2,196 +2,115 @@
 
 Correctness comes first (forces, energy and virial of the compiled kernels against the PyTorch
 reference in float64; repeats and restarts bit for bit), then ASE's velocity Verlet, ``Simulation``
-(what ``run_md`` runs) from 64 to 10^6 atoms, replicas, the kernels one by one, and the largest
-system that fits. A section that fails prints its traceback, and the rest goes on; one that the time
-no longer allows is left out, and says so.
+(what ``run_md`` runs) from 64 to 10^6 atoms, replicas, the kernels one by one, sudden compression,
+the device's limits (``md_limits.py``), long runs (``md_endurance.py``), the largest system that
+fits, and Orb-v3 beside it, if orb-models is there. A section that fails prints its traceback, and
+the rest goes on; one that the time no longer allows is left out, and says so.
 
     python benchmarks/md_gpu.py --nep NEP_FILES --out OUT/md_gpu.json
     python benchmarks/md_gpu.py --nep NEP_FILES --device cpu --tiny
 
-NEP_FILES is a folder with the models named below. Crystals begin at 600 K, half of which becomes
-potential energy, and their neighbour lists have a skin of 1 Å.
+NEP_FILES is a folder with the models that ``md_bench.py`` names. Crystals begin at 600 K, half of
+which becomes potential energy, and their neighbour lists have a skin of 1 Å.
 """
 
 import argparse
-import contextlib
-import json
 import os
-import platform
 import statistics
-import subprocess
 import time
-import traceback
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
 import warp as wp
-from ase import Atoms, units
-from ase.build import bulk
-from ase.md.verlet import VelocityVerlet
+from ase import Atoms
+from md_bench import (
+    MODELS,
+    Bench,
+    blocks_of_verlet,
+    crystal,
+    evaluator_of,
+    rate,
+    timed,
+)
+from md_endurance import density_jump, soak
+from md_limits import limits
 
 from mlff_distiller.batch import Batch
-from mlff_distiller.deploy import Ensemble, Simulation, StudentCalculator
-from mlff_distiller.deploy.calculator import ready_student
-from mlff_distiller.deploy.forces import choose_forces
+from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.errors import DeviceMemoryError
 from mlff_distiller.neighbors import neighbor_list
-from mlff_distiller.students import read_nep
+from mlff_distiller.students import NEP, load_student, read_nep
 
-MODELS = {
-    "Si": "Si_2022_NEP4_3body.txt",
-    "Cu": "Song-2024-UNEP-v1-AgAlAuCrCuMgMoNiPbPdPtTaTiVWZr.txt",
-    "C": "C_2022_NEP4.txt",
-}
+LARGEST_FORCE_ERROR = 5e-5
+"""eV/Å, of float32 kernels."""
 GPUMD = {"Si": 2.57e7, "Cu": 2.87e7}
 """Atom-steps a second at 10^6 atoms on an H100 80 GB, measured earlier with the same files."""
-
-
-def crystal(element: str, n_atoms: int) -> Atoms:
-    """A cubic crystal of about so many atoms, fast for millions."""
-    cell = bulk(element, cubic=True)
-    n = max(1, round((n_atoms / len(cell)) ** (1 / 3)))
-    if element == "Si" and n_atoms == 512:
-        n = 4
-    steps = np.stack(np.meshgrid(*[np.arange(n)] * 3, indexing="ij"), -1).reshape(-1, 1, 3)
-    edge = cell.cell[0, 0]
-    positions = (steps * edge + cell.positions).reshape(-1, 3)
-    numbers = np.full(len(positions), cell.numbers[0])
-    return Atoms(numbers, positions, cell=[n * edge] * 3, pbc=True)
-
-
-class Bench:
-    def __init__(self, arguments):
-        self.began = time.monotonic()
-        self.tiny, self.device, self.budget = arguments.tiny, arguments.device, arguments.seconds
-        self.folder, self.out = arguments.nep, arguments.out
-        self.results = {"about": self.about()}
-        print(json.dumps(self.results["about"]), flush=True)
-
-    def about(self):
-        with contextlib.suppress(OSError, subprocess.CalledProcessError):
-            command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-            commit = subprocess.run(command, capture_output=True, text=True, check=True)
-        facts = {
-            "device": platform.processor() or platform.machine(),
-            "commit": commit.stdout.strip() if "commit" in locals() else None,
-            "versions": {p: version(p) for p in ("torch", "warp-lang", "numpy", "ase")},
-            "python": platform.python_version(),
-            "tiny": self.tiny,
-        }
-        if self.device.startswith("cuda"):
-            facts["device"] = torch.cuda.get_device_name(0)
-            with contextlib.suppress(OSError):
-                query = ["nvidia-smi", "--query-gpu=driver_version,clocks.sm", "--format=csv"]
-                facts["nvidia_smi"] = subprocess.run(query, capture_output=True, text=True).stdout
-        return facts
-
-    def left(self):
-        return self.budget - (time.monotonic() - self.began)
-
-    def note(self, section, row):
-        self.results.setdefault(section, []).append(row)
-        print(f"[{time.monotonic() - self.began:6.1f} s] {section}: {json.dumps(row)}", flush=True)
-        if self.out:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            self.out.write_text(json.dumps(self.results, indent=1) + "\n")
-
-    def section(self, function, least_seconds=0.0):
-        name = function.__name__
-        if self.left() < least_seconds:
-            self.note("left out", {"section": name, "seconds_left": round(self.left(), 1)})
-            return
-        try:
-            function(self)
-        except Exception as error:
-            traceback.print_exc()
-            self.note("failed", {"section": name, "error": repr(error)[:500]})
-
-    def student(self, element):
-        return ready_student(read_nep(self.folder / MODELS[element]), self.device, "float32")
-
-    def simulation(self, element, frames, **settings):
-        settings = {"ensemble": "nve", "temperature_K": 600.0, "time_step_fs": 1.0} | settings
-        frames = [frames] if isinstance(frames, Atoms) else frames
-        forces = choose_forces(self.student(element), frames)
-        return Simulation(forces, frames, Ensemble(**settings))
-
-    def synchronize(self):
-        if self.device.startswith("cuda"):
-            wp.synchronize()
-
-
-def rate(bench, simulation, seconds, at_least=20):
-    """Seconds a step, settled first; and how often neighbours were found meanwhile."""
-    simulation.advance(at_least)
-    start = time.perf_counter()
-    simulation.advance(at_least)
-    bench.synchronize()
-    guess = (time.perf_counter() - start) / at_least
-    n = max(at_least, int(seconds / guess))
-    before, blocks = simulation.n_rebuilds, []
-    for _ in range(3):
-        start = time.perf_counter()
-        simulation.advance(max(1, n // 3))
-        bench.synchronize()
-        blocks.append((time.perf_counter() - start) / max(1, n // 3))
-    return statistics.median(blocks), 3 * max(1, n // 3), simulation.n_rebuilds - before
 
 
 # -- is it right? --------------------------------------------------------------------------------
 
 
-def correctness(bench):
+def worst_errors(bench, calculator, reference, element, symbols=None):
+    """Kernels against the float64 ``reference``, in strained and rattled crystals."""
     rng = np.random.default_rng(0)
+    worst = dict.fromkeys(("forces", "energy_per_atom", "virial_per_atom", "largest_force"), 0.0)
+    for n, cell_noise in product((8, 64) if bench.tiny else (8, 64, 216), (0.0, 0.3)):
+        atoms = crystal(element, n)
+        if symbols is not None and n >= 64 and cell_noise:
+            atoms.symbols = rng.choice(np.array(symbols), len(atoms))
+        atoms.set_cell(atoms.cell.array + rng.normal(0, cell_noise, (3, 3)), scale_atoms=True)
+        for _ in range(2):
+            atoms.positions += rng.normal(0, 0.05, atoms.positions.shape)
+            atoms.calc = calculator
+            forces, energy = atoms.get_forces(), atoms.get_potential_energy()
+            bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True)
+            batch = Batch.from_atoms([bare])
+            near = neighbor_list(batch, reference.cutoff).to(bench.device)
+            with torch.no_grad():
+                wanted = reference(batch.to(bench.device), near)
+            stress = atoms.get_stress(voigt=False) - wanted.stress[0].cpu().numpy()
+            n_atoms, exact = len(atoms), wanted.forces.cpu().numpy()
+            for name, value in {
+                "forces": np.abs(forces - exact).max(),
+                "energy_per_atom": abs(energy - float(wanted.energy[0])) / n_atoms,
+                "virial_per_atom": np.abs(stress).max() * atoms.cell.volume / n_atoms,
+                "largest_force": np.abs(exact).max(),
+            }.items():
+                worst[name] = max(worst[name], float(value))
+    return worst | {"passed": worst["forces"] <= LARGEST_FORCE_ERROR}
+
+
+def correctness(bench):
     for element in MODELS:
-        if not (bench.folder / MODELS[element]).exists():
+        path = bench.folder / MODELS[element]
+        if not path.exists():
             continue
-        reference = read_nep(bench.folder / MODELS[element]).double().eval().to(bench.device)
+        reference = read_nep(path).double().eval().to(bench.device)
         start = time.perf_counter()
-        calculator = StudentCalculator(
-            read_nep(bench.folder / MODELS[element]), device=bench.device, backend="warp"
+        calculator = StudentCalculator(read_nep(path), device=bench.device, backend="warp")
+        calculator.get_potential_energy(crystal(element, 8))
+        row = {"model": path.name, "first_evaluation_s": round(time.perf_counter() - start, 2)}
+        symbols = calculator.student.elements if element == "Cu" else None
+        bench.note(
+            "correctness", row | worst_errors(bench, calculator, reference, element, symbols)
         )
-        worst = {
-            "forces": 0.0,
-            "energy_per_atom": 0.0,
-            "virial_per_atom": 0.0,
-            "largest_force": 0.0,
-        }
-        first = None
-        sizes = (8, 64) if bench.tiny else (8, 64, 216)
-        for n in sizes:
-            for cell_noise in (0.0, 0.3):
-                atoms = crystal(element, n)
-                if element == "Cu" and n >= 64:
-                    known = np.array(calculator.student.elements)
-                    atoms.symbols = rng.choice(known, len(atoms)) if cell_noise else atoms.symbols
-                atoms.set_cell(
-                    atoms.cell.array + rng.normal(0, cell_noise, (3, 3)), scale_atoms=True
-                )
-                for _ in range(2):
-                    atoms.positions += rng.normal(0, 0.05, atoms.positions.shape)
-                    atoms.calc = calculator
-                    forces, energy = atoms.get_forces(), atoms.get_potential_energy()
-                    if first is None:
-                        first = time.perf_counter() - start
-                    bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True)
-                    batch = Batch.from_atoms([bare])
-                    near = neighbor_list(batch, reference.cutoff).to(bench.device)
-                    with torch.no_grad():
-                        wanted = reference(batch.to(bench.device), near)
-                    stress = atoms.get_stress(voigt=False) - wanted.stress[0].cpu().numpy()
-                    n_atoms, exact = len(atoms), wanted.forces.cpu().numpy()
-                    for name, value in {
-                        "forces": np.abs(forces - exact).max(),
-                        "energy_per_atom": abs(energy - float(wanted.energy[0])) / n_atoms,
-                        "virial_per_atom": np.abs(stress).max() * atoms.cell.volume / n_atoms,
-                        "largest_force": np.abs(exact).max(),
-                    }.items():
-                        worst[name] = max(worst[name], float(value))
-        row = {"model": MODELS[element], "first_evaluation_s": round(first, 2), **worst}
-        bench.note("correctness", row | {"passed": worst["forces"] <= 5e-5})
+
+
+def trained(bench):
+    """Students that were distilled from a teacher, on crystals of silicon."""
+    for folder in bench.students:
+        reference, name = load_student(folder), "/".join(folder.parts[-2:])
+        if not isinstance(reference, NEP) or "Si" not in reference.elements:
+            bench.note("trained", {"student": name, "left out": "no nep of silicon"})
+            continue
+        calculator = StudentCalculator(folder, device=bench.device, backend="warp")
+        reference = reference.double().eval().to(bench.device)
+        errors = worst_errors(bench, calculator, reference, "Si")
+        bench.note("trained", {"student": name} | errors)
 
 
 def repeats(bench):
@@ -245,24 +164,85 @@ def drift(bench):
 def ase_step(bench):
     for n in (64,) if bench.tiny else (64, 1000):
         atoms = crystal("Si", n)
-        atoms.calc = StudentCalculator(bench.student("Si"), device=bench.device, backend="warp")
-        rng = np.random.default_rng(0)
-        spread = np.sqrt(units.kB * 600.0 * atoms.get_masses())[:, None]
-        atoms.set_momenta(spread * rng.standard_normal((len(atoms), 3)))
-        dynamics = VelocityVerlet(atoms, 1.0 * units.fs)
-        dynamics.run(10 if bench.tiny else 200)
-        blocks = []
-        for _ in range(3 if bench.tiny else 10):
+        calculator = StudentCalculator(bench.student("Si"), device=bench.device, backend="warp")
+        n_blocks, n_steps, settle = (3, 5, 10) if bench.tiny else (10, 100, 200)
+        seconds = blocks_of_verlet(bench, atoms, calculator, n_blocks, n_steps, settle)
+        evaluator = evaluator_of(calculator)
+        row = {"n_atoms": n, "ms": 1e3 * statistics.median(seconds), "ms_least": 1e3 * min(seconds)}
+        row |= {"graph": evaluator._graph is not None, "us_of": parts_of_a_step(bench, atoms)}
+        evaluator._with_graphs = False
+        plain = blocks_of_verlet(bench, atoms, calculator, 3, n_steps, 1)
+        bench.note("ase_step", row | {"ms_without_graph": 1e3 * statistics.median(plain)})
+
+
+def parts_of_a_step(bench, atoms):
+    """Median microseconds of calls, each contained in the one before, each timed by itself.
+
+    The last two are one after the other, in ``_run``: the host hands the graph over, and waits.
+    """
+    evaluator = evaluator_of(atoms.calc)
+    parts = {}
+    for owner, name in (
+        (atoms, "get_forces"),
+        (evaluator, "evaluate"),
+        (evaluator, "_run"),
+        (wp, "capture_launch"),
+        (wp, "synchronize_stream"),
+    ):
+        call, seconds = getattr(owner, name), []
+
+        def timed_call(*args, call=call, seconds=seconds, **kwargs):
             start = time.perf_counter()
-            dynamics.run(5 if bench.tiny else 100)
-            blocks.append((time.perf_counter() - start) / (5 if bench.tiny else 100))
-        evaluator = atoms.calc._backend._evaluator
-        evaluator._with_graphs, graphs = False, evaluator._graph is not None
-        start = time.perf_counter()
-        dynamics.run(5 if bench.tiny else 200)
-        plain = (time.perf_counter() - start) / (5 if bench.tiny else 200)
-        row = {"n_atoms": n, "ms": 1e3 * statistics.median(blocks), "ms_least": 1e3 * min(blocks)}
-        bench.note("ase_step", row | {"graph": graphs, "ms_without_graph": 1e3 * plain})
+            result = call(*args, **kwargs)
+            seconds.append(time.perf_counter() - start)
+            return result
+
+        with patch.object(owner, name, timed_call):
+            for k in range(20 if bench.tiny else 300):
+                atoms.positions += 1e-4 * (-1) ** k
+                atoms.get_forces()
+        parts[name] = round(1e6 * statistics.median(seconds), 2) if seconds else None
+    return parts
+
+
+def orb_ratio(bench):
+    """A step with Orb-v3-conservative-inf (random weights) over one with the student.
+
+    Both by ASE's velocity Verlet in this process; Orb as it is and compiled.
+    """
+    try:
+        import orb_models.forcefield.pretrained  # noqa: F401
+        from orb_random import calculator as orb
+    except ImportError as error:
+        bench.note("orb_ratio", {"left out": repr(error)})
+        return
+    precision = torch.get_float32_matmul_precision()
+    sizes, n_blocks, n_steps = ((8,), 3, 2) if bench.tiny else ((64, 1000), 10, 5)
+    ours = {}
+    for n in sizes:
+        student = StudentCalculator(bench.student("Si"), device=bench.device, backend="warp")
+        seconds = blocks_of_verlet(bench, crystal("Si", n), student, n_blocks, 20 * n_steps, 50)
+        ours[n] = statistics.median(seconds)
+    try:
+        for compiled in (False,) if bench.tiny else (False, True):
+            if compiled and bench.left() < 120:
+                bench.note("orb_ratio", {"compiled": True, "left out": "no time"})
+                break
+            teacher = orb(compiled=compiled)
+            for n in sizes:
+                start = time.perf_counter()
+                atoms = crystal("Si", n)
+                teacher.get_potential_energy(atoms)
+                first = time.perf_counter() - start
+                seconds = statistics.median(
+                    blocks_of_verlet(bench, atoms, teacher, n_blocks, n_steps, 10)
+                )
+                row = {"orb_models": version("orb-models"), "compiled": compiled}
+                row |= {"n_atoms": len(atoms), "first_evaluation_s": round(first, 1)}
+                row |= {"orb_ms": 1e3 * seconds, "student_ms": 1e3 * ours[n]}
+                bench.note("orb_ratio", row | {"ratio": seconds / ours[n]})
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 def steps(bench):
@@ -341,31 +321,6 @@ def kernels(bench):
                 return
 
 
-def timed(bench, launch, repeats=None):
-    """Microseconds a call: in a CUDA graph where it may be recorded."""
-    launch()
-    bench.synchronize()
-    start = time.perf_counter()
-    launch()
-    bench.synchronize()
-    once = time.perf_counter() - start
-    n = repeats or int(np.clip(0.05 / once, 3, 200))
-    if bench.device.startswith("cuda") and repeats is None:
-        with wp.ScopedCapture(device=bench.device, force_module_load=False) as capture:
-            for _ in range(n):
-                launch()
-        wp.capture_launch(capture.graph)
-        bench.synchronize()
-        start = time.perf_counter()
-        wp.capture_launch(capture.graph)
-    else:
-        start = time.perf_counter()
-        for _ in range(n):
-            launch()
-    bench.synchronize()
-    return round(1e6 * (time.perf_counter() - start) / n, 2)
-
-
 def largest(bench):
     for n in (1000,) if bench.tiny else (5_000_000, 10_000_000, 20_000_000, 30_000_000):
         if bench.left() < 2e-6 * n:
@@ -385,9 +340,7 @@ def largest(bench):
             break
         n_atoms = simulation.forces.systems.n_atoms
         row = {"n_atoms": n_atoms, "ms": 1e3 * seconds, "start_s": round(started, 1)}
-        if bench.device.startswith("cuda"):
-            free, total = torch.cuda.mem_get_info()
-            row["used_GiB"] = round((total - free) / 2**30, 2)
+        row["used_GiB"] = round(bench.device_bytes() / 2**30, 2)
         bench.note("largest", row | {"atom_steps_per_s": n_atoms / seconds})
         del simulation
     small = bench.simulation("Si", crystal("Si", 64))
@@ -397,13 +350,6 @@ def largest(bench):
 
 def memory(bench):
     """Many steps, and changing numbers of atoms: does memory stay?"""
-
-    def used():
-        if not bench.device.startswith("cuda"):
-            return 0
-        free, total = torch.cuda.mem_get_info()
-        return total - free
-
     calculator = StudentCalculator(bench.student("Si"), device=bench.device, backend="warp")
     marks = []
     for k in range(6 if bench.tiny else 60):
@@ -414,17 +360,18 @@ def memory(bench):
         for _ in range(3):
             atoms.positions += 0.001
             atoms.get_forces()
-        marks.append(used())
+        marks.append(bench.device_bytes())
     simulation = bench.simulation("Si", crystal("Si", 64))
     simulation.advance(100)
-    before = used()
+    before = bench.device_bytes()
     simulation.advance(100 if bench.tiny else 20_000)
     row = {"changing_atoms_bytes": marks[-1] - marks[len(marks) // 2]}
-    bench.note("memory", row | {"20000_steps_bytes": used() - before})
+    bench.note("memory", row | {"20000_steps_bytes": bench.device_bytes() - before})
 
 
 SECTIONS = {
     "correctness": (correctness, 0),
+    "trained": (trained, 2),
     "repeats": (repeats, 5),
     "ase_step": (ase_step, 5),
     "steps": (steps, 5),
@@ -432,16 +379,29 @@ SECTIONS = {
     "throughput": (throughput, 15),
     "replicas": (replicas, 5),
     "drift": (drift, 10),
+    "density_jump": (density_jump, 5),
     "memory": (memory, 5),
+    "limits": (limits, 20),
+    "soak": (soak, 15),
     "largest": (largest, 15),
+    "orb_ratio": (orb_ratio, 20),
 }
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nep", type=Path, required=True, metavar="NEP_FILES")
+    ours = Path(__file__).parent / "silicon" / "nep"
+    parser.add_argument(
+        "--students",
+        type=Path,
+        nargs="*",
+        metavar="DIR",
+        default=[ours] if ours.is_dir() else [],
+        help="folders of trained nep students that know silicon",
+    )
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--seconds", type=float, default=150.0, help="time for all of it")
+    parser.add_argument("--seconds", type=float, default=500.0, help="time for all of it")
     parser.add_argument("--sections", nargs="*", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--tiny", action="store_true", help="small sizes, to see that all runs")
     default = Path(os.environ["OUT"]) / "md_gpu.json" if "OUT" in os.environ else None
