@@ -1,8 +1,7 @@
 """What painn's parts are worth: errors of students trained on the same labels for as long.
 
 Labelled frames of one molecule (rMD17's aspirin, say) in an order drawn from the seed: 300 train,
-100 choose the epoch, the rest test. Every student takes the same number of updates of four frames,
-by AdamW, and has 20 radial functions unless said.
+100 choose the epoch, the rest test. Every student takes the same number of updates of four frames.
 
     python benchmarks/painn_ablation.py aspirin.extxyz --out benchmarks/results/painn_ablation.json
 """
@@ -23,16 +22,18 @@ from ase.io import read
 
 from mlff_distiller.batch import Batch
 from mlff_distiller.students import NEPSettings, PaiNNSettings, nep_for, painn_for
-from mlff_distiller.training import LossSettings, TrainingSettings, batches_of, train, validate
+from mlff_distiller.training import TrainingSettings, batches_of, train, validate
 
 VARIANTS = {
     "nep": None,
     "painn-32x2": ("32x2", {}),
-    "painn-32x2, no second moments": ("32x2", {"moments": False}),
-    "painn-32x3, no second moments": ("32x3", {"moments": False}),
-    "painn-32x2, 10 radial functions": ("32x2", {"radial_functions": 10}),
+    "painn-32x3, first moments": ("32x3", {"max_moment": 1}),
     "painn-64x2": ("64x2", {}),
-    "painn-64x2, no second moments": ("64x2", {"moments": False}),
+    "painn-64x2, first moments": ("64x2", {"max_moment": 1}),
+    "painn-64x2, second moments": ("64x2", {"max_moment": 2}),
+    "painn-64x2, fourth moments": ("64x2", {"max_moment": 4}),
+    "painn-64x2, 8 radial functions": ("64x2", {"radial_functions": 8}),
+    "painn-64x2, 16 radial functions": ("64x2", {"radial_functions": 16}),
 }
 
 
@@ -82,19 +83,13 @@ def main():
                 student = nep_for(training, NEPSettings(), arguments.seed)
             else:
                 preset, options = variant
-                student = painn_for(
-                    training,
-                    PaiNNSettings(**{"radial_functions": 20, **options}),
-                    arguments.seed,
-                    preset,
-                )
+                own = PaiNNSettings(**options)
+                student = painn_for(training, own, arguments.seed, preset)
             student = student.to(arguments.device)
             settings = TrainingSettings(
                 updates=arguments.updates,
                 atoms_per_batch=per_update,
                 learning_rate=rate,
-                optimizer="adamw",
-                loss=LossSettings(huber_delta=0.1),
             )
             started = time.perf_counter()
             train(student, training, validation, settings, seed=arguments.seed)

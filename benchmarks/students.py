@@ -87,8 +87,8 @@ def one(run, sets, students, checkpoints, device, seed):
             )
     checkpoint, name = None, run.replace(",", "_").replace("=", "-").replace("/", "-")
     if checkpoints is not None:
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        checkpoint = checkpoints / f"{name}.safetensors"
+        checkpoint = checkpoints / name / "checkpoint.safetensors"
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
     curve = []
     started = time.perf_counter()
     history = train(

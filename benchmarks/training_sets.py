@@ -6,12 +6,16 @@
         --device cuda --out labelled/water/train.safetensors
     python benchmarks/training_sets.py teacher-md sets/water/starts.safetensors --model ANI \
         --replicas 16 --device cuda --out labelled/water/test.safetensors
+    python benchmarks/training_sets.py teacher-md labelled/water/train.safetensors --model ANI \
+        --replicas 24 --frames 24 --every-fs 50 --seed 7 --device cuda \
+        --add-to labelled/water/train.safetensors --out labelled/water/more.safetensors
 
 ANI is the file of ``ani_torch.py convert``. ``structures``, on a CPU: a rattle-relax tree and short
 dynamics by the teacher make a first nep student, whose dynamics is labelled and makes a second,
 whose dynamics are the structures; half of the liquid's walkers live in strained cells.
 ``starts`` are equilibrated by the student from other seeds, for ``teacher-md``: test frames of the
-teacher's own dynamics.
+teacher's own dynamics. Of a set of many frames a walker only the last one starts; ``--add-to`` puts
+the frames behind those of a labelled set.
 
 A set is one safetensors file: positions float32, and labels made of just these; per system n_atoms,
 cell, pbc, energy, stress, temperature_K, walker; per atom atomic_numbers, positions, forces, and
@@ -324,6 +328,9 @@ def command():
     step.add_argument("--strain", type=float, default=0.0, help="of every other replica's cell")
     step.add_argument("--equilibration-fs", type=float, default=1_000.0)
     step.add_argument("--every-fs", type=float, default=100.0)
+    step.add_argument(
+        "--add-to", type=Path, help="a labelled set, which becomes part of the output"
+    )
     return parser.parse_args()
 
 
@@ -350,7 +357,9 @@ def main():
             arguments.structures, model, arguments.out, about, arguments.number, arguments.seed
         )
     else:
-        starts = frames_of(arguments.starts)
+        walkers = [int(w) for w in load_extra(arguments.starts, "walker")]
+        last = dict(zip(walkers, frames_of(arguments.starts), strict=True))
+        starts = list(last.values())
         rng, hot = np.random.default_rng(arguments.seed), arguments.temperature
         starts = [
             strained(starts[k % len(starts)], rng, arguments.strain * (k // len(hot) % 2))
@@ -368,6 +377,12 @@ def main():
         about |= {"kinetic_K": kinetic, "dynamics_s": round(time.perf_counter() - started, 2)}
         save_set(arguments.out, stored(frames), about)
         label_file(arguments.out, model, arguments.out, about)
+        if arguments.add_to is not None:
+            ours, theirs = load_file(arguments.out), load_file(arguments.add_to)
+            ours["walker"] += 1 + int(theirs["walker"].max())
+            about["frames"] += len(theirs["n_atoms"])
+            together = {name: torch.cat([theirs[name], own]) for name, own in ours.items()}
+            save_set(arguments.out, together, about)
     print(f"{time.perf_counter() - started:.1f} s", flush=True)
 
 

@@ -60,6 +60,8 @@ def compiled_loss(
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
         # And numbers become tensors on the CPU, which a CUDA graph cannot read.
+        for node in graph.graph.find_nodes(op="get_attr"):
+            setattr(graph, node.target, getattr(graph, node.target).to(student.device))
         for node in graph.graph.find_nodes(
             op="call_function", target=torch.ops.aten.scalar_tensor.default
         ):

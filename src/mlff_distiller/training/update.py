@@ -123,20 +123,25 @@ class _FixedSize:
         self.size = size
         self.part = updater.minibatches.make([], size).clone()
         self.scales = torch.ones(2, 5, dtype=updater.student.dtype, device=updater.student.device)
-        loss_of: LossOf = updater._loss
+        self._graph: torch.cuda.CUDAGraph | None = None
         if updater.compiles:
             try:
-                loss_of = compiled_loss(updater.student, loss_of, self.part, self.scales)
+                loss = compiled_loss(updater.student, updater._loss, self.part, self.scales)
+                self._record(updater, loss)
+                return
             except Exception as error:
                 updater.compiles = False
                 warnings.warn(f"training goes uncompiled, slower: {error}", stacklevel=2)
-        self._step = partial(updater._step, self.part, self.scales, loss_of)
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._record(updater, updater._loss)
+
+    def _record(self, updater: Updater, loss: LossOf) -> None:
+        self._step = partial(updater._step, self.part, self.scales, loss)
         updater.optimizer.zero_grad(set_to_none=True)
         if updater.graphs:
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
                 self._error = self._step()
+            self._graph = graph
 
     def __call__(self, part: Minibatch, scales: Tensor) -> Tensor:
         self.part.copy_(part)
