@@ -141,7 +141,7 @@ def phonon_frequencies(
         scaled_positions=crystal.get_scaled_positions(),
     )
     primitive = guess_primitive_matrix(cell)
-    phonons = Phonopy(cell, supercell_matrix=np.eye(3, dtype=int), primitive_matrix=primitive)
+    phonons: Any = Phonopy(cell, supercell_matrix=np.eye(3, dtype=int), primitive_matrix=primitive)
     phonons.generate_displacements(distance=_DISPLACEMENT_A)
     sets = []
     for own in phonons.supercells_with_displacements:
@@ -151,7 +151,7 @@ def phonon_frequencies(
     phonons.produce_force_constants()
     phonons.symmetrize_force_constants()
     phonons.run_mesh(mesh, is_gamma_center=True, is_mesh_symmetry=False)
-    result: Any = phonons.mesh
+    result = phonons.mesh
     frequencies = np.asarray(result.frequencies)
     return np.sort(frequencies.ravel()) / THZ_PER_WAVENUMBER
 

@@ -9,6 +9,7 @@ import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols, covalent_radii
 
+from mlff_distiller.errors import DistillerError
 from mlff_distiller.evaluate.validation.trajectory import Array, ForceField
 from mlff_distiller.neighbors import find_pairs
 
@@ -19,6 +20,10 @@ WALL_EV = 20.0
 _NEAREST = 0.35
 """Times the sum of covalent radii (0.22 Å for H-H, 0.78 Å for Si-Si): where curves end."""
 _BOND = 0.8
+_LOOSEST = 0.8
+"""Of all lengths: where compression begins at the latest, however near some pair once came."""
+_DENSEST = 0.5
+"""Of all lengths: at 8 times the density, as in the core of a giant planet, curves end."""
 _N_POINTS = 100
 _REACH_A = 6.0
 
@@ -86,7 +91,7 @@ def cold_curve(force_field: ForceField, atoms: Atoms, shortest: dict[Pair, float
     own = shortest_distances([atoms])
     if not own:
         return None
-    start = max(min(1.0, shortest.get(pair, d) / d) for pair, d in own.items())
+    start = max(_LOOSEST, *(min(1.0, shortest.get(pair, d) / d) for pair, d in own.items()))
     end = max(_limit(*pair) / d for pair, d in own.items())
 
     def compressed(factor: float) -> Atoms:
@@ -95,7 +100,8 @@ def cold_curve(force_field: ForceField, atoms: Atoms, shortest: dict[Pair, float
         copy.positions = atoms.positions * factor
         return copy
 
-    return _curve(force_field, "compression", compressed, start, min(end, 0.9 * start), len(atoms))
+    end = min(max(end, _DENSEST), 0.9 * start)
+    return _curve(force_field, "compression", compressed, start, end, len(atoms))
 
 
 def _limit(a: str, b: str) -> float:
@@ -113,7 +119,10 @@ def _curve(
 ) -> Curve:
     distance, energy = np.geomspace(start, end, _N_POINTS), []
     for d in distance.tolist():
-        energy.append(force_field.energy(make(d)) / n_atoms)
+        try:
+            energy.append(force_field.energy(make(d)) / n_atoms)
+        except DistillerError:  # a student that gives NaN says so
+            energy.append(np.nan)
         if not energy[-1] - energy[0] <= WALL_EV:
             break
     return Curve(name, distance[: len(energy)], np.array(energy) - energy[0])

@@ -48,11 +48,16 @@ def blocks(series: Array, n_blocks: int = N_BLOCKS) -> Array:
 
 
 def mean(series: Array, n_blocks: int = N_BLOCKS) -> Estimate | None:
-    """Mean of (n,); None below two samples a block."""
+    """Mean of (n,); None below two samples a block.
+
+    The standard error is that of block means, or ``std sqrt(2 tau / n)`` by the correlation time if
+    that is more: in a short run either may happen to be small.
+    """
     if len(series) < 2 * n_blocks:
         return None
-    own = blocks(series, n_blocks)
-    return Estimate(float(series.mean()), float(own.std(ddof=1) / np.sqrt(n_blocks)))
+    by_blocks = blocks(series, n_blocks).std(ddof=1) / np.sqrt(n_blocks)
+    by_time = series.std() * np.sqrt(2.0 * correlation_time(series) / len(series))
+    return Estimate(float(series.mean()), float(max(by_blocks, by_time)))
 
 
 def variance(series: Array, n_blocks: int = N_BLOCKS) -> Estimate | None:

@@ -88,8 +88,8 @@ class Swirl(Pairs):
 
     def spoil(self, atoms):
         x, y, _ = (2 * np.pi * atoms.get_scaled_positions()).T
-        self.results["forces"][:, 0] += 0.003 * np.sin(2 * y)
-        self.results["forces"][:, 1] -= 0.003 * np.sin(2 * x)
+        self.results["forces"][:, 0] += 0.003 * np.sin(2 * y + 1)
+        self.results["forces"][:, 1] -= 0.003 * np.sin(2 * x + 1)
 
 
 class Hole(Pairs):
