@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -102,20 +103,28 @@ def hessian(force_field: ForceField, atoms: Atoms) -> Array:
     return np.asarray(0.5 * (matrix + matrix.T))
 
 
-def molecular_frequencies(force_field: ForceField, atoms: Atoms) -> Array:
+def harmonic_frequencies(force_field: ForceField, atoms: Atoms) -> Array:
     """Harmonic frequencies in cm⁻¹, ascending, imaginary ones negative, at the own minimum.
 
-    Translations and rotations are projected out: 3n - 6 numbers, 3n - 5 of a line.
+    Translations are projected out and, of molecules, rotations: 3n - 6 numbers, 3n - 5 of a line.
+    Of a crystal's supercell, 3n - 3: phonons of all wave vectors that are commensurate with it.
     """
     molecule = relaxed(force_field, atoms)
     masses = np.repeat(molecule.get_masses(), 3)
     dynamical = hessian(force_field, molecule) / np.sqrt(np.outer(masses, masses))
     arm = molecule.positions - molecule.get_center_of_mass()
     rigid = [np.tile(axis, len(molecule)) for axis in np.eye(3)]
-    rigid += [np.cross(axis, arm).ravel() for axis in np.eye(3)]
+    if not atoms.pbc.any():
+        rigid += [np.cross(axis, arm).ravel() for axis in np.eye(3)]
     u, sizes, _ = np.linalg.svd((np.array(rigid) * np.sqrt(masses)).T, full_matrices=True)
     inner = u[:, int((sizes > 1e-3 * sizes[0]).sum()) :]
     return _wavenumbers(np.linalg.eigvalsh(inner.T @ dynamical @ inner))
+
+
+def crystal_frequencies(force_field: ForceField, atoms: Atoms) -> Array:
+    """`phonon_frequencies` where phonopy is installed, otherwise `harmonic_frequencies`."""
+    has_phonopy = find_spec("phonopy") is not None
+    return (phonon_frequencies if has_phonopy else harmonic_frequencies)(force_field, atoms)
 
 
 def phonon_frequencies(

@@ -12,9 +12,9 @@ from ase import Atoms
 from mlff_distiller.errors import DistillerError
 from mlff_distiller.evaluate.accuracy import force_errors
 from mlff_distiller.evaluate.validation.crystals import (
+    crystal_frequencies,
     equation_of_state,
-    molecular_frequencies,
-    phonon_frequencies,
+    harmonic_frequencies,
 )
 from mlff_distiller.evaluate.validation.kinds import Kind
 from mlff_distiller.evaluate.validation.observables import (
@@ -89,7 +89,7 @@ def teacher_findings(
     if kind == "crystal":
         numbers |= _solid(force_field, teacher, atoms, found)
     if kind in ("crystal", "molecule") and len(atoms) > 1:
-        measure = phonon_frequencies if kind == "crystal" else molecular_frequencies
+        measure = crystal_frequencies if kind == "crystal" else harmonic_frequencies
         numbers |= _frequencies(force_field, teacher, atoms, measure, found)
     blocks = [
         {

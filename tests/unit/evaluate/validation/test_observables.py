@@ -14,9 +14,10 @@ from tests.unit.evaluate.validation.faults import EPSILON, SIGMA, Pairs, argon
 from mlff_distiller.deploy import Ensemble
 from mlff_distiller.errors import DistillerError
 from mlff_distiller.evaluate.validation.crystals import (
+    crystal_frequencies,
     equation_of_state,
+    harmonic_frequencies,
     hessian,
-    molecular_frequencies,
     phonon_frequencies,
     relaxed,
 )
@@ -183,11 +184,11 @@ def test_equation_of_state_of_lennard_jones_and_copper():
 
 def test_vibrations_of_a_dimer():
     dimer = Atoms("Ar2", [[0, 0, 0], [3.7, 0.3, 0]])
-    (found,) = molecular_frequencies(SOUND, dimer)
+    (found,) = harmonic_frequencies(SOUND, dimer)
     k, reduced = 57.1464 * EPSILON / SIGMA**2, dimer.get_masses()[0] / 2
     exact = np.sqrt(k / reduced) * units.s / (2 * np.pi) / (units._c * 100)
     assert found == pytest.approx(exact, rel=2e-3)
-    assert len(molecular_frequencies(ForceField("EMT", EMT()), molecule("H2O"))) == 3
+    assert len(harmonic_frequencies(ForceField("EMT", EMT()), molecule("H2O"))) == 3
 
 
 def test_hessian_is_that_of_the_energy():
@@ -202,9 +203,22 @@ def test_hessian_is_that_of_the_energy():
         relaxed(ForceField("turning", Turning()), Atoms("Ar2", [[0, 0, 0], [3.8, 0, 0]]))
 
 
+def test_phonons_without_phonopy(monkeypatch):
+    monkeypatch.setattr("mlff_distiller.evaluate.validation.crystals.find_spec", lambda name: None)
+    field, copper = ForceField("EMT", EMT()), bulk("Cu", cubic=True, a=3.59)
+    found = crystal_frequencies(field, copper)
+    assert len(found) == 3 * 4 - 3
+    # Of four atoms the zone's boundary X alone is commensurate: 3 wave vectors, 2 + 1 branches.
+    assert found[:6] == pytest.approx(found[0], abs=0.1)
+    assert found[6:] == pytest.approx(found[8], abs=0.1)
+    assert 100 < found[0] < found[8] < 300
+
+
 @pytest.mark.skipif(importlib.util.find_spec("phonopy") is None, reason="needs phonopy")
 def test_phonons_of_copper():
     found = phonon_frequencies(ForceField("EMT", EMT()), bulk("Cu", cubic=True, a=3.59) * 2)
     assert found[:3] == pytest.approx(0.0, abs=3.0)
     assert len(found) == 3 * 64
+    at_x = harmonic_frequencies(ForceField("EMT", EMT()), bulk("Cu", cubic=True, a=3.59))[-1]
+    assert found[-1] >= at_x - 1
     assert 200 < found[-1] < 300  # measured: 240 cm⁻¹ at X and L
