@@ -104,7 +104,7 @@ def _drift(one: Conservation | None, settings: ValidationSettings) -> float | No
     return None if one.drift.error > 10.0 * allowed and beyond <= allowed else beyond
 
 
-_LARGEST_NOISE = 0.1
+_LARGEST_NOISE = 0.05
 """Standard error of a temperature over the temperature: beyond it nothing is known."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import isfinite
 from typing import Any
 
 from ase import Atoms
@@ -97,6 +98,15 @@ def validate(
             "n_atoms": len(atoms),
             "kind": kind,
         },
-        "measurements": measured,
+        "measurements": _finite(measured),
         "verdict": judge(findings, settings.limits),
     }
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(own) for key, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(own) for own in value]
+    return None if isinstance(value, float) and not isfinite(value) else value

@@ -171,8 +171,8 @@ def test_a_run_too_short_is_no_measurement():
 
 def test_the_effective_medium_theory_and_lennard_jones_are_approved():
     lj = LennardJones(epsilon=EPSILON, sigma=SIGMA, rc=7.0, smooth=True)
-    short = replace(SHORT, large_atoms=32, time_ps=1.6, equilibration_ps=0.8)
+    short = replace(SHORT, large_atoms=32, time_ps=1.6, equilibration_ps=0.4, friction_per_ps=20)
     assert validate(ForceField("LJ", lj), argon(), short)["verdict"]["reasons"] == []
-    metal = replace(short, temperature_K=(300.0,), time_step_fs=5.0, record_every=2)
+    metal = replace(short, temperature_K=(300.0,), time_step_fs=5.0, time_ps=1.4)
     copper = bulk("Cu", cubic=True) * (2, 2, 2)
     assert validate(ForceField("EMT", EMT()), copper, metal)["verdict"]["reasons"] == []
