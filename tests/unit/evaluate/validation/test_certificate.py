@@ -56,13 +56,13 @@ from tests.unit.evaluate.validation.faults import FlippedStress, Pairs
 def folder(tmp_path, monkeypatch) -> Path:
     (tmp_path / "argon_fields.py").write_text(FACTORY.format(root=str(ROOT)))
     write(tmp_path / "argon.extxyz", argon())
-    settings = "{time_step_fs: 8.0, equilibration_ps: 1.2, friction_per_ps: 10, record_every: 2"
-    (tmp_path / "short.yaml").write_text(settings + ", large_atoms: 100}\n")
+    settings = "{time_step_fs: 8.0, equilibration_ps: 0.6, friction_per_ps: 20, record_every: 1"
+    (tmp_path / "short.yaml").write_text(settings + ", large_atoms: 32}\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-SHORT = ("--config", "short.yaml", "--temperature", 40, "--time-ps", 1.6)
+SHORT = ("--config", "short.yaml", "--temperature", 40, "--time-ps", 1.2)
 
 
 def test_the_command_approves_any_calculator_and_verifies(folder):
@@ -124,13 +124,13 @@ def test_a_student_with_its_own_integrator(folder):
     student = ROOT / "benchmarks" / "silicon" / "nep"
     done = command(
         *("validate", ROOT / "examples" / "silicon.extxyz", "--student", student),
-        *("--time-ps", 1, "--out", "proof", "--device", "cpu", "--config", "silicon.yaml"),
+        *("--time-ps", 0.3, "--out", "proof", "--device", "cpu", "--config", "silicon.yaml"),
     )
     assert "cannot read silicon.yaml" in done.stderr
-    (folder / "silicon.yaml").write_text("{equilibration_ps: 1, large_atoms: 100}\n")
+    (folder / "silicon.yaml").write_text("{equilibration_ps: 0.3, large_atoms: 32}\n")
     done = command(
         *("validate", ROOT / "examples" / "silicon.extxyz", "--student", student),
-        *("--time-ps", 1, "--out", "proof", "--device", "cpu", "--config", "silicon.yaml"),
+        *("--time-ps", 0.3, "--out", "proof", "--device", "cpu", "--config", "silicon.yaml"),
     )
     content = json.loads((folder / "proof" / "certificate.json").read_text())
     laws = content["measurements"]["laws"]

@@ -32,11 +32,11 @@ from mlff_distiller.evaluate.verdict import Finding, judge
 
 SHORT = ValidationSettings(
     temperature_K=(40.0,),
-    time_ps=2.0,
-    equilibration_ps=1.2,
+    time_ps=1.4,
+    equilibration_ps=0.6,
     time_step_fs=8.0,
-    friction_per_ps=10.0,
-    record_every=2,
+    friction_per_ps=20.0,
+    record_every=1,
     large_atoms=256,
 )
 
@@ -159,7 +159,7 @@ def test_a_run_that_breaks_is_rejected():
 
     report = validate(ForceField("it", Breaking()), argon(), SHORT)
     assert {"nvt_completed", "nve_completed", "incidents"} <= failed(report)
-    assert any("finite coordinate" in reason for reason in report["verdict"]["reasons"])
+    assert any("finite" in reason for reason in report["verdict"]["reasons"])
     json.dumps(report, allow_nan=False)
 
 
