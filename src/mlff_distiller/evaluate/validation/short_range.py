@@ -24,7 +24,7 @@ _LOOSEST = 0.8
 """Of all lengths: where compression begins at the latest, however near some pair once came."""
 _DENSEST = 0.5
 """Of all lengths: at 8 times the density, as in the core of a giant planet, curves end."""
-_N_POINTS = 100
+_N_POINTS = 60
 _REACH_A = 6.0
 
 

@@ -79,7 +79,7 @@ EMT_FIELD = ForceField("EMT", EMT())
 @pytest.fixture(scope="module")
 def nvt() -> Trajectory:
     settings = Ensemble(ensemble="nvt", temperature_K=400, time_step_fs=5, friction_per_ps=10)
-    return simulate(EMT_FIELD, copper(), settings, 1200, 3)
+    return simulate(EMT_FIELD, copper(), settings, 1000, 2)
 
 
 def test_copper_conserves(nvt):
@@ -94,7 +94,7 @@ def test_copper_conserves(nvt):
 
 
 def test_copper_is_canonical(nvt):
-    found = canonical(nvt.part(80, 401))
+    found = canonical(nvt.part(100, 501))
     assert found.temperature_K.beyond_noise(400) < 4
     assert found.temperature_K.error < 12
     assert found.variance_ratio.beyond_noise(1.0) < 0.2
