@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import yaml
 
 from mlff_distiller import cli
 from mlff_distiller.config import Config, to_plain
+from mlff_distiller.evaluate.criteria import CRITERIA
+from mlff_distiller.evaluate.validation.settings import ValidationSettings
 
 project = "MLFF Distiller"
 author = "MLFF Distiller contributors"
@@ -25,7 +29,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
-exclude_patterns = ["_build", "generated/commands.md"]
+exclude_patterns = ["_build", "generated/commands.md", "generated/criteria.md"]
 templates_path = ["_templates"]
 html_theme = "furo"
 html_title = f"{project} {release}"
@@ -39,7 +43,17 @@ autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_inherit_docstrings = False
 # Teachers' libraries are never needed to read about them, nor is Triton, which CPUs do without.
-_LIBRARIES = ("chgnet", "fennol", "jax", "mace", "orb_models", "sevenn", "torchani", "triton")
+_LIBRARIES = (
+    "chgnet",
+    "fennol",
+    "jax",
+    "mace",
+    "orb_models",
+    "phonopy",
+    "sevenn",
+    "torchani",
+    "triton",
+)
 autodoc_mock_imports = list(_LIBRARIES)
 napoleon_google_docstring = False
 napoleon_use_ivar = True
@@ -83,13 +97,22 @@ def _shown(command: Any, kind: str) -> list[Any]:
 
 
 def _write_generated_pages() -> None:
-    """What cli.md and configuration.md include, taken from the program itself."""
+    """What cli.md, configuration.md and validation.md include, taken from the program itself."""
     folder = Path(__file__).parent / "generated"
     folder.mkdir(exist_ok=True)
     commands = _command_pages(typer.main.get_command(cli.app), "mlff-distiller")
     (folder / "commands.md").write_text("\n".join(commands) + "\n", encoding="utf-8")
     settings = yaml.safe_dump(to_plain(Config()), sort_keys=False)
     (folder / "settings.yaml").write_text(settings, encoding="utf-8")
+    rows = ["| Check | Limit | A failure means | Why this limit |", "|---|---|---|---|"]
+    for check in CRITERIA.values():
+        limit = f"{'≤' if check.at_most else '≥'} {check.limit:g}"
+        rows.append(f"| `{check.name}` | {limit} | {check.failure} | {check.why} |")
+    (folder / "criteria.md").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    validation = yaml.safe_dump(
+        json.loads(json.dumps(asdict(ValidationSettings()))), sort_keys=False
+    )
+    (folder / "validation.yaml").write_text(validation, encoding="utf-8")
 
 
 _write_generated_pages()

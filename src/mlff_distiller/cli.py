@@ -13,7 +13,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mlff_distiller import cli_data, cli_label, cli_md, cli_measure, cli_sample, cli_train
+from mlff_distiller import (
+    cli_data,
+    cli_label,
+    cli_md,
+    cli_measure,
+    cli_sample,
+    cli_train,
+    cli_validate,
+)
 from mlff_distiller.errors import DistillerError
 from mlff_distiller.progress import Display
 
@@ -45,6 +53,7 @@ app.command(
     epilog="Example: mlff-distiller md silicon.extxyz --student run/student --ensemble nvt"
     " --temperature 300 --time-ps 100 --out md.extxyz",
 )(cli_md.md)
+app.command("validate", epilog=cli_validate.EPILOG)(cli_validate.validate)
 app.add_typer(cli_measure.benchmark, name="benchmark")
 app.command(
     "profile",

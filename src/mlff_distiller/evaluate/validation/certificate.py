@@ -1,0 +1,75 @@
+"""The certificate: what was measured, the verdict, and hashes of all that it rests on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mlff_distiller.durable import sha256_of_file, write_json
+from mlff_distiller.errors import ConfigError
+
+_OWN = "content_sha256"
+
+
+def write_certificate(path: Path, content: Mapping[str, Any], files: Mapping[str, Path]) -> None:
+    """Write ``content`` as JSON to ``path``, with the hashes of ``files`` and of itself.
+
+    Paths are kept relative to the certificate's folder, so that both can move together.
+    """
+    there = path.parent.resolve()
+    whole = {
+        **content,
+        "versions": {name: version(name) for name in ("mlff-distiller", "torch", "numpy", "ase")},
+        "files": {
+            name: {
+                "path": Path(os.path.relpath(file.resolve(), there)).as_posix(),
+                "sha256": sha256_of_file(file),
+            }
+            for name, file in files.items()
+        },
+    }
+    whole = json.loads(json.dumps(whole, allow_nan=False))
+    write_json(path, {**whole, _OWN: _hash(whole)})
+
+
+def verify_certificate(path: Path) -> list[str]:
+    """What does not agree with the certificate any more, in words; nothing if all does.
+
+    Raises
+    ------
+    ConfigError
+        The file is no certificate.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        own = content.pop(_OWN)
+        files = {
+            str(name): (Path(file["path"]), str(file["sha256"]))
+            for name, file in content["files"].items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{path} is no certificate",
+            expected="a certificate.json that 'validate' has written",
+            found=f"{type(error).__name__}: {error}",
+        ) from error
+    problems = []
+    if _hash(content) != own:
+        problems.append("the certificate itself was changed after it was written")
+    for name, (place, expected) in files.items():
+        file = path.parent / place
+        if not file.is_file():
+            problems.append(f"{name} is missing: {place}")
+        elif sha256_of_file(file) != expected:
+            problems.append(f"{name} was changed: {place}")
+    return problems
+
+
+def _hash(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
