@@ -176,7 +176,10 @@ class Space:
             cutoffs = {"nep.cutoff_radial_A": radial, "angular_share": angular / radial}
             found.append({"architecture": "nep", **nep, **cutoffs, **learning})
         if "painn" in self.architectures:
-            same = {"painn.cutoff_A": self.cutoffs_A["painn"][0], "painn.radial_functions": 12}
+            same = {
+                "painn.cutoff_A": self.cutoffs_A["painn"][0],
+                "painn.radial_functions": self.config.painn.radial_functions,
+            }
             for channels in (32, 64):
                 size = {"channels": channels, "layers": 2}
                 found.append({"architecture": "painn", **size, **same, **learning})

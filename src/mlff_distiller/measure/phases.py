@@ -54,6 +54,8 @@ class Phases:
         self.clock, self.active, self.mark = clock, False, False
         self.seconds: dict[str, float] = {}
         self.calls: dict[str, int] = {}
+        self.inner_calls: dict[str, int] = {}
+        """Of the phases directly inside each."""
         self.reset()
         self._is_cuda = device.startswith("cuda")
         self._stack: list[str] = []
@@ -115,6 +117,7 @@ class Phases:
         if waits:
             torch.cuda.synchronize()
         self._switch()
+        self.inner_calls[self._stack[-1]] += 1
         self._stack.append(phase)
         self.calls[phase] += 1
         with self._marked(phase):
@@ -155,11 +158,11 @@ class Phases:
 
         probe = Probe()
         plain = self._time(probe.nothing, n)
-        before = dict(self.seconds), dict(self.calls)
+        before = dict(self.seconds), dict(self.calls), dict(self.inner_calls)
         self.wrap(probe, "nothing", INTEGRATOR)
         with self.running():
             wrapped = self._time(probe.nothing, n)
-        self.seconds, self.calls = before
+        self.seconds, self.calls, self.inner_calls = before
         self.cost = max(0.0, (wrapped - plain) / n)
 
     def _time(self, function: Callable[[], None], n: int) -> float:
@@ -172,11 +175,13 @@ class Phases:
         """Count from zero."""
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self.calls = dict.fromkeys(PHASES, 0)
+        self.inner_calls = dict.fromkeys(PHASES, 0)
 
     def corrected(self) -> dict[str, float]:
         """Seconds of each phase, less what counting cost: half of it inside, half around."""
         return {
-            name: max(0.0, s - self.calls[name] * self.cost) for name, s in self.seconds.items()
+            name: max(0.0, s - 0.5 * self.cost * (self.calls[name] + self.inner_calls[name]))
+            for name, s in self.seconds.items()
         }
 
     def release(self) -> None:
