@@ -7,6 +7,7 @@ one derivative, by the weights, is the compiler's.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import fields
 
@@ -51,7 +52,9 @@ def compiled_loss(
         error: Tensor = functional_call(module, given, (own, scales))
         return error
 
-    with torch.enable_grad():
+    with torch.enable_grad(), warnings.catch_warnings():
+        # It advises TF32, which forces do not allow.
+        warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
         graph = make_fx(of_all)(*arguments(part, scales))
         # Tracing detaches what the inner derivative keeps, and so would cut the outer one.
         for node in graph.graph.find_nodes(
