@@ -49,10 +49,17 @@ def md(
     log_every: Annotated[int, typer.Option(min=1, help="Steps between rows of the log.")] = 100,
     log_format: Annotated[str, typer.Option(help="csv or jsonl.")] = "csv",
     checkpoint_every: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 60.0,
-    skin: Annotated[float, typer.Option(help="Of the neighbour list, Å.")] = 1.0,
+    skin: Annotated[
+        float | None,
+        typer.Option(help="Of the neighbour list, Å; by default it suits the student."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
     backend: Annotated[str, typer.Option(help="auto, warp or torch.")] = "auto",
+    compile: Annotated[
+        bool | None,
+        typer.Option(help="Fuse a painn's kernels first; from 10,000 steps on if not given."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.")] = False,
 ) -> None:
@@ -92,6 +99,7 @@ def md(
             device=device,
             dtype=dtype,  # type: ignore[arg-type]
             backend=backend,  # type: ignore[arg-type]
+            compile=compile,
             on_progress=display,
             **settings,
         )

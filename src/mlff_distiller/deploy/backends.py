@@ -18,6 +18,7 @@ from mlff_distiller.neighbors import neighbor_list
 from mlff_distiller.students import NEP, Student
 
 if TYPE_CHECKING:
+    from mlff_distiller.deploy.torch_evaluator import TorchEvaluator
     from mlff_distiller.kernels.nep.evaluator import NEPEvaluator
 
 BackendName = Literal["auto", "warp", "torch"]
@@ -64,6 +65,33 @@ class TorchBackend:
             prediction.forces.double().cpu().numpy(),
             full_3x3_to_voigt_6_stress(prediction.strain_gradient[0].cpu().numpy()),
         )
+
+
+class EvaluatorBackend:
+    """Any student, as PyTorch runs it, recorded on a GPU, or compiled; see ``TorchEvaluator``."""
+
+    def __init__(self, student: Student, *, compile: bool) -> None:
+        self.student, self.compile = student, compile
+        self._evaluator: TorchEvaluator | None = None
+        self._last = (b"", b"")
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_evaluator": None}
+
+    def __call__(
+        self, positions: Array, cell: Array, numbers: NDArray[np.int64], pbc: NDArray[np.bool_]
+    ) -> Results:
+        from mlff_distiller.deploy.torch_evaluator import TorchEvaluator
+
+        given = numbers.tobytes(), pbc.tobytes()
+        evaluator = self._evaluator if given == self._last else None
+        self._evaluator = None  # before there are two, and after a failure
+        if evaluator is None:
+            sizes = np.array([len(numbers)])
+            evaluator = TorchEvaluator(self.student, numbers, sizes, pbc, compile=self.compile)
+        found = evaluator.evaluate(positions, cell, pbc)
+        self._evaluator, self._last = evaluator, given
+        return Results(found.energy, found.energies, found.forces, -found.virial)
 
 
 class WarpBackend:
@@ -120,12 +148,11 @@ class WarpBackend:
         )
 
 
-class WarpOrTorchBackend:
-    """Warp, or, after a warning, PyTorch where there is no Warp or it cannot compile."""
+class OrTorchBackend:
+    """Another backend, or, after a warning, plain PyTorch where its kernels do not compile."""
 
-    def __init__(self, student: NEP, dtype: Literal["float32", "float64"]) -> None:
-        self.student = student
-        self._chosen: Backend = WarpBackend(student, dtype)
+    def __init__(self, chosen: Backend, student: Student) -> None:
+        self.student, self._chosen = student, chosen
 
     def __call__(
         self, positions: Array, cell: Array, numbers: NDArray[np.int64], pbc: NDArray[np.bool_]
@@ -139,12 +166,18 @@ class WarpOrTorchBackend:
 
 
 def choose_backend(
-    student: Student, dtype: Literal["float32", "float64"], name: BackendName
+    student: Student,
+    dtype: Literal["float32", "float64"],
+    name: BackendName,
+    *,
+    compile: bool = False,
 ) -> Backend:
-    """What runs ``student``, already on its device and of ``dtype``."""
+    """What runs ``student``, already on its device and of ``dtype``; see ``StudentCalculator``."""
     if name not in ("auto", "warp", "torch"):
         raise StudentError("unknown backend", expected="auto, warp or torch", found=name)
     if name == "torch" or (name == "auto" and not isinstance(student, NEP)):
+        if student.device.type == "cuda" or compile:
+            return OrTorchBackend(EvaluatorBackend(student, compile=compile), student)
         return TorchBackend(student)
     if not isinstance(student, NEP):
         raise StudentError(
@@ -153,4 +186,5 @@ def choose_backend(
             found=student.architecture,
             remedy="take backend='auto' or 'torch'",
         )
-    return WarpBackend(student, dtype) if name == "warp" else WarpOrTorchBackend(student, dtype)
+    backend = WarpBackend(student, dtype)
+    return backend if name == "warp" else OrTorchBackend(backend, student)

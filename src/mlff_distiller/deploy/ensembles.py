@@ -31,7 +31,8 @@ class Ensemble:
 
     ``time_step_fs`` None is 0.5 with hydrogen and 1 without. A run stops where the temperature
     exceeds ``max_temperature_K`` (None: ten times the target, or the beginning's if that is more)
-    or an atom moves by more than ``max_step_A`` in one step. System k draws from ``seed + k``.
+    or an atom moves by more than ``max_step_A`` in one step. ``skin_A`` None is 1.0 for compiled
+    kernels and 0.5 for PyTorch. System k draws from ``seed + k``.
     """
 
     ensemble: Literal["nve", "nvt", "npt"] = "nve"
@@ -50,7 +51,7 @@ class Ensemble:
     compressibility_per_GPa: Positive = 0.01
     max_temperature_K: Positive | None = None
     max_step_A: Positive = 0.5
-    skin_A: Positive = 1.0
+    skin_A: Positive | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     @property

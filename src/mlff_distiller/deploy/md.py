@@ -25,11 +25,14 @@ from mlff_distiller.deploy.checkpoint import (
 )
 from mlff_distiller.deploy.ensembles import Ensemble
 from mlff_distiller.deploy.forces import choose_forces
-from mlff_distiller.deploy.simulation import Simulation
+from mlff_distiller.deploy.simulation import Simulation, time_step_fs
 from mlff_distiller.deploy.thermo_log import Row, ThermoLog, rows_of
 from mlff_distiller.deploy.trajectory import TrajectoryThread, check_format
 from mlff_distiller.errors import ConfigError, DynamicsError
 from mlff_distiller.students import Student
+
+LONG_RUN = 10_000
+"""Steps for which it pays to compile a student."""
 
 Progress = Callable[[str, int, int, str], None]
 Observer = Callable[[Simulation], None]
@@ -68,6 +71,7 @@ def run_md(
     device: str = "auto",
     dtype: Literal["float32", "float64"] = "float32",
     backend: BackendName = "auto",
+    compile: bool | None = None,
     on_progress: Progress | None = None,
     **ensemble: Any,
 ) -> MDResult:
@@ -84,14 +88,17 @@ def run_md(
     out
         The trajectory: ``.extxyz``, ``.traj`` or ``.h5``. Beside it are written
         ``NAME.log.csv`` and ``NAME.checkpoint.safetensors``. The same call again continues from
-        the checkpoint, bit for bit on a CPU as if it had not been interrupted; a longer time
-        extends the run.
+        the checkpoint, on a CPU bit for bit as if it had not been interrupted, if the student is
+        not compiled; a longer time extends the run.
     frames_every, log_every
         In steps.
     checkpoint_every_s
         Seconds between checkpoints. There is one at the end, after ctrl-C, SIGTERM and errors too.
     observers
         Pairs (k, function): called with the ``Simulation`` every k steps, and may change it.
+    compile
+        Whether a student without kernels of ours is compiled first, which takes most of a minute
+        and makes steps some three times as fast; None: from 10,000 steps on.
     ensemble
         Fields of ``Ensemble``: ``ensemble``, ``temperature_K``, ``pressure_GPa``, ``seed``, ...
 
@@ -120,9 +127,12 @@ def run_md(
         "dtype": dtype,
         **asdict(settings),
     }
-    forces = choose_forces(model, frames, dtype, backend, settings.skin_A)
+    target = _n_steps(n_steps, time_ps, time_step_fs(frames, settings))
+    forces = choose_forces(
+        *(model, frames, dtype, backend, settings.skin_A),
+        compile=target >= LONG_RUN if compile is None else compile,
+    )
     simulation = Simulation(forces, frames, settings)
-    target = _n_steps(n_steps, time_ps, simulation.time_step_fs)
     files.open(simulation, frames, about)
     run = _Run(simulation, files, about, frames_every, log_every, observers, on_progress)
     with _interruptions() as interrupted:

@@ -87,8 +87,7 @@ class Simulation:
         self._pbc = np.stack([atoms.pbc for atoms in frames])
         masses = np.concatenate([atoms.get_masses() for atoms in frames])
         fixed = np.concatenate([_fixed(atoms) for atoms in frames])
-        hydrogen = any((atoms.numbers == 1).any() for atoms in frames)
-        self.time_step_fs = ensemble.time_step_fs or (0.5 if hydrogen else 1.0)
+        self.time_step_fs = time_step_fs(frames, ensemble)
         self._with_graphs = self.device.is_cuda and forces.capturable
         self._steps_listed = self.seconds_a_step = 0.0
         self._block = STEPS_A_GRAPH
@@ -485,6 +484,12 @@ class Simulation:
     def _temperature(self, kinetic_energy: Array) -> Array:
         temperature: Array = 2.0 * kinetic_energy / (self._n_dof * units.kB)
         return temperature
+
+
+def time_step_fs(frames: Sequence[Atoms], ensemble: Ensemble) -> float:
+    """The ensemble's, or what hydrogen, or its absence, allows."""
+    hydrogen = any((atoms.numbers == 1).any() for atoms in frames)
+    return ensemble.time_step_fs or (0.5 if hydrogen else 1.0)
 
 
 def _call(launches: Sequence[Callable[[], None]]) -> None:

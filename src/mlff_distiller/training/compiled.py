@@ -1,22 +1,16 @@
-"""The loss of a minibatch as compiled code: a few fused kernels for a thousand small ones.
-
-``torch.compile`` does not differentiate twice, and forces are derivatives already. So the loss is
-first traced, forces and all, into a graph of elementary operations, which is then compiled: its
-one derivative, by the weights, is the compiler's.
-"""
+"""The loss of a minibatch as compiled code, its derivative by the weights as well."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import fields
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from mlff_distiller.students.base import Student
+from mlff_distiller.students.compiled import compiled
 from mlff_distiller.training.minibatch import Minibatch
 
 
@@ -52,30 +46,13 @@ def compiled_loss(
         error: Tensor = functional_call(module, given, (own, scales))
         return error
 
-    with torch.enable_grad(), warnings.catch_warnings():
-        # It advises TF32, which forces do not allow.
-        warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
-        graph = make_fx(of_all)(*arguments(part, scales))
-        # Tracing detaches what the inner derivative keeps, and so would cut the outer one.
-        for node in graph.graph.find_nodes(
-            op="call_function", target=torch.ops.aten.detach.default
-        ):
-            node.replace_all_uses_with(node.args[0])
-            graph.graph.erase_node(node)
-        # And numbers become tensors on the CPU, which a CUDA graph cannot read.
-        for node in graph.graph.find_nodes(op="get_attr"):
-            setattr(graph, node.target, getattr(graph, node.target).to(student.device))
-        for node in graph.graph.find_nodes(
-            op="call_function", target=torch.ops.aten.scalar_tensor.default
-        ):
-            node.update_kwarg("device", student.device)
-        graph.recompile()
-        compiled = torch.compile(graph, dynamic=False)
-        error = compiled(*arguments(part, scales))
+    with torch.enable_grad():
+        of_arguments = compiled(of_all, arguments(part, scales), student.device)
+        error = of_arguments(*arguments(part, scales))
         torch.autograd.grad(error, list(parameters.values()), allow_unused=True)
 
     def loss(part: Minibatch, scales: Tensor) -> Tensor:
-        error: Tensor = compiled(*arguments(part, scales))
+        error: Tensor = of_arguments(*arguments(part, scales))
         return error
 
     return loss

@@ -1,0 +1,158 @@
+"""Students as PyTorch runs them: padded, compiled or recorded, the results are the same."""
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from tests.conftest import random_nep, random_painn, rattled, structures
+
+from mlff_distiller.deploy import StudentCalculator, run_md
+from mlff_distiller.deploy.calculator import ready_student
+from mlff_distiller.deploy.forces import TorchForces
+
+FRAMES = [rattled(structures()[name]) for name in ("small cell", "molecule", "slab")]
+CELLS = np.stack([atoms.cell.array for atoms in FRAMES])
+PBC = np.stack([atoms.pbc for atoms in FRAMES])
+GPU = pytest.param("cuda", marks=pytest.mark.gpu)
+
+
+def evaluated(forces: TorchForces, positions, n=1):
+    forces.positions.assign(positions)
+    forces.rebuild(CELLS, PBC)
+    for _ in range(n):
+        forces.compute()
+    return forces.forces.numpy().copy(), forces.totals.numpy().copy()
+
+
+def of_all(device="cpu", make=random_painn, **options):
+    student = ready_student(make(), device, "float64")
+    return TorchForces(student, FRAMES, **options)
+
+
+POSITIONS = np.concatenate([atoms.positions for atoms in FRAMES])
+
+
+@pytest.mark.parametrize("make", [random_nep, random_painn])
+def test_padding_changes_nothing(make):
+    plain = evaluated(of_all(make=make), POSITIONS)
+    padded = evaluated(of_all(make=make, padded=True), POSITIONS, 4)
+    assert np.abs(padded[0] - plain[0]).max() < 1e-12
+    assert np.abs(padded[1] - plain[1]).max() < 1e-12
+
+
+def test_more_pairs_than_there_was_room_for():
+    forces = of_all(padded=True)
+    evaluated(forces, POSITIONS)
+    before, closer = len(forces._edges.i), POSITIONS.copy()
+    molecule = slice(len(FRAMES[0]), len(FRAMES[0]) + len(FRAMES[1]))
+    forces._n_edges = 256  # as if there had been few
+    closer[molecule] *= 0.97
+    found = evaluated(forces, closer, 4)
+    assert len(forces._edges.i) >= before
+    wanted = evaluated(of_all(), closer)
+    assert np.abs(found[0] - wanted[0]).max() < 1e-12
+    assert np.abs(found[0] - evaluated(of_all(), POSITIONS)[0]).max() > 1e-3
+
+
+def test_fewer_pairs_leave_no_old_ones():
+    forces = of_all(padded=True)
+    evaluated(forces, POSITIONS)
+    apart = POSITIONS.copy()
+    molecule = slice(len(FRAMES[0]), len(FRAMES[0]) + len(FRAMES[1]))
+    apart[molecule] *= 3.0
+    found, wanted = evaluated(forces, apart), evaluated(of_all(), apart)
+    assert np.abs(found[0] - wanted[0]).max() < 1e-12
+
+
+@pytest.mark.parametrize("device", ["cpu", GPU])
+def test_compiled(device):
+    forces = of_all(device, compile=True)
+    found, wanted = evaluated(forces, POSITIONS, 2), evaluated(of_all(), POSITIONS)
+    assert forces.compile  # nothing went wrong that was only warned of
+    assert np.abs(found[0] - wanted[0]).max() < 1e-10
+    assert np.abs(found[1] - wanted[1]).max() < 1e-10
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("make", [random_nep, random_painn])
+def test_recorded(make):
+    forces = of_all("cuda", make)
+    wanted = evaluated(of_all(make=make), POSITIONS)
+    for scale in (1.0, 1.01):  # again: positions are read anew
+        moved = evaluated(forces, scale * POSITIONS, 5)
+        assert forces._launch.__name__ == "replay"
+        wanted = evaluated(of_all(make=make), scale * POSITIONS)
+        assert np.abs(moved[0] - wanted[0]).max() < 1e-9
+        assert np.abs(moved[1] - wanted[1]).max() < 1e-9
+
+
+@pytest.mark.parametrize("device", ["cpu", GPU])
+def test_as_a_calculator(device, monkeypatch):
+    """One calculator, other atoms, boxes and elements."""
+    monkeypatch.setattr("torch.compile", lambda graph, **_: graph)  # traced; fusing takes long
+    student = random_painn()
+    one = StudentCalculator(student, device=device, dtype="float64", compile=device == "cpu")
+    plain = StudentCalculator(random_painn(), device="cpu", dtype="float64")
+    rng = np.random.default_rng(0)
+    for atoms in (FRAMES[0], FRAMES[2], FRAMES[1], FRAMES[0]):
+        atoms = atoms.copy()
+        for step in range(6):
+            atoms.positions += rng.normal(scale=0.03 + 0.2 * (step == 3), size=(len(atoms), 3))
+            if step == 4 and atoms.pbc.all():
+                atoms.set_cell(1.02 * atoms.cell.array, scale_atoms=True)
+            if step == 5:
+                atoms.numbers = rng.permutation(atoms.numbers)
+            for name in ("energy", "energies", "forces", *["stress"] * int(atoms.cell.rank == 3)):
+                a, b = (calculator.get_property(name, atoms) for calculator in (one, plain))
+                assert np.abs(a - b).max() < 1e-9, (name, step)
+
+
+def test_results_are_the_callers(monkeypatch):
+    monkeypatch.setattr("torch.compile", lambda graph, **_: graph)
+    calculator = StudentCalculator(random_painn(), device="cpu", compile=True)
+    atoms: Atoms = FRAMES[0].copy()
+    first = calculator.get_forces(atoms)
+    kept = first.copy()
+    atoms.rattle(0.1)
+    calculator.get_forces(atoms)
+    assert np.array_equal(first, kept)
+
+
+def test_where_nothing_compiles_it_says_so_and_runs(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no compiler here")
+
+    wanted = evaluated(of_all(), POSITIONS)
+    monkeypatch.setattr("torch.compile", fail)
+    with pytest.warns(UserWarning, match="uncompiled, slower: no compiler here"):
+        found = evaluated(of_all(compile=True), POSITIONS)
+    assert np.abs(found[0] - wanted[0]).max() < 1e-12
+
+
+def test_long_runs_are_compiled(monkeypatch):
+    compiled = []
+    monkeypatch.setattr("torch.compile", lambda graph, **_: compiled.append(graph) or graph)
+    monkeypatch.setattr("mlff_distiller.deploy.md.LONG_RUN", 20)
+    settings = {"time_step_fs": 0.02, "device": "cpu", "temperature_K": 50.0}
+    short = run_md(FRAMES[0], random_painn(), n_steps=19, **settings)
+    assert not compiled
+    run_md(FRAMES[0], random_painn(), n_steps=20, compile=False, **settings)
+    assert not compiled
+    long = run_md(FRAMES[0], random_painn(), n_steps=20, **settings)
+    assert len(compiled) == 1
+    assert long.n_steps == short.n_steps + 1
+    assert np.abs(long.atoms[0].positions - short.atoms[0].positions).max() < 0.02
+
+
+def test_lack_of_memory_names_the_atoms(monkeypatch):
+    from mlff_distiller.errors import DeviceMemoryError
+
+    forces = of_all()
+    evaluated(forces, POSITIONS)
+
+    def fail(*_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to")
+
+    forces._launch = fail
+    with pytest.raises(DeviceMemoryError, match="atoms do not fit into the memory of cpu"):
+        forces.compute()
