@@ -168,7 +168,7 @@ class TorchEvaluator:
     def _run(self) -> Evaluation:
         self.compute()
         with self._on_stream():
-            exchanged = self._exchanged.cpu().numpy()
+            exchanged = self._exchanged.cpu().numpy().copy()
         n = self.systems.n_atoms
         totals, energies, forces = exchanged[:7], exchanged[7 : 7 + n], exchanged[7 + n :]
         return Evaluation(float(totals[0]), energies, forces.reshape(n, 3), totals[1:])

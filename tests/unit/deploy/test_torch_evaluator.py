@@ -59,7 +59,7 @@ def test_fewer_pairs_leave_no_old_ones():
     evaluated(forces, POSITIONS)
     apart = POSITIONS.copy()
     molecule = slice(len(FRAMES[0]), len(FRAMES[0]) + len(FRAMES[1]))
-    apart[molecule] *= 3.0
+    apart[molecule] *= 10.0
     found, wanted = evaluated(forces, apart), evaluated(of_all(), apart)
     assert np.abs(found[0] - wanted[0]).max() < 1e-12
 
