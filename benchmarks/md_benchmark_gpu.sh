@@ -57,6 +57,10 @@ SLOW
 run benchmark check "$OUT/slow" --against "$OUT/baselines" >/dev/null
 echo "check: exit code $?, 1 expected"
 
+say "painn, its kernels fused"
+run benchmark --student painn=benchmarks/silicon/painn "${ALL[@]}" "${COMMON[@]}" --compile \
+    --repeats 2 --most-seconds "$MOST" --out "$OUT/compiled"
+
 say "where a step goes"
 run profile "${STUDENTS[@]}" --teacher "$TEACHER" "${SMALL[@]}" --device "$DEVICE" \
     --steps 60 --warm-up 10 --traced 5 --out "$OUT/profile"

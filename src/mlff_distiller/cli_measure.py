@@ -125,6 +125,9 @@ def run_benchmark(
     seed: Annotated[int, typer.Option(min=0, help="Of velocities and thermostats.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[str, typer.Option(help="Of students: float32 or float64.")] = "float32",
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Fuse kernels of painn students first.")
+    ] = False,
     teacher_python: Annotated[
         str | None, typer.Option(help="Python of another environment for the teachers.")
     ] = None,
@@ -147,7 +150,7 @@ def run_benchmark(
     _check_students(student or [])
     options: dict[str, Any] = {"device": device, "dtype": dtype, "python": teacher_python}
     measured = MDBenchmark(
-        [contender(spec, name or None, **options) for name, spec in words],
+        [contender(spec, name or None, compile=compile, **options) for name, spec in words],
         system or ["silicon:64"],
         ensembles=ensemble or ["nve"],  # type: ignore[arg-type]
         engines=engine or ["ase", "run_md"],  # type: ignore[arg-type]

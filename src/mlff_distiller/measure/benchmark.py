@@ -242,6 +242,7 @@ class MDBenchmark:
                     self.clock,
                     device=device,
                     dtype=self.dtype,
+                    compile=case.contender.compile,
                 )
         return {
             "trial": trial,

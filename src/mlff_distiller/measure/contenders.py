@@ -33,6 +33,7 @@ class Contender:
     """Of a teacher."""
     load_s: float = 0.0
     """What it took until it could be asked: reading weights, starting a teacher's process."""
+    compile: bool = False
     _calculator: BaseCalculator | None = field(default=None, repr=False)
 
     def calculator(self) -> BaseCalculator:
@@ -63,6 +64,7 @@ class Contender:
             "device": self.device,
             "load_s": round(self.load_s, 3),
             **({"architecture": self.student.architecture} if self.student is not None else {}),
+            **({"compiled": True} if self.compile else {}),
         }
 
 
@@ -73,6 +75,7 @@ def contender(
     device: str = "auto",
     dtype: Literal["float32", "float64"] = "float32",
     python: str | None = None,
+    compile: bool = False,
 ) -> Contender:
     """A student (folder, ``nep.txt``, ``Student``), a teacher's SPEC, or an ASE calculator.
 
@@ -80,6 +83,8 @@ def contender(
     ----------
     python
         Interpreter of the teacher's environment.
+    compile
+        Fuse a student's kernels where there are none of ours; see ``StudentCalculator``.
     """
     where = str(resolve_device(device))
     if isinstance(model, BaseCalculator):
@@ -106,10 +111,11 @@ def contender(
     return Contender(
         name or usual,
         "student",
-        lambda: StudentCalculator(student, device=device, dtype=dtype),
+        lambda: StudentCalculator(student, device=device, dtype=dtype, compile=compile),
         where,
         student,
         load_s=seconds,
+        compile=compile,
     )
 
 

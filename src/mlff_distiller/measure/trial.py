@@ -166,6 +166,7 @@ def run_student(
     *,
     device: str,
     dtype: Literal["float32", "float64"] = "float32",
+    compile: bool = False,
 ) -> Trial:
     """``run_md``, all of ``start`` at once. A sample is the mean step of one interval of its log.
 
@@ -204,6 +205,7 @@ def run_student(
             log_every=sample,
             device=device,
             dtype=dtype,
+            compile=compile,
             **settings,
         )
 

@@ -11,7 +11,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
-from tests.conftest import random_nep
+from tests.conftest import random_nep, random_painn
 from tests.unit.evaluate.test_report import ATTACK, Page, browse
 from tests.unit.measure.clocks import Clock, Failing, Leaky, Timed
 from typer.testing import CliRunner
@@ -20,6 +20,7 @@ from mlff_distiller.cli import app
 from mlff_distiller.deploy import Simulation
 from mlff_distiller.errors import ConfigError, DistillerError
 from mlff_distiller.measure import MDBenchmark, Settings, check, compare, read_result, record
+from mlff_distiller.measure.contenders import contender
 from mlff_distiller.measure.meters import MemoryMeter
 from mlff_distiller.measure.page import write_page
 from mlff_distiller.measure.results import speed_ups
@@ -85,6 +86,20 @@ def test_steps_of_run_md_fit_the_time_that_is_given(monkeypatch):
         trial = run_student(frames, student, plan, memory, clock, device="cpu")
         assert (trial.n_steps, trial.steps_a_sample, trial.warm_up_steps) == (n_steps, sample, 4)
         assert trial.samples_ms == pytest.approx(np.full(n_steps // sample, 50.0))
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_students_are_compiled_if_that_is_wanted(wanted, monkeypatch):
+    compiled = []
+    monkeypatch.setattr("torch.compile", lambda graph, **_: compiled.append(graph) or graph)
+    student = random_painn(("Cu",), zbl=False)
+    one = contender(student, "painn", device="cpu", compile=wanted)
+    gas = bulk("Cu", cubic=True) * (2, 1, 1)
+    settings = Settings(n_steps=10, warm_up=1, repeats=1, least_seconds=0.0, time_step_fs=0.01)
+    result = MDBenchmark([one], [gas], settings=settings, device="cpu").run()
+    assert [case["engine"] for case in result.cases] == ["ase", "run_md"]
+    assert bool(compiled) == wanted
+    assert result.content["models"][0].get("compiled", False) == wanted
 
 
 def test_models_take_turns(clock):
