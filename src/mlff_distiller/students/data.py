@@ -15,6 +15,8 @@ from mlff_distiller.kernels.nep.reference import ZBL_TERMS
 from mlff_distiller.neighbors import edge_vectors, neighbor_list
 from mlff_distiller.students.base import Student
 
+ZBL_REACH = 0.95
+"""Of the shortest distance seen: from there on nothing else keeps atoms apart."""
 _PROBE_FRAMES = 64
 
 
@@ -46,8 +48,8 @@ def repulsion(
 ) -> tuple[tuple[tuple[float, ...], ...], ...]:
     """ZBL of each pair of elements: inner and outer radius (Å), and its a and b.
 
-    Switched off well inside the shortest distance that the data hold, and by ``outermost`` (Å); a
-    pair never seen closer than its covalent radii takes these instead.
+    Switched off at `ZBL_REACH` of the shortest distance that the data hold, and by ``outermost``
+    (Å); a pair never seen closer than its covalent radii takes these instead.
     """
     pairs = neighbor_list(probes, outermost)
     lengths = edge_vectors(probes, pairs).norm(dim=1).numpy()
@@ -60,7 +62,7 @@ def repulsion(
         bond = float(covalent_radii[a] + covalent_radii[b])
         seen = lengths[(zi == a) & (zj == b)]
         shortest = min(bond, float(seen.min())) if len(seen) else bond
-        outer = round(min(0.75 * shortest, outermost), 3)
+        outer = round(min(ZBL_REACH * shortest, outermost), 3)
         return (round(0.5 * outer, 3), outer, *universal)
 
     return tuple(tuple(row(first, second) for second in elements) for first in elements)
