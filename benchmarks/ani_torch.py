@@ -19,14 +19,17 @@ program::
 import argparse
 import json
 import math
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import ase.calculators.calculator
 import ase.units
 import numpy as np
 import torch
 from ase.io import read
+from ase.stress import full_3x3_to_voigt_6_stress
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import celu
 
@@ -228,6 +231,32 @@ def forces_by_skin(model, batch, skin=0.6):
         return model(now, known["pairs"]).forces.double()
 
     return forces_of
+
+
+class Calculator(ase.calculators.calculator.Calculator):
+    """The ensemble for ASE, in float32: ``ase:benchmarks.ani_torch:calculator``."""
+
+    implemented_properties = ["energy", "forces", "stress"]  # noqa: RUF012
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def calculate(self, atoms=None, properties=None, system_changes=()):
+        super().calculate(atoms, properties, system_changes)
+        found = self.model(Batch.from_atoms([atoms]).to(self.model.device))
+        stress = full_3x3_to_voigt_6_stress(found.stress[0].cpu().numpy())
+        self.results = {
+            "energy": float(found.energy[0]),
+            "forces": found.forces.double().cpu().numpy(),
+            "stress": stress,
+        }
+
+
+def calculator():
+    """Of the model that the environment variable ANI_MODEL names."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Calculator(ANI(os.environ["ANI_MODEL"], device, torch.float32))
 
 
 # -- conversion and comparison with FeNNol --------------------------------------------------------
