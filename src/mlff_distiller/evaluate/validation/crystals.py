@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -35,15 +36,17 @@ def relaxed(force_field: ForceField, atoms: Atoms) -> Atoms:
     """Positions at a minimum, in the cell as it is; `DistillerError` if there is none near."""
     copy: Atoms = atoms.copy()
     copy.calc = force_field.calculator
-    with BFGS(copy, logfile=None) as optimizer:
-        optimizer.run(fmax=_RELAXED, steps=_MOST_STEPS)
+    # Forces that are no gradient can run away, and the estimated curvature with them.
+    with BFGS(copy, logfile=None) as optimizer, np.errstate(all="ignore"):
+        with suppress(np.linalg.LinAlgError):
+            optimizer.run(fmax=_RELAXED, steps=_MOST_STEPS)
         left = float(np.linalg.norm(copy.get_forces(), axis=1).max())
-        if not left < _ENOUGH:
-            raise DistillerError(
-                f"{force_field.name} finds no minimum of {atoms.get_chemical_formula()}",
-                expected=f"forces below {_ENOUGH} eV/Å within {_MOST_STEPS} steps",
-                found=f"{left:.3g} eV/Å",
-            )
+    if not left < _ENOUGH:
+        raise DistillerError(
+            f"{force_field.name} finds no minimum of {atoms.get_chemical_formula()}",
+            expected=f"forces below {_ENOUGH} eV/Å within {_MOST_STEPS} steps",
+            found=f"{left:.3g} eV/Å",
+        )
     copy.calc = None
     return copy
 
