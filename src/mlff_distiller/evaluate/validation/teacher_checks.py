@@ -26,6 +26,11 @@ from mlff_distiller.evaluate.validation.observables import (
     rdfs,
     vibrational_spectrum,
 )
+from mlff_distiller.evaluate.validation.pressure_checks import (
+    density_finding,
+    pressure_block,
+    pressure_run,
+)
 from mlff_distiller.evaluate.validation.runs import Runs, plain, some_frames, thermostat
 from mlff_distiller.evaluate.validation.settings import ValidationSettings
 from mlff_distiller.evaluate.validation.statistics import Estimate
@@ -86,6 +91,12 @@ def teacher_findings(
     if kind == "liquid":
         found["diffusion_difference_percent"] = _diffusion(runs.nvt, own)
     numbers: dict[str, Any] = {}
+    if runs.npt is not None:
+        begin = whole.frame(-1) if whole.completed else atoms
+        shorter = replace(settings, time_ps=settings.teacher_npt_ps or 0.5 * settings.time_ps)
+        npt = pressure_run(teacher, begin, shorter, settings.seed + 3000, on_step)
+        found["density_difference_percent"] = density_finding(runs.npt, npt, settings)
+        numbers["pressure"] = pressure_block(npt)
     if kind == "crystal":
         numbers |= _solid(force_field, teacher, atoms, found)
     if kind in ("crystal", "molecule") and len(atoms) > 1:

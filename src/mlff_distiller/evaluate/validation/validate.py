@@ -14,6 +14,7 @@ from mlff_distiller.evaluate.validation.dynamic_checks import dynamic_findings
 from mlff_distiller.evaluate.validation.kinds import kind_of
 from mlff_distiller.evaluate.validation.law_checks import law_findings, short_range_findings
 from mlff_distiller.evaluate.validation.leakage import leakage
+from mlff_distiller.evaluate.validation.pressure_checks import has_pressure, under_pressure
 from mlff_distiller.evaluate.validation.runs import dynamics, some_frames
 from mlff_distiller.evaluate.validation.settings import ValidationSettings
 from mlff_distiller.evaluate.validation.teacher_checks import teacher_findings
@@ -76,6 +77,14 @@ def validate(
         findings |= own
         measured |= numbers
     on_progress("laws", 1, 1, "")
+    if has_pressure(kind, findings, settings):
+
+        def on_pressure(done: int, total: int) -> None:
+            on_progress("constant pressure", done, total, "")
+
+        runs[0], own, numbers = under_pressure(force_field, runs[0], settings, on_pressure)
+        findings |= own
+        measured |= numbers
     if test:
         leak = leakage(test, training)
         findings["leaked_fraction"] = Finding(
