@@ -111,6 +111,13 @@ _ALL = (
         "the barostat cannot hold its pressure: the volume does not settle",
         "beyond noise; the volume of silicon is off by 0.05 % at it, of water by 2 %",
     ),
+    _at_most(
+        "memory_growth_kB_per_step",
+        0.2,
+        "a run eats memory, without end",
+        "beyond noise, and beyond caches that fill once; 2 GB in 10 million steps, and the least"
+        " that 2,000 steps can tell from scattered pages",
+    ),
     # Laws.
     _at_most(
         "force_derivative_error",

@@ -39,6 +39,8 @@ class ValidationSettings:
     """Of the copy whose energy's digits are looked at."""
     rescored: Annotated[int, Field(ge=1)] = 20
     """Frames of the dynamics that the teacher scores."""
+    memory_steps: Annotated[int, Field(ge=1)] = 2000
+    """Over which memory is watched; 500 are needed."""
     kind: Kind | None = None
     limits: dict[str, float] = field(default_factory=dict)
     seed: Annotated[int, Field(ge=0)] = 0

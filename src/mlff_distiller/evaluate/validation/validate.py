@@ -14,6 +14,7 @@ from mlff_distiller.evaluate.validation.dynamic_checks import dynamic_findings
 from mlff_distiller.evaluate.validation.kinds import kind_of
 from mlff_distiller.evaluate.validation.law_checks import law_findings, short_range_findings
 from mlff_distiller.evaluate.validation.leakage import leakage
+from mlff_distiller.evaluate.validation.memory import memory_findings
 from mlff_distiller.evaluate.validation.pressure_checks import has_pressure, under_pressure
 from mlff_distiller.evaluate.validation.runs import dynamics, some_frames
 from mlff_distiller.evaluate.validation.settings import ValidationSettings
@@ -85,6 +86,13 @@ def validate(
         runs[0], own, numbers = under_pressure(force_field, runs[0], settings, on_pressure)
         findings |= own
         measured |= numbers
+
+    def on_memory(done: int, total: int) -> None:
+        on_progress("memory", done, total, "")
+
+    own, numbers = memory_findings(force_field, runs[0], settings, on_memory)
+    findings |= own
+    measured |= numbers
     if test:
         leak = leakage(test, training)
         findings["leaked_fraction"] = Finding(
