@@ -213,6 +213,12 @@ _ALL = (
         "what measurements of it scatter by",
     ),
     _at_most(
+        "elastic_difference_percent",
+        10.0,
+        "elastic constants are not the teacher's",
+        "of the largest; as for the bulk modulus, and what density functionals are off by",
+    ),
+    _at_most(
         "frequency_difference_percent",
         5.0,
         "harmonic frequencies are not the teacher's",

@@ -16,6 +16,7 @@ from mlff_distiller.evaluate.validation.crystals import (
     equation_of_state,
     harmonic_frequencies,
 )
+from mlff_distiller.evaluate.validation.heat import heat_capacity
 from mlff_distiller.evaluate.validation.kinds import Kind
 from mlff_distiller.evaluate.validation.observables import (
     Difference,
@@ -90,7 +91,7 @@ def teacher_findings(
             found[name] = _difference(rows)
     if kind == "liquid":
         found["diffusion_difference_percent"] = _diffusion(runs.nvt, own)
-    numbers: dict[str, Any] = {}
+    numbers: dict[str, Any] = {"heat_capacity": heat_capacity([whole if own is None else own])}
     if runs.npt is not None:
         begin = whole.frame(-1) if whole.completed else atoms
         shorter = replace(settings, time_ps=settings.teacher_npt_ps or 0.5 * settings.time_ps)

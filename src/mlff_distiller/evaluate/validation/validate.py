@@ -11,6 +11,8 @@ from ase import Atoms
 
 from mlff_distiller.evaluate.stability import default_time_step_fs
 from mlff_distiller.evaluate.validation.dynamic_checks import dynamic_findings
+from mlff_distiller.evaluate.validation.elasticity import elastic_findings
+from mlff_distiller.evaluate.validation.heat import heat_capacity
 from mlff_distiller.evaluate.validation.kinds import kind_of
 from mlff_distiller.evaluate.validation.law_checks import law_findings, short_range_findings
 from mlff_distiller.evaluate.validation.leakage import leakage
@@ -71,6 +73,7 @@ def validate(
     # Where a run broke, distances are those of the break.
     seen = some_frames(runs[0].nvt, 20) if runs[0].nvt.completed else [atoms]
     findings, measured = dynamic_findings(force_field, runs, settings)
+    measured["heat_capacity"] = heat_capacity([run.nvt for run in runs])
     for own, numbers in (
         law_findings(force_field, atoms, settings),
         short_range_findings(force_field, atoms, [*training, *seen]),
@@ -98,6 +101,12 @@ def validate(
         findings["leaked_fraction"] = Finding(
             leak.fraction, f"test and training: {leak.pairs[:3].tolist()}"
         )
+    if kind == "crystal":
+        on_progress("elasticity", 0, 1, "")
+        own, numbers = elastic_findings(force_field, teacher, atoms)
+        findings |= own
+        measured |= numbers
+        on_progress("elasticity", 1, 1, "")
     if teacher is not None:
 
         def on_teacher(done: int, total: int) -> None:
