@@ -10,7 +10,7 @@ import numpy as np
 from ase import Atoms
 
 from mlff_distiller.errors import DistillerError
-from mlff_distiller.evaluate.accuracy import force_errors
+from mlff_distiller.evaluate.validation.accuracy_checks import own_frames_findings
 from mlff_distiller.evaluate.validation.crystals import (
     crystal_frequencies,
     equation_of_state,
@@ -68,11 +68,13 @@ def teacher_findings(
     runs: Runs,
     kind: Kind,
     settings: ValidationSettings,
+    training: Sequence[Atoms] = (),
     on_step: OnStep = lambda done, total: None,
 ) -> tuple[dict[str, Finding], dict[str, Any]]:
     """Forces on the student's own frames, and observables of both."""
-    found: dict[str, Finding] = {}
-    errors = _on_own_frames(force_field, teacher, some_frames(runs.nvt, settings.rescored), found)
+    frames = some_frames(runs.nvt, settings.rescored)
+    found, tables = own_frames_findings(force_field, teacher, frames, training)
+    errors = {name: x for name, x in tables.get("forces", {}).items() if name != "n_atoms"}
     ensemble, n, n_before = thermostat(settings.temperature_K[0], settings, settings.seed + 1000)
     every = settings.record_every
     whole = simulate(teacher, atoms, ensemble, n_before + n, every, on_step)
@@ -118,6 +120,7 @@ def teacher_findings(
         if mine.name == one.name
     ]
     return found, {
+        "accuracy": {"student_md": tables} if tables else {},
         "teacher": {
             "student_md": errors,
             "teacher_completed": whole.completed,
@@ -127,29 +130,8 @@ def teacher_findings(
             ],
             "distributions": blocks,
             **numbers,
-        }
+        },
     }
-
-
-def _on_own_frames(
-    force_field: ForceField, teacher: ForceField, frames: list[Atoms], found: dict[str, Finding]
-) -> dict[str, float | None]:
-    """Errors of forces where the force field's own dynamics went."""
-    name = "student_md_forces_fidelity"
-    if not frames:
-        found[name] = Finding(None, "there are no frames")
-        return {}
-    try:
-        theirs, mine = (
-            np.concatenate([one.forces(frame) for frame in frames])
-            for one in (teacher, force_field)
-        )
-    except DistillerError as error:
-        found[name] = Finding(None, str(error).split("\n")[0])
-        return {}
-    errors = force_errors(theirs, mine)
-    found[name] = Finding(errors["forces_fidelity"])
-    return errors
 
 
 _MOST_NOISE_PERCENT = 10.0

@@ -10,6 +10,7 @@ from typing import Any
 from ase import Atoms
 
 from mlff_distiller.evaluate.stability import default_time_step_fs
+from mlff_distiller.evaluate.validation.accuracy_checks import labelled_findings
 from mlff_distiller.evaluate.validation.dynamic_checks import dynamic_findings
 from mlff_distiller.evaluate.validation.elasticity import elastic_findings
 from mlff_distiller.evaluate.validation.heat import heat_capacity
@@ -113,10 +114,14 @@ def validate(
             on_progress("teacher", done, total, "")
 
         own, numbers = teacher_findings(
-            force_field, teacher, atoms, runs[0], kind, settings, on_teacher
+            force_field, teacher, atoms, runs[0], kind, settings, training, on_teacher
         )
         findings |= own
         measured |= numbers
+    own, tables = labelled_findings(force_field, test, training)
+    findings |= own
+    if tables:
+        measured["accuracy"] = {**measured.get("accuracy", {}), "test": tables}
     return {
         "schema": SCHEMA,
         "system": {
