@@ -128,8 +128,14 @@ def test_errors_grow_with_distance():
     assert errors == sorted(errors)
     assert found["rank_correlation_of_error_and_distance"] == pytest.approx(1)
     assert found["by_distance"][0]["from_distance"] < found["by_distance"][-1]["to_distance"]
-    apart = [row["mean_distance"] for row in found["frames"]]
-    assert apart == sorted(apart)
+    assert all(a["mean_distance"] < b["mean_distance"] for a, b in pairwise(found["frames"]))
+    distance[:60] = np.nan  # of an element that was not there; these have the smallest errors
+    found = breakdown(frames, theirs, mine, distance)
+    assert found["n_atoms_of_unknown_elements"] == 60
+    assert sum(row["n_atoms"] for row in found["by_distance"]) == 68
+    for row in found["by_distance"]:
+        assert 10 * row["from_distance"] <= row["forces_mae_meV_per_A"] <= 10 * row["to_distance"]
+    assert found["frames"][0]["mean_distance"] is None
 
 
 def labelled_by(calculator, frames: list) -> list:
@@ -144,7 +150,9 @@ def test_labelled_test_frames_are_judged_and_others_not():
     bare = [rattled(argon(), 0.1, seed) for seed in range(3)]
     assert labelled(bare) == []
     frames = labelled_by(Pairs(), [frame.copy() for frame in bare])
-    assert len(labelled([*frames, bare[0]])) == 3
+    partly = bare[1].copy()
+    partly.calc = SinglePointCalculator(partly, energy=0.0)
+    assert len(labelled([*frames, bare[0], partly])) == 3
     assert labels(frames).forces[1] == pytest.approx(frames[1].get_forces())
     assert np.isnan(labels(frames).stress).all()
     training = [rattled(argon(), 0.1, seed) for seed in range(5, 9)]
