@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms, units
-from ase.optimize import BFGS
+from ase.optimize import BFGS, LBFGS
 
 from mlff_distiller.errors import DistillerError
 from mlff_distiller.evaluate.validation.observables import THZ_PER_WAVENUMBER
@@ -18,6 +18,8 @@ from mlff_distiller.evaluate.validation.trajectory import Array, ForceField
 _RELAXED, _ENOUGH = 1e-4, 5e-3
 """eV/Å: what is aimed at, and what is accepted; digits of float32 may end the descent before."""
 _MOST_STEPS = 300
+_DENSE = 64
+"""Atoms up to which a step may diagonalise all second derivatives."""
 _DISPLACEMENT_A = 0.01
 
 
@@ -37,7 +39,8 @@ def relaxed(force_field: ForceField, atoms: Atoms) -> Atoms:
     copy: Atoms = atoms.copy()
     copy.calc = force_field.calculator
     # Forces that are no gradient can run away, and the estimated curvature with them.
-    with BFGS(copy, logfile=None) as optimizer, np.errstate(all="ignore"):
+    descent: Any = BFGS if len(atoms) <= _DENSE else LBFGS
+    with descent(copy, logfile=None) as optimizer, np.errstate(all="ignore"):
         with suppress(np.linalg.LinAlgError):
             optimizer.run(fmax=_RELAXED, steps=_MOST_STEPS)
         left = float(np.linalg.norm(copy.get_forces(), axis=1).max())

@@ -46,6 +46,8 @@ class PressureRun:
     atoms: Atoms
     """As it began."""
     target_GPa: float
+    compressibility_per_GPa: float
+    """What the barostat took for it."""
     completed: bool
     time_ps: Array  # (n,)
     volume: Array  # (n,) Å³
@@ -108,6 +110,7 @@ def at_constant_pressure(
     return PressureRun(
         atoms,
         ensemble.pressure_GPa[0],
+        ensemble.compressibility_per_GPa,
         not why and len(rows) > 0 and rows[-1][0] >= n_steps,
         1e-3 * (ensemble.time_step_fs or 1.0) * table[:, 0],
         table[:, 1],

@@ -26,6 +26,8 @@ from mlff_distiller.evaluate.verdict import Finding, judge
 _BAROSTAT_FS = 500.0
 """Slow against sound across 100 Å, and 20 times in a run of 10 ps."""
 _LEAST_TIMES = 20
+_LARGEST_NOISE = 0.01
+"""Of the volume: a pressure that is not known to so much is not known."""
 _MOST_POINTS = 200
 """Of the volume's course that are kept."""
 
@@ -92,10 +94,9 @@ def under_pressure(
         return runs, {completed: Finding(0.0, why), name: Finding(None, why)}, {}
     seed = settings.seed + 2000
     run = pressure_run(force_field, runs.nvt.frame(-1), settings, seed, on_step)
-    pressure = mean(run.pressure_GPa) if run.completed else None
     found = {
         completed: Finding(float(run.completed), run.why.split("\n")[0]),
-        name: _deviation(pressure, run.target_GPa, _allowed(name, settings)),
+        name: pressure_deviation(run, _allowed(name, settings)),
     }
     measured = {"pressure": {"target_GPa": run.target_GPa, **pressure_block(run)}}
     return replace(runs, npt=run), found, measured
@@ -137,14 +138,15 @@ def pressure_block(run: PressureRun) -> dict[str, Any]:
     }
 
 
-def _deviation(pressure: Estimate | None, target: float, allowed: float) -> Finding:
-    """Beyond noise; None where noise is ten times what is allowed."""
+def pressure_deviation(run: PressureRun, allowed: float) -> Finding:
+    """Beyond noise; None where noise is worth more of the volume than `_LARGEST_NOISE`."""
+    pressure = mean(run.pressure_GPa) if run.completed else None
     if pressure is None:
         return Finding(None, "too short a run, or none")
     words = f"{pressure.value:.3g} ± {pressure.error:.2g} GPa"
-    beyond = pressure.beyond_noise(target)
-    known = beyond > allowed or pressure.error <= 10.0 * allowed
-    return Finding(beyond if known else None, words)
+    beyond = pressure.beyond_noise(run.target_GPa)
+    known = beyond > allowed or pressure.error * run.compressibility_per_GPa < _LARGEST_NOISE
+    return Finding(beyond if known else None, words + ("" if known else "; run longer"))
 
 
 def _allowed(name: str, settings: ValidationSettings) -> float:

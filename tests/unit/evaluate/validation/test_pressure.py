@@ -12,8 +12,16 @@ from tests.unit.evaluate.validation.faults import Pairs, argon
 from tests.unit.evaluate.validation.test_validate import SHORT, failed
 
 from mlff_distiller.deploy import Ensemble, StudentCalculator
-from mlff_distiller.evaluate.validation.pressure import at_constant_pressure, compressibility
-from mlff_distiller.evaluate.validation.pressure_checks import density_finding, pressure_run
+from mlff_distiller.evaluate.validation.pressure import (
+    PressureRun,
+    at_constant_pressure,
+    compressibility,
+)
+from mlff_distiller.evaluate.validation.pressure_checks import (
+    density_finding,
+    pressure_deviation,
+    pressure_run,
+)
 from mlff_distiller.evaluate.validation.statistics import mean
 from mlff_distiller.evaluate.validation.trajectory import ForceField
 from mlff_distiller.evaluate.validation.validate import validate
@@ -142,6 +150,17 @@ def test_another_density_is_beyond_noise():
     strict = replace(long, limits={"density_difference_percent": 0.01})
     assert density_finding(mine, same, strict).value is None  # noise is 30 times what is allowed
     assert density_finding(None, same, long).words == "a run broke off"
+
+
+def test_noise_of_the_pressure_weighs_against_the_stiffness():
+    rng = np.random.default_rng(0)
+    series = 4.0 * rng.normal(size=100)  # known to ± 0.4 GPa
+    soft = PressureRun(argon(), 0.0, 0.3, True, series, series, series)
+    assert pressure_deviation(soft, 0.05).value is None
+    assert "run longer" in pressure_deviation(soft, 0.05).words
+    assert pressure_deviation(replace(soft, compressibility_per_GPa=0.01), 0.05).value == 0.0
+    off = replace(soft, pressure_GPa=series + 3.0)
+    assert pressure_deviation(off, 0.05).value > 1.0
 
 
 def test_pressure_is_measured_where_there_is_one():
