@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,9 +85,15 @@ def at_zero_stress(force_field: ForceField, atoms: Atoms) -> Atoms:
     copy: Atoms = atoms.copy()
     copy.calc = force_field.calculator
     grown = 1.0
-    free = FrechetCellFilter(copy)
-    with LBFGS(free, logfile=None) as optimizer, np.errstate(all="ignore"):  # type: ignore[arg-type]
-        for _ in optimizer.irun(fmax=_LEAST_FORCE, steps=_MOST_STEPS):
+    free: Any = FrechetCellFilter(copy)
+    optimiser: Any = LBFGS
+    with (
+        optimiser(free, logfile=None) as descent,
+        np.errstate(all="ignore"),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore", RuntimeWarning)  # of logarithms good to 1e-12 only
+        for _ in descent.irun(fmax=_LEAST_FORCE, steps=_MOST_STEPS):
             grown = copy.get_volume() / atoms.get_volume()
             if not 1.0 / _FAR < grown < _FAR:
                 break

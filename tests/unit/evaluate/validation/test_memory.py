@@ -26,6 +26,15 @@ def test_a_leak_is_seen_and_a_sound_run_is_clean():
     assert not memory_growth(ForceField("it", Pairs()), argon(), COLD, 1000)["host"]["grows"]
 
 
+def test_a_leak_does_not_hide_in_memory_that_was_freed_before():
+    scattered = [np.ones(512) for _ in range(4000)]
+    kept = scattered[::50]
+    del scattered
+    leak = memory_growth(ForceField("it", Hoarder()), argon(), COLD, 600)["host"]
+    assert leak["grows"]
+    assert len(kept) == 80
+
+
 def test_a_cache_that_fills_once_is_no_leak():
     class Caching(Pairs):
         calls = 0
