@@ -185,7 +185,7 @@ def _source(spec: str) -> dict[str, Path]:
 
 
 def _data_of_run(run: Path) -> dict[str, list[Atoms]]:
-    """Structures that a run's student was trained and tested on."""
+    """Structures that a run's student was trained and tested on, with their labels."""
     from pydantic import TypeAdapter
 
     from mlff_distiller.config import Config, read_yaml
@@ -196,7 +196,7 @@ def _data_of_run(run: Path) -> dict[str, list[Atoms]]:
     labels = Dataset(run / "dataset")
     split = split_labels(labels, config)
     return {
-        name: [record.atoms for record in labels.records(part)]
+        name: labels.read(part).to_atoms()
         for name, part in (("training", split.train), ("test", split.test))
     }
 

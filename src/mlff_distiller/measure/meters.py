@@ -14,8 +14,8 @@ import numpy as np
 import psutil
 import torch
 
+from mlff_distiller.evaluate.validation.statistics import growth
 from mlff_distiller.measure.nvml import Nvml, Reading, open_nvml
-from mlff_distiller.measure.statistics import growth
 
 MOST_POINTS = 200
 """Of a series that is kept."""

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mlff_distiller.evaluate.validation.statistics import growth as growth
 
 Array = NDArray[np.float64]
 
 N_BLOCKS = 20
 N_QUANTILES = 101
 _N_DRAWS = 1000
-LEAST_STEPS = 500
-"""Before growth is called a leak, or none."""
-SMALLEST_GROWTH_BYTES = 256 * 1024
-"""In all: a page here, an arena there is no leak."""
 
 
 def latency(samples_ms: Array) -> dict[str, float | int | None]:
@@ -47,33 +44,6 @@ def blocks(samples: Array) -> list[float]:
     """Medians of consecutive parts: they scatter as the machine does, single steps do not."""
     parts = np.array_split(samples, min(N_BLOCKS, len(samples)))
     return [round(float(np.median(part)), 6) for part in parts]
-
-
-def growth(steps: Array, memory_bytes: Array) -> dict[str, Any]:
-    """Slope in bytes a step, its standard error, and whether that is a leak.
-
-    A leak grows by 256 KiB in all, steadily: at least three of four quarters of the run each bring
-    a tenth of it, and the slope half. A cache fills once. Below 500 steps nobody knows (None). The
-    slope is the median of those between all pairs of points (Theil and Sen).
-    """
-    if len(steps) < 8 or steps[-1] <= steps[0]:
-        return {"growth_bytes_per_step": None, "growth_error": None, "grows": None}
-    keep = np.unique(np.linspace(0, len(steps) - 1, 200).astype(int))
-    x, y = steps[keep].astype(float), memory_bytes[keep].astype(float)
-    i, j = np.triu_indices(len(x), 1)
-    slope = float(np.median((y[j] - y[i]) / (x[j] - x[i])))
-    parts = np.array_split(np.arange(len(y)), 4)
-    gains = np.array([y[part[-1]] - y[part[0]] for part in parts])
-    slopes = gains / [max(x[part[-1]] - x[part[0]], 1.0) for part in parts]
-    total = float(y[-1] - y[0])
-    steady = (gains >= 0.1 * total).sum() >= 3 and slope * (x[-1] - x[0]) >= 0.5 * total
-    leaks = bool(total >= SMALLEST_GROWTH_BYTES and steady)
-    error = float(slopes.std(ddof=1) / 2.0)
-    return {
-        "growth_bytes_per_step": round(slope, 2),
-        "growth_error": round(error, 2),
-        "grows": leaks if x[-1] - x[0] >= LEAST_STEPS else None,
-    }
 
 
 def ratio(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> dict[str, float]:

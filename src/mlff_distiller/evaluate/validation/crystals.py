@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 from ase import Atoms, units
-from ase.optimize import BFGS
+from ase.optimize import BFGS, LBFGS
 
 from mlff_distiller.errors import DistillerError
 from mlff_distiller.evaluate.validation.observables import THZ_PER_WAVENUMBER
@@ -17,6 +18,8 @@ from mlff_distiller.evaluate.validation.trajectory import Array, ForceField
 _RELAXED, _ENOUGH = 1e-4, 5e-3
 """eV/Å: what is aimed at, and what is accepted; digits of float32 may end the descent before."""
 _MOST_STEPS = 300
+_DENSE = 64
+"""Atoms up to which a step may diagonalise all second derivatives."""
 _DISPLACEMENT_A = 0.01
 
 
@@ -35,15 +38,18 @@ def relaxed(force_field: ForceField, atoms: Atoms) -> Atoms:
     """Positions at a minimum, in the cell as it is; `DistillerError` if there is none near."""
     copy: Atoms = atoms.copy()
     copy.calc = force_field.calculator
-    with BFGS(copy, logfile=None) as optimizer:
-        optimizer.run(fmax=_RELAXED, steps=_MOST_STEPS)
+    # Forces that are no gradient can run away, and the estimated curvature with them.
+    descent: Any = BFGS if len(atoms) <= _DENSE else LBFGS
+    with descent(copy, logfile=None) as optimizer, np.errstate(all="ignore"):
+        with suppress(np.linalg.LinAlgError):
+            optimizer.run(fmax=_RELAXED, steps=_MOST_STEPS)
         left = float(np.linalg.norm(copy.get_forces(), axis=1).max())
-        if not left < _ENOUGH:
-            raise DistillerError(
-                f"{force_field.name} finds no minimum of {atoms.get_chemical_formula()}",
-                expected=f"forces below {_ENOUGH} eV/Å within {_MOST_STEPS} steps",
-                found=f"{left:.3g} eV/Å",
-            )
+    if not left < _ENOUGH:
+        raise DistillerError(
+            f"{force_field.name} finds no minimum of {atoms.get_chemical_formula()}",
+            expected=f"forces below {_ENOUGH} eV/Å within {_MOST_STEPS} steps",
+            found=f"{left:.3g} eV/Å",
+        )
     copy.calc = None
     return copy
 

@@ -8,6 +8,7 @@ import numpy as np
 from ase import Atoms
 
 from mlff_distiller.deploy import Ensemble
+from mlff_distiller.evaluate.validation.pressure import PressureRun
 from mlff_distiller.evaluate.validation.settings import ValidationSettings
 from mlff_distiller.evaluate.validation.trajectory import (
     Array,
@@ -26,6 +27,8 @@ class Runs:
     """Without its equilibration."""
     nve: Trajectory | None
     """None where the run before it broke."""
+    npt: PressureRun | None = None
+    """None where there is no pressure, or a run or law before it broke."""
 
 
 def dynamics(

@@ -10,12 +10,13 @@ import numpy as np
 from ase import Atoms
 
 from mlff_distiller.errors import DistillerError
-from mlff_distiller.evaluate.accuracy import force_errors
+from mlff_distiller.evaluate.validation.accuracy_checks import own_frames_findings
 from mlff_distiller.evaluate.validation.crystals import (
     crystal_frequencies,
     equation_of_state,
     harmonic_frequencies,
 )
+from mlff_distiller.evaluate.validation.heat import heat_capacity
 from mlff_distiller.evaluate.validation.kinds import Kind
 from mlff_distiller.evaluate.validation.observables import (
     Difference,
@@ -25,6 +26,11 @@ from mlff_distiller.evaluate.validation.observables import (
     diffusion,
     rdfs,
     vibrational_spectrum,
+)
+from mlff_distiller.evaluate.validation.pressure_checks import (
+    density_finding,
+    pressure_block,
+    pressure_run,
 )
 from mlff_distiller.evaluate.validation.runs import Runs, plain, some_frames, thermostat
 from mlff_distiller.evaluate.validation.settings import ValidationSettings
@@ -62,11 +68,13 @@ def teacher_findings(
     runs: Runs,
     kind: Kind,
     settings: ValidationSettings,
+    training: Sequence[Atoms] = (),
     on_step: OnStep = lambda done, total: None,
 ) -> tuple[dict[str, Finding], dict[str, Any]]:
     """Forces on the student's own frames, and observables of both."""
-    found: dict[str, Finding] = {}
-    errors = _on_own_frames(force_field, teacher, some_frames(runs.nvt, settings.rescored), found)
+    frames = some_frames(runs.nvt, settings.rescored)
+    found, tables = own_frames_findings(force_field, teacher, frames, training)
+    errors = {name: x for name, x in tables.get("forces", {}).items() if name != "n_atoms"}
     ensemble, n, n_before = thermostat(settings.temperature_K[0], settings, settings.seed + 1000)
     every = settings.record_every
     whole = simulate(teacher, atoms, ensemble, n_before + n, every, on_step)
@@ -85,7 +93,13 @@ def teacher_findings(
             found[name] = _difference(rows)
     if kind == "liquid":
         found["diffusion_difference_percent"] = _diffusion(runs.nvt, own)
-    numbers: dict[str, Any] = {}
+    numbers: dict[str, Any] = {"heat_capacity": heat_capacity([whole if own is None else own])}
+    if runs.npt is not None:
+        begin = whole.frame(-1) if whole.completed else atoms
+        shorter = replace(settings, time_ps=settings.teacher_npt_ps or 0.5 * settings.time_ps)
+        npt = pressure_run(teacher, begin, shorter, settings.seed + 3000, on_step)
+        found["density_difference_percent"] = density_finding(runs.npt, npt, settings)
+        numbers["pressure"] = pressure_block(npt)
     if kind == "crystal":
         numbers |= _solid(force_field, teacher, atoms, found)
     if kind in ("crystal", "molecule") and len(atoms) > 1:
@@ -106,6 +120,7 @@ def teacher_findings(
         if mine.name == one.name
     ]
     return found, {
+        "accuracy": {"student_md": tables} if tables else {},
         "teacher": {
             "student_md": errors,
             "teacher_completed": whole.completed,
@@ -115,29 +130,8 @@ def teacher_findings(
             ],
             "distributions": blocks,
             **numbers,
-        }
+        },
     }
-
-
-def _on_own_frames(
-    force_field: ForceField, teacher: ForceField, frames: list[Atoms], found: dict[str, Finding]
-) -> dict[str, float | None]:
-    """Errors of forces where the force field's own dynamics went."""
-    name = "student_md_forces_fidelity"
-    if not frames:
-        found[name] = Finding(None, "there are no frames")
-        return {}
-    try:
-        theirs, mine = (
-            np.concatenate([one.forces(frame) for frame in frames])
-            for one in (teacher, force_field)
-        )
-    except DistillerError as error:
-        found[name] = Finding(None, str(error).split("\n")[0])
-        return {}
-    errors = force_errors(theirs, mine)
-    found[name] = Finding(errors["forces_fidelity"])
-    return errors
 
 
 _MOST_NOISE_PERCENT = 10.0

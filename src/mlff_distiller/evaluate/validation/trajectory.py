@@ -21,6 +21,8 @@ from mlff_distiller.evaluate.stability import default_time_step_fs, thermalise
 
 Array = NDArray[np.float64]
 OnStep = Callable[[int, int], None]
+Row = tuple[int, Array, Array, float]
+"""Step, positions (n_atoms, 3) Å, velocities, potential energy in eV."""
 
 _TOO_HOT = 10.0
 """Times the target: beyond it something flew apart, as in ``Ensemble.max_temperature_K``."""
@@ -143,12 +145,10 @@ def simulate(
         thermalise(atoms, ensemble.temperature_K[0], np.random.default_rng(ensemble.seed))
     if ensemble.ensemble == "nve":
         at_rest(atoms)
-    student = isinstance(force_field.calculator, StudentCalculator)
-    steps = (_on_device if student else _in_ase)(force_field, atoms, ensemble, n_steps, every)
-    rows: list[tuple[int, Array, Array, float]] = []
+    rows: list[Row] = []
     why = ""
     try:
-        for row in steps:
+        for row in steps_of(force_field, atoms, ensemble, n_steps, every):
             if not all(np.isfinite(part).all() for part in row[1:]):
                 raise DynamicsError("positions, velocities or energy are not finite")
             rows.append(row)
@@ -173,6 +173,14 @@ def simulate(
     )
 
 
+def steps_of(
+    force_field: ForceField, atoms: Atoms, ensemble: Ensemble, n_steps: int, every: int
+) -> Iterator[Row]:
+    """The states of a run of NVE or NVT one by one, from the first on, kept by nobody here."""
+    student = isinstance(force_field.calculator, StudentCalculator)
+    return (_on_device if student else _in_ase)(force_field, atoms, ensemble, n_steps, every)
+
+
 def at_rest(atoms: Atoms) -> None:
     """Take out the motion of the centre of mass and, in vacuum, rotation."""
     Stationary(atoms)
@@ -182,7 +190,7 @@ def at_rest(atoms: Atoms) -> None:
 
 def _on_device(
     force_field: ForceField, atoms: Atoms, ensemble: Ensemble, n_steps: int, every: int
-) -> Iterator[tuple[int, Array, Array, float]]:
+) -> Iterator[Row]:
     calculator = force_field.calculator
     if not isinstance(calculator, StudentCalculator):
         raise TypeError(f"{force_field.name} is no student")
@@ -198,7 +206,7 @@ def _on_device(
 
 def _in_ase(
     force_field: ForceField, atoms: Atoms, ensemble: Ensemble, n_steps: int, every: int
-) -> Iterator[tuple[int, Array, Array, float]]:
+) -> Iterator[Row]:
     atoms.calc = force_field.calculator
     target = ensemble.temperature_K[0]
     step = (ensemble.time_step_fs or 1.0) * units.fs

@@ -64,6 +64,17 @@ class NoisyForces(Pairs):
         self.results["forces"] += self.rng.normal(size=(len(atoms), 3)) * 1e-3
 
 
+class Hoarder(Pairs):
+    """Keeps 4 kB of every call."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept = []
+
+    def spoil(self, atoms):
+        self.kept.append(np.full(512, float(len(self.kept))))
+
+
 class FlippedStress(Pairs):
     def spoil(self, atoms):
         if "stress" in self.results:

@@ -203,6 +203,14 @@ def test_hessian_is_that_of_the_energy():
         relaxed(ForceField("turning", Turning()), Atoms("Ar2", [[0, 0, 0], [3.8, 0, 0]]))
 
 
+def test_large_structures_relax():
+    field = ForceField("EMT", EMT())
+    crystal = bulk("Cu", cubic=True, a=3.59) * 3
+    found = relaxed(field, rattled(crystal, 0.1))
+    assert abs(field.forces(found)).max() < 1e-3
+    assert field.energy(found) == pytest.approx(field.energy(crystal), abs=1e-4)
+
+
 def test_phonons_without_phonopy(monkeypatch):
     monkeypatch.setattr("mlff_distiller.evaluate.validation.crystals.find_spec", lambda name: None)
     field, copper = ForceField("EMT", EMT()), bulk("Cu", cubic=True, a=3.59)

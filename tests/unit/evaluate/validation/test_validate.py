@@ -38,6 +38,7 @@ SHORT = ValidationSettings(
     friction_per_ps=20.0,
     record_every=1,
     large_atoms=256,
+    memory_steps=600,
 )
 
 
