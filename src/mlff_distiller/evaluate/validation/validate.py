@@ -15,6 +15,7 @@ from mlff_distiller.evaluate.validation.kinds import kind_of
 from mlff_distiller.evaluate.validation.law_checks import law_findings, short_range_findings
 from mlff_distiller.evaluate.validation.leakage import leakage
 from mlff_distiller.evaluate.validation.runs import dynamics, some_frames
+from mlff_distiller.evaluate.validation.series import series
 from mlff_distiller.evaluate.validation.settings import ValidationSettings
 from mlff_distiller.evaluate.validation.teacher_checks import teacher_findings
 from mlff_distiller.evaluate.validation.trajectory import ForceField
@@ -36,8 +37,9 @@ def validate(
 ) -> dict[str, Any]:
     """Measure whether ``force_field`` obeys physics in ``atoms``, and how it resembles ``teacher``.
 
-    Returns ``system``, ``measurements`` and ``verdict``, fit for JSON. Checks against a teacher and
-    of leakage are made where there is one, and test structures.
+    Returns ``system``, ``measurements``, ``verdict``, and ``series`` for plots, which a certificate
+    would be too large with; fit for JSON. Checks against a teacher and of leakage are made where
+    there is one, and test structures.
 
     Raises
     ------
@@ -100,6 +102,7 @@ def validate(
         },
         "measurements": _finite(measured),
         "verdict": judge(findings, settings.limits),
+        "series": series(runs),
     }
 
 
