@@ -64,7 +64,7 @@ class Validated:
             "drift_meV_per_atom_per_ps": checks.get("nve_drift_meV_per_atom_per_ps"),
             **{key: errors.get(key) for key in _ERRORS},
             **{key: speed.get(key) for key in ("ms_per_step", "speedup")},
-            "memory_MiB": _memory(measured.get("memory")),
+            "memory_MB": _memory(measured.get("memory")),
         }
 
 
@@ -72,14 +72,12 @@ _ERRORS = ("forces_fidelity", "forces_rmse_meV_per_A", "forces_angle_deg")
 
 
 def _memory(block: Any) -> float | None:
-    """The largest number in MiB that a block of memory has."""
-    found = []
-    for key, value in block.items() if isinstance(block, Mapping) else ():
-        if isinstance(value, Mapping):
-            found.append(_memory(value))
-        elif key.endswith("_MiB") and isinstance(value, int | float):
-            found.append(float(value))
-    return max((value for value in found if value is not None), default=None)
+    """The most of a run in MB: the GPU's where there is one, or the process's."""
+    for place in ("gpu", "host"):
+        marks = ((block or {}).get(place) or {}).get("MB") or []
+        if marks:
+            return float(max(marks))
+    return None
 
 
 def names_of(students: Sequence[Path]) -> list[str]:
@@ -111,7 +109,7 @@ def write_comparison(path: Path, found: Sequence[Validated]) -> None:
         },
         found=found,
         rows=rows,
-        has_memory=any(row["memory_MiB"] is not None for row in rows),
+        has_memory=any(row["memory_MB"] is not None for row in rows),
         checks=list(checks_table({one.name: one.content["verdict"] for one in found})),
         first=first,
         teacher=first.get("teacher"),
@@ -134,7 +132,7 @@ def front_panel(found: Sequence[Validated]) -> Panel:
     times, errors = (np.array([row[k] for row in drawn], float) for k in (1, 2))
     teacher = (found[0].content["measurements"].get("speed") or {}).get("teacher_ms_per_step")
     x = log_axis("time of an MD step (ms)", np.r_[times, [teacher or times[0]]])
-    y = log_axis("force RMSE on frames of its own MD (meV/Å)", errors)
+    y = log_axis("force RMSE (meV/Å)", errors)
     traces: list[Any] = []
     best = np.flatnonzero(non_dominated(np.column_stack([times, errors])))
     best = best[np.argsort(times[best])]
@@ -152,13 +150,13 @@ def front_panel(found: Sequence[Validated]) -> Panel:
                 text=[html.escape(drawn[k][0].name) for k in own],
                 name=use,
                 mode="markers+text",
-                textposition="top center",
+                textposition="bottom left",
                 marker={"color": color, "symbol": symbol, "size": 12},
                 hovertemplate="%{text}<br>%{x:.3g} ms, %{y:.3g} meV/Å<extra></extra>",
                 cliponaxis=False,
             )
             traces.append(cloud)
-    note = "Lower left is better. Both axes are logarithmic; times are of this machine."
+    note = "Lower left is better. Errors are on frames of each one's own MD, times of this machine."
     missing = len(found) - len(drawn)
     note += f" Without an error or a time, and so left out: {missing}." if missing else ""
     return Panel(title, figure(traces, x, y, top=50, showlegend=True), note)

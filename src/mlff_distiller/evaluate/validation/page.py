@@ -13,11 +13,11 @@ from markupsafe import Markup
 from mlff_distiller.durable import sha256_of_file, write_text
 from mlff_distiller.evaluate.criteria import CRITERIA
 from mlff_distiller.evaluate.plotting import Panel
-from mlff_distiller.evaluate.report import FILTERS, UNITS, json_for_script, page_of
+from mlff_distiller.evaluate.report import FILTERS, json_for_script, page_of
 from mlff_distiller.evaluate.validation import plots
 from mlff_distiller.evaluate.validation.certificate import versions
 from mlff_distiller.evaluate.validation.classes import class_of
-from mlff_distiller.evaluate.validation.tables import Table, named, tables
+from mlff_distiller.evaluate.validation.tables import Table, label, named, tables
 
 _PLACED = ("incidents", "teacher.differences", "teacher.student_md", "speed")
 """Tables that have their place on the page."""
@@ -75,7 +75,7 @@ def render(template: str, panels: Mapping[str, Sequence[Panel]], **more: Any) ->
         own_script=Markup(_text("page.js")),
         panels=panels,
         limit_of=_limit_of,
-        unit_of=_unit_of,
+        label=label,
         cell=_cell,
         **more,
     )
@@ -91,15 +91,6 @@ def _limit_of(check: Mapping[str, Any]) -> Markup:
     if criterion is None or "<data" not in shown:
         return Markup(shown)
     return Markup("{} {}").format("at most" if criterion.at_most else "at least", shown)
-
-
-def _unit(key: str) -> str:
-    return next((unit for suffix, unit in UNITS.items() if key.endswith(suffix)), "")
-
-
-def _unit_of(column: str, table: str) -> str:
-    unit = _unit(column) or (_unit(table) if column == "value" else "")
-    return f" ({unit})" if unit else ""
 
 
 def _cell(value: Any, table: Table, key: Any = None) -> Markup:

@@ -24,6 +24,8 @@ from mlff_distiller.evaluate.plotting import (
     Panel,
     figure,
 )
+from mlff_distiller.evaluate.report import FILTERS
+from mlff_distiller.evaluate.validation.tables import LONGEST_CELL, label
 
 Tree = Mapping[str, Any]
 COLORS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
@@ -49,6 +51,7 @@ def panels(measured: Tree, series: Tree) -> dict[str, list[Panel]]:
             _equation_of_state(teacher.get("equation_of_state")),
             *_frequencies(teacher.get("frequencies_per_cm")),
         ],
+        "others": others(measured),
     }
 
 
@@ -222,6 +225,40 @@ def _frequencies(both: Sequence[Any] | None) -> list[Panel]:
     counts = figure(traces, {"title": "frequency (cm⁻¹)"}, {"title": "number"})
     note = "Imaginary frequencies are drawn as negative."
     return [Panel(titles[0], parity, note), Panel(titles[1], counts)]
+
+
+def others(measured: Tree, above: str = "") -> list[Panel]:
+    """Every other block of equally long columns, over the first: new ones need no code here.
+
+    A curve where the first column ascends, otherwise a cloud, as of two force fields' forces.
+    """
+    found = []
+    for key, block in measured.items():
+        if not isinstance(block, Mapping):
+            continue
+        path = f"{above}.{key}" if above else key
+        found += others(block, path)
+        columns = {name: values for name, values in block.items() if _is_column(values)}
+        size = max(map(len, columns.values()), default=0)
+        first, *rest = [name for name, values in columns.items() if len(values) == size] or [""]
+        x = _array(columns.get(first))
+        curve, traces = bool((np.diff(x) > 0).all()), []
+        for number, name in enumerate(rest):
+            known, y = plotting.finite(x, _array(columns[name]))
+            look = (COLORS[number % 5], "circle")
+            if curve:
+                traces.append(plotting.line(known, y, html.escape(label(name)), *_look(number)))
+            elif known.size:
+                traces.append(plotting.markers(known, y, (html.escape(label(name)), *look)))
+        if traces:
+            axes = [{"title": html.escape(label(name))} for name in (first, rest[0])]
+            found.append(Panel(str(FILTERS["words"](path)), figure(traces, *axes)))
+    return found
+
+
+def _is_column(values: Any) -> bool:
+    long = isinstance(values, list) and len(values) > LONGEST_CELL
+    return long and all(value is None or isinstance(value, int | float) for value in values)
 
 
 def _look(number: int) -> tuple[str, str]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
+from mlff_distiller.evaluate.report import FILTERS, UNITS
+
 _DRAWN = {
     "dynamics",
     "scans",
@@ -17,7 +19,7 @@ _DRAWN = {
 }
 """What plots show, or tables of their own."""
 _IN_CHECKS = {"laws"}
-_MOST_IN_A_CELL = 12
+LONGEST_CELL = 12
 """Numbers of a list; longer ones are curves, and in the raw numbers."""
 
 
@@ -53,6 +55,15 @@ def tables(measured: Mapping[str, Any], above: str = "") -> list[Table]:
     return own + found
 
 
+def label(key: str, table: str = "") -> str:
+    """A key in words, with the unit that it ends in, or else the table's name does."""
+    unit = next((unit for end, unit in UNITS.items() if key.endswith(end)), "")
+    if not unit and key == "value":
+        unit = next((unit for end, unit in UNITS.items() if table.endswith(end)), "")
+    words = str(FILTERS["words"](key))
+    return f"{words} ({unit})" if unit else words
+
+
 def named(all_tables: Sequence[Table], name: str) -> Table | None:
     """The table of this name, if there is one."""
     return next((table for table in all_tables if table.name == name), None)
@@ -76,7 +87,7 @@ def _is_rows(value: Any) -> bool:
 
 def _fits(value: Any) -> bool:
     if isinstance(value, list | tuple):
-        return 0 < len(value) <= _MOST_IN_A_CELL and all(_is_scalar(own) for own in value)
+        return 0 < len(value) <= LONGEST_CELL and all(_is_scalar(own) for own in value)
     return _is_scalar(value)
 
 

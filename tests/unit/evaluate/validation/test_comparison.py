@@ -152,7 +152,7 @@ def validated(name: str, rmse: float, ms: float, **findings: float) -> Validated
                 "distributions": [block | {"teacher_error": [0.01] * 60}],
             },
             "speed": {"ms_per_step": ms, "teacher_ms_per_step": 30.0, "speedup": 30.0 / ms},
-            "memory": {"host": {"peak_MiB": 512.0}, "n": 3},
+            "memory": {"host": {"step": [1, 2, 3], "MB": [500.0, 512.0, 511.0]}},
         },
         "verdict": judge({key: Finding(value) for key, value in findings.items()}, {}),
     }
@@ -177,7 +177,7 @@ def test_the_page_says_who_is_fit_for_what(tmp_path, three):
     assert "good : production . every check passed" in text
     assert "fast : screening ." in text
     assert f"{ATTACK} : unsuitable . something happened that cannot" in text
-    row = text[text.index("Memory (MiB)") :]
+    row = text[text.index("Memory (MB)") :]
     assert "good approved production – 90 % 10 – 5 6 × 512" in row
     links = [str(attrs["href"]) for tag, attrs in page.tags if tag == "a"]
     assert links[0] == "good/report.html"

@@ -115,13 +115,22 @@ def test_unknown_blocks_become_tables(tmp_path, found):
             {"element": "Kr", "rmse_meV_per_A": None, "n": 7},
         ],
     }
+    found[0]["measurements"]["memory"] = {
+        "host": {"step": list(range(100)), "MB": [400.0 + 0.1 * k for k in range(100)]},
+        "parity": {"element": ["Ar"] * 50, "true": [(-1) ** k * k for k in range(50)]},
+    }
+    found[0]["measurements"]["memory"]["parity"]["found"] = list(range(50))
     own = {table.name: table for table in tables(found[0]["measurements"])}
     assert own["by_element"].columns == ["element", "rmse_meV_per_A", "n"]
     assert own["by_element"].rows == [["Ar", 1.25, None], ["Kr", None, 7]]
     assert own["pressure_run"].rows == [["density_g_per_cm3", 1.62], ["why", ""]]
     text = render(tmp_path, found).text
     assert "By element Element Root mean square error (meV/Å) Number of Ar 1.25 – Kr – 7" in text
-    assert "Pressure run What Value Density g per cm3 1.62" in text
+    assert "Pressure run What Value Density 1.62 g/cm³" in text.replace("\xa0", " ")
+    curve, cloud = panels(found[0]["measurements"], found[1])["others"]
+    assert (curve.title, curve.figure.data[0].mode) == ("Memory host", "lines")
+    assert list(curve.figure.data[0].y) == found[0]["measurements"]["memory"]["host"]["MB"]
+    assert (cloud.title, cloud.figure.data[0].mode) == ("Memory parity", "markers")
 
 
 def test_the_raw_numbers_are_the_content(tmp_path, found):
