@@ -92,6 +92,5 @@ def _inside(trajectory: Trajectory, frames: np.ndarray) -> Array:
     if atoms.cell.rank < 3 or not atoms.pbc.any():
         return np.asarray(positions)
     places = positions @ np.linalg.inv(atoms.cell.array)
-    places -= np.where(atoms.pbc, np.floor(places[:1] + 1e-3), 0.0)
     left = atoms.pbc & ((places < -_OUTSIDE) | (places > 1.0 + _OUTSIDE))
     return np.asarray((places - np.where(left, np.floor(places), 0.0)) @ atoms.cell.array)

@@ -56,7 +56,7 @@ def test_frames_of_a_crystal_are_wrapped_as_little_as_can_be():
     still = trajectory(atoms, 20).part(0, 1)
     assert places(movie(still)).shape == (1, 32, 3)
     jumps = np.abs(np.diff(places(movie(trajectory(atoms, 3))), axis=0))
-    assert jumps.max() < 1.0
+    assert jumps.max() < 0.3
 
 
 def test_large_systems_have_fewer_frames_or_none():
