@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -19,6 +20,8 @@ from mlff_distiller.evaluate.validation.certificate import versions
 from mlff_distiller.evaluate.validation.classes import class_of
 from mlff_distiller.evaluate.validation.tables import Table, label, named, tables
 
+_LIST = re.compile(r"\[[^\[\]{}\"]*\]")
+"""Of numbers in indented JSON, a line each."""
 _PLACED = ("incidents", "teacher.differences", "teacher.student_md", "speed")
 """Tables that have their place on the page."""
 
@@ -55,7 +58,10 @@ def write_page(
         broke=any(run.get("why") for run in measured.get("dynamics") or []),
         viewer_script=Markup(_text("viewer.js")),
         provenance=_provenance(content, files),
-        raw=json.dumps(content, indent=1, ensure_ascii=False),
+        raw=_LIST.sub(
+            lambda found: " ".join(found[0].split()),
+            json.dumps(content, indent=1, ensure_ascii=False),
+        ),
     )
     write_text(path, text)
 

@@ -67,8 +67,7 @@ def energies(named: Sequence[tuple[str, Tree]]) -> Panel:
             _array(run["time_ps"]), _array(run["total_energy_meV_per_atom"])
         )
         if time.size > 1:
-            look = _look(number)
-            traces.append(plotting.line(time, energy, html.escape(name), *look))
+            traces.append(plotting.line(time, energy, html.escape(name), COLORS[number % 5]))
     y = {"title": "change of energy (meV/atom)"}
     note = "Without a thermostat it must neither climb nor fall."
     return Panel(title, figure(traces, {"title": "time (ps)"}, y) if traces else None, note)
@@ -81,8 +80,8 @@ def _temperatures(runs: Sequence[Tree]) -> Panel:
         time, kelvin = plotting.finite(*columns)
         if time.size > 1:
             target = np.full(2, run["target_K"])
-            look = _look(number)
-            traces.append(plotting.line(time, kelvin, f"{run['target_K']:g} K", *look))
+            name = f"{run['target_K']:g} K"
+            traces.append(plotting.line(time, kelvin, name, COLORS[number % 5]))
             hidden = {"showlegend": False, "hoverinfo": "skip"}
             traces.append(plotting.line(time[[0, -1]], target, "", GREY, "dash", **hidden))
     drawn = figure(traces, {"title": "time (ps)"}, {"title": "temperature (K)"})
