@@ -100,17 +100,21 @@ def _limit_of(check: Mapping[str, Any]) -> Markup:
 
 
 def _cell(value: Any, table: Table, key: Any = None) -> Markup:
-    """Of a table of names and values with the unit that the name says; elsewhere the head does."""
+    """Of a table of names and values with the unit that the name says; elsewhere the head does.
+
+    Two floats are a value and its standard error, as everywhere in ``measurements``.
+    """
+    of_names = table.columns[0] == "what"
     if isinstance(value, str):
-        is_name = key is None and table.columns == ["what", "value"]
-        return Markup("{}").format(FILTERS["words"](value) if is_name else value)
+        return Markup("{}").format(FILTERS["words"](value) if of_names and key is None else value)
     if isinstance(value, list | tuple):
-        return Markup(", ").join(_cell(own, table, key) for own in value)
-    if table.columns == ["what", "value"]:
+        *others, last = [_cell(own, table, key) for own in value]
+        if len(value) == 2 and all(isinstance(own, float) for own in value):
+            return Markup("{} ± {}").format(FILTERS["number"](value[0]), last)
+        return Markup(", ").join([*others, last])
+    if of_names:
         return Markup(FILTERS["quantity"](value, key))
-    return Markup(
-        FILTERS["few"](value) if not isinstance(value, bool) else FILTERS["number"](value)
-    )
+    return Markup(FILTERS["number" if isinstance(value, bool) else "few"](value))
 
 
 def _provenance(content: Mapping[str, Any], files: Mapping[str, Path]) -> list[tuple[str, str]]:

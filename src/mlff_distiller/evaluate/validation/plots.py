@@ -6,7 +6,7 @@ Whatever is missing gives a panel without a figure, which the page calls "not me
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -226,33 +226,44 @@ def _frequencies(both: Sequence[Any] | None) -> list[Panel]:
     return [Panel(titles[0], parity, note), Panel(titles[1], counts)]
 
 
-def others(measured: Tree, above: str = "") -> list[Panel]:
+def others(measured: Tree) -> list[Panel]:
     """Every other block of equally long columns, over the first: new ones need no code here.
 
-    A curve where the first column ascends, otherwise a cloud, as of two force fields' forces.
+    A curve where the first column ascends, otherwise a cloud, as of two force fields' forces. The
+    teacher's, ``teacher.X``, is drawn into the plot of ``X``.
     """
-    found = []
+    blocks = dict(_blocks(measured, ""))
+    panels = []
+    for path, (first, *rest) in ((path, list(block)) for path, block in blocks.items()):
+        if path.startswith("teacher.") and path.removeprefix("teacher.") in blocks:
+            continue
+        shown = [(label(name), blocks[path][first], blocks[path][name]) for name in rest]
+        theirs = blocks.get(f"teacher.{path}", {})
+        both = [name for name in rest if name in theirs and first in theirs]
+        shown += [(f"teacher's {label(name)}", theirs[first], theirs[name]) for name in both]
+        traces = []
+        for number, (name, *columns) in enumerate(shown):
+            x, y = plotting.finite(*columns)
+            if (np.diff(x) > 0).all():
+                traces.append(plotting.line(x, y, html.escape(name), *_look(number)))
+            else:
+                look = (html.escape(name), COLORS[number % 5], "circle")
+                traces.append(plotting.markers(x, y, look))
+        axes = [{"title": html.escape(label(name))} for name in (first, rest[0])]
+        panels.append(Panel(str(FILTERS["words"](path)), figure(traces, *axes)))
+    return panels
+
+
+def _blocks(measured: Tree, above: str) -> Iterator[tuple[str, dict[str, Array]]]:
+    """Two columns or more, equally long, by their path."""
     for key, block in measured.items():
         if not isinstance(block, Mapping):
             continue
         path = f"{above}.{key}" if above else key
-        found += others(block, path)
-        columns = {name: values for name, values in block.items() if _is_column(values)}
-        size = max(map(len, columns.values()), default=0)
-        first, *rest = [name for name, values in columns.items() if len(values) == size] or [""]
-        x = _array(columns.get(first))
-        curve, traces = bool((np.diff(x) > 0).all()), []
-        for number, name in enumerate(rest):
-            known, y = plotting.finite(x, _array(columns[name]))
-            look = (COLORS[number % 5], "circle")
-            if curve:
-                traces.append(plotting.line(known, y, html.escape(label(name)), *_look(number)))
-            elif known.size:
-                traces.append(plotting.markers(known, y, (html.escape(label(name)), *look)))
-        if traces:
-            axes = [{"title": html.escape(label(name))} for name in (first, rest[0])]
-            found.append(Panel(str(FILTERS["words"](path)), figure(traces, *axes)))
-    return found
+        yield from _blocks(block, path)
+        columns = {name: _array(values) for name, values in block.items() if _is_column(values)}
+        if len(columns) > 1 and len({len(values) for values in columns.values()}) == 1:
+            yield path, columns
 
 
 def _is_column(values: Any) -> bool:

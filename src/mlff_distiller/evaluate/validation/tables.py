@@ -33,32 +33,55 @@ class Table:
     rows: list[list[Any]]
 
 
-def tables(measured: Mapping[str, Any], above: str = "") -> list[Table]:
-    """One table a list of flat dicts, and one a dict with scalars, in the order they are found."""
+def tables(measured: Mapping[str, Any]) -> list[Table]:
+    """One table a list of flat dicts, a matrix, and a dict with scalars, as they are found.
+
+    Dicts of the teacher stand beside those of the force field: ``teacher.X`` beside ``X``, and
+    ``X.teacher`` beside ``X.student``.
+    """
+    found = {table.name: table for table in _walked(measured, "")}
+    for name in list(found):
+        other = name.removesuffix("student") + "teacher"
+        partner = found.get(other if name.endswith(".student") else f"teacher.{name}")
+        if partner is not None and partner.columns == found[name].columns == ["what", "value"]:
+            found[name] = _beside(found[name], found.pop(partner.name))
+    return list(found.values())
+
+
+def _walked(measured: Mapping[str, Any], above: str) -> list[Table]:
     found, single = [], []
     for key, value in measured.items():
         path = f"{above}.{key}" if above else key
-        if path in _DRAWN | _IN_CHECKS:
+        if path in _DRAWN | _IN_CHECKS or value in ("", []):
             continue
         if _is_rows(value):
             columns = list(
                 dict.fromkeys(key for row in value for key, own in row.items() if _fits(own))
             )
-            rows = [[row.get(column) for column in columns] for row in value]
-            if columns:
-                found.append(Table(path, columns, rows))
+            found.append(
+                Table(path, columns, [[row.get(name) for name in columns] for row in value])
+            )
+        elif _is_matrix(value):
+            columns = ["row", *map(str, range(1, len(value[0]) + 1))]
+            found.append(Table(path, columns, [[k + 1, *row] for k, row in enumerate(value)]))
         elif isinstance(value, Mapping):
-            found += tables(value, path)
+            found += _walked(value, path)
         elif _fits(value):
             single.append([key, value])
     own = [Table(above or "others", ["what", "value"], single)] if single else []
     return own + found
 
 
+def _beside(mine: Table, theirs: Table) -> Table:
+    own, other = dict(mine.rows), dict(theirs.rows)
+    rows = [[key, own.get(key), other.get(key)] for key in dict.fromkeys([*own, *other])]
+    return Table(mine.name, ["what", "student", "teacher"], rows)
+
+
 def label(key: str, table: str = "") -> str:
     """A key in words, with the unit that it ends in, or else the table's name does."""
     unit = next((unit for end, unit in UNITS.items() if key.endswith(end)), "")
-    if not unit and key == "value":
+    if not unit and key in ("value", "student", "teacher"):
         unit = next((unit for end, unit in UNITS.items() if table.endswith(end)), "")
     words = str(FILTERS["words"](key))
     return f"{words} ({unit})" if unit else words
@@ -82,6 +105,15 @@ def _is_rows(value: Any) -> bool:
         and bool(value)
         and all(isinstance(row, Mapping) for row in value)
         and any(_fits(cell) for row in value for cell in row.values())
+    )
+
+
+def _is_matrix(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(row, list) and len(row) > 2 and _fits(row) for row in value)
+        and len({len(row) for row in value}) == 1
     )
 
 

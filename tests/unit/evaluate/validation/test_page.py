@@ -110,6 +110,15 @@ def test_every_curve_is_drawn(found):
 def test_unknown_blocks_become_tables(tmp_path, found):
     found[0]["measurements"] |= {
         "pressure_run": {"density_g_per_cm3": 1.62, "why": "", "trace": list(range(500))},
+        "teacher": found[0]["measurements"]["teacher"]
+        | {"pressure_run": {"density_g_per_cm3": 1.7}},
+        "elasticity": {
+            "student": {
+                "constants_GPa": [[1.5, 0.5, 0.25]] * 3,
+                "shear_modulus_GPa": [0.75, 0.125],
+            },
+            "teacher": {"shear_modulus_GPa": [0.875, 0.25]},
+        },
         "by_element": [
             {"element": "Ar", "rmse_meV_per_A": 1.25, "curve": list(range(99))},
             {"element": "Kr", "rmse_meV_per_A": None, "n": 7},
@@ -123,13 +132,22 @@ def test_unknown_blocks_become_tables(tmp_path, found):
     own = {table.name: table for table in tables(found[0]["measurements"])}
     assert own["by_element"].columns == ["element", "rmse_meV_per_A", "n"]
     assert own["by_element"].rows == [["Ar", 1.25, None], ["Kr", None, 7]]
-    assert own["pressure_run"].rows == [["density_g_per_cm3", 1.62], ["why", ""]]
+    assert own["pressure_run"].rows == [["density_g_per_cm3", 1.62, 1.7]]
+    assert own["elasticity.student.constants_GPa"].rows[1] == [2, 1.5, 0.5, 0.25]
+    assert not {"teacher.pressure_run", "elasticity.teacher"} & own.keys()
     text = render(tmp_path, found).text
     assert "By element Element Root mean square error (meV/Å) Number of Ar 1.25 – Kr – 7" in text
-    assert "Pressure run What Value Density 1.62 g/cm³" in text.replace("\xa0", " ")
+    text = text.replace("\xa0", " ")
+    assert "Pressure run What Student Teacher Density 1.62 g/cm³ 1.7 g/cm³" in text
+    assert "Elasticity student constants (GPa) Row 1 2 3 1 1.5 0.5 0.25 2" in text
+    assert "Shear modulus 0.75 ± 0.125 GPa 0.875 ± 0.25 GPa" in text
+    theirs = {"step": list(range(50)), "MB": [9.0] * 50}
+    found[0]["measurements"]["teacher"]["memory"] = {"host": theirs}
     curve, cloud = panels(found[0]["measurements"], found[1])["others"]
     assert (curve.title, curve.figure.data[0].mode) == ("Memory host", "lines")
     assert list(curve.figure.data[0].y) == found[0]["measurements"]["memory"]["host"]["MB"]
+    assert curve.figure.data[1].name == "teacher&#x27;s MB"
+    assert list(curve.figure.data[1].y) == theirs["MB"]
     assert (cloud.title, cloud.figure.data[0].mode) == ("Memory parity", "markers")
 
 
