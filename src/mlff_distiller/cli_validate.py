@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,11 +20,15 @@ from mlff_distiller.progress import Display
 if TYPE_CHECKING:
     from ase import Atoms
 
+    from mlff_distiller.evaluate.validation.comparison import Validated
     from mlff_distiller.evaluate.validation.settings import ValidationSettings
+    from mlff_distiller.evaluate.validation.trajectory import ForceField
 
 console = Console(highlight=False)
 EPILOG = (
     "Examples: mlff-distiller validate silicon.extxyz --student run --teacher 7net-0 --out proof"
+    "\n\nmlff-distiller validate silicon.extxyz --student small --student large --teacher 7net-0"
+    " --out proof"
     "\n\nmlff-distiller validate copper.xyz --calculator ase:ase.calculators.emt:EMT --out proof"
     "\n\nmlff-distiller validate --verify proof/certificate.json"
 )
@@ -34,7 +39,8 @@ def validate(
         Path | None, typer.Argument(help="A file ASE reads; its first frame is simulated.")
     ] = None,
     student: Annotated[
-        Path | None, typer.Option(help="A run, a student's folder, or a nep.txt.")
+        list[Path] | None,
+        typer.Option(help="A run, a student's folder, or a nep.txt; repeatable, to compare."),
     ] = None,
     calculator: Annotated[
         str | None, typer.Option(help="Instead: ase:module:factory, or any teacher's SPEC.")
@@ -42,7 +48,9 @@ def validate(
     teacher: Annotated[
         str | None, typer.Option(help="SPEC of the teacher to compare with.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for certificate.json.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for certificate.json and report.html.")
+    ] = None,
     training: Annotated[
         Path | None, typer.Option(help="Structures it was trained on; a run's are found.")
     ] = None,
@@ -70,68 +78,148 @@ def validate(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.")] = False,
 ) -> None:
-    """Approve or reject a force field, with reasons; the exit code is 1 if it is rejected."""
-    from mlff_distiller.deploy import StudentCalculator
-    from mlff_distiller.evaluate.validation.certificate import write_certificate
-    from mlff_distiller.evaluate.validation.trajectory import ForceField
-    from mlff_distiller.evaluate.validation.validate import validate as validated
-    from mlff_distiller.labeling.structures import read_frames
-    from mlff_distiller.teachers import load_teacher
-
+    """Approve or reject a force field, with reasons; the exit code is 1 if any is rejected."""
     if verify is not None:
         _verify(verify, quiet)
         return
-    if structure is None or out is None or (student is None) == (calculator is None):
+    if structure is None or out is None or (not student) == (calculator is None):
         raise ConfigError(
             "what is to be validated, in which structure, and where does the certificate go?",
             expected="STRUCTURE, --out FOLDER, and either --student or --calculator",
         )
+    from mlff_distiller.evaluate.validation.comparison import names_of, write_comparison
+    from mlff_distiller.evaluate.validation.remembering import Remembering
+    from mlff_distiller.evaluate.validation.speed import ms_per_step
+    from mlff_distiller.evaluate.validation.trajectory import ForceField
+    from mlff_distiller.labeling.structures import read_frames
+    from mlff_distiller.teachers import load_teacher
+
     settings = _settings(config, temperature, time_ps, time_step, limit)
-    files = {"structure": structure}
-    known: dict[str, list[Atoms]] = {}
+    files, known = {"structure": structure}, {}
     for name, path in (("training", training), ("test", test)):
         if path is not None:
             known[name] = read_frames(path)
             files[name] = path
+    atoms, students = read_frames(structure)[0], student or []
     with ExitStack() as stack:
-        about: dict[str, Any] = {}
-        if student is not None:
-            folder = student / "student" if (student / "student").is_dir() else student
-            files |= {f"student/{file.name}": file for file in _files_of(folder)}
-            if not known and (student / "dataset").is_dir() and (student / "config.yaml").exists():
-                known = _data_of_run(student)
-                files["dataset"] = student / "dataset" / "manifest.json"
-            field = ForceField(
-                "student",
-                StudentCalculator(folder, device=device, dtype=dtype),  # type: ignore[arg-type]
-                dtype,  # type: ignore[arg-type]
-            )
-        else:
-            asked = stack.enter_context(load_teacher(calculator or "", device=device))
-            about["calculator"] = asdict(asked.identity)
-            files |= _source(calculator or "")
-            field = ForceField(calculator or "", asked)
-        other = None
+        candidates = [
+            _student(path, name, device, dtype, files, known)
+            for path, name in zip(students, names_of(students), strict=True)
+        ]
+        if calculator is not None:
+            asked = stack.enter_context(load_teacher(calculator, device=device))
+            field = ForceField(calculator, asked)
+            about = {"calculator": asdict(asked.identity)}
+            own = files | _source(calculator)
+            candidates = [_Candidate(field, own, known, about, asked.identity.device)]
+        reference = None
         if teacher is not None:
             source = load_teacher(teacher, device=device, python=teacher_python)
-            about["teacher"] = asdict(stack.enter_context(source).identity)
-            other = ForceField(teacher, source)
-        with Display(console, quiet=quiet) as display:
-            found = validated(
-                field,
-                read_frames(structure)[0],
-                settings,
-                teacher=other,
-                training=known.get("training", []),
-                test=known.get("test", []),
-                on_progress=display,
-            )
-    path = out / "certificate.json"
-    write_certificate(path, {**found, **about, "settings": asdict(settings)}, files)
-    if not quiet:
-        _print(found["verdict"], path)
-    if found["verdict"]["status"] != "approved":
+            identity = asdict(stack.enter_context(source).identity)
+            one = ForceField(teacher, source)
+            speed = ms_per_step(one, atoms, settings.temperature_K[0])
+            if len(candidates) > 1:
+                one = ForceField(teacher, Remembering(source))
+            reference = _Reference(one, speed, identity)
+        found = []
+        for candidate in candidates:
+            folder = out / candidate.field.name if len(candidates) > 1 else out
+            with Display(console, quiet=quiet) as display:
+                done = _validated(candidate, reference, atoms, settings, folder, display)
+            found.append(done)
+            if not quiet:
+                _print(done, folder)
+    if len(found) > 1:
+        write_comparison(out / "report.html", found)
+        if not quiet:
+            _print_comparison(found, out / "report.html")
+    if any(one.content["verdict"]["status"] != "approved" for one in found):
         raise typer.Exit(1)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """What is validated."""
+
+    field: ForceField
+    files: Mapping[str, Path]
+    """What its certificate has the hashes of."""
+    known: Mapping[str, list[Atoms]]
+    """``training`` and ``test`` structures, as far as they are known."""
+    about: Mapping[str, Any]
+    device: str
+    """Its name."""
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """The teacher, and what a step of its dynamics takes."""
+
+    field: ForceField
+    ms_per_step: float | None
+    identity: Mapping[str, Any]
+
+
+def _student(
+    path: Path,
+    name: str,
+    device: str,
+    dtype: str,
+    files: Mapping[str, Path],
+    known: Mapping[str, list[Atoms]],
+) -> _Candidate:
+    """A student, with the data of its run where none are given."""
+    from mlff_distiller.deploy import StudentCalculator, resolve_device
+    from mlff_distiller.evaluate.validation.trajectory import ForceField
+    from mlff_distiller.measure.machine import device_name
+
+    folder = path / "student" if (path / "student").is_dir() else path
+    own = {**files, **{f"student/{file.name}": file for file in _files_of(folder)}}
+    if not known and (path / "dataset").is_dir() and (path / "config.yaml").exists():
+        known = _data_of_run(path)
+        own["dataset"] = path / "dataset" / "manifest.json"
+    calculator = StudentCalculator(folder, device=device, dtype=dtype)  # type: ignore[arg-type]
+    field = ForceField(name, calculator, dtype)  # type: ignore[arg-type]
+    return _Candidate(field, own, known, {}, device_name(str(resolve_device(device))))
+
+
+def _validated(
+    candidate: _Candidate,
+    reference: _Reference | None,
+    atoms: Atoms,
+    settings: ValidationSettings,
+    folder: Path,
+    display: Display,
+) -> Validated:
+    """Validate, and write certificate.json and report.html into ``folder``."""
+    from mlff_distiller.evaluate.validation.certificate import write_certificate
+    from mlff_distiller.evaluate.validation.comparison import Validated
+    from mlff_distiller.evaluate.validation.page import write_page
+    from mlff_distiller.evaluate.validation.speed import speeds
+    from mlff_distiller.evaluate.validation.validate import validate as measured
+
+    field = candidate.field
+    found = measured(
+        field,
+        atoms,
+        settings,
+        teacher=None if reference is None else reference.field,
+        training=candidate.known.get("training", []),
+        test=candidate.known.get("test", []),
+        on_progress=display,
+    )
+    series = found.pop("series")
+    teacher_ms = None if reference is None else reference.ms_per_step
+    found["measurements"]["speed"] = speeds(
+        field, atoms, settings.temperature_K[0], candidate.device, teacher_ms
+    )
+    content = {**found, **candidate.about, "settings": asdict(settings)}
+    if reference is not None:
+        content["teacher"] = dict(reference.identity)
+    page = folder / "report.html"
+    write_page(page, content, series, field.name, candidate.files)
+    write_certificate(folder / "certificate.json", content, {**candidate.files, "report": page})
+    return Validated(field.name, content, series)
 
 
 def _settings(
@@ -214,10 +302,11 @@ def _verify(path: Path, quiet: bool) -> None:
         console.print(f"[green]✓[/] {escape(str(path))}: every hash is right", soft_wrap=True)
 
 
-def _print(verdict: dict[str, Any], path: Path) -> None:
+def _print(found: Validated, folder: Path) -> None:
+    verdict = found.content["verdict"]
     colour = "green" if verdict["status"] == "approved" else "red"
     table = Table(box=None, padding=(0, 2), title_justify="left")
-    table.title = f"[bold {colour}]{verdict['status']}[/]"
+    table.title = f"[bold {colour}]{verdict['status']}[/]: {escape(found.name)}"
     for heading in ("", "check", "measured", "limit"):
         table.add_column(heading, justify="right" if heading in ("measured", "limit") else "left")
     for check in verdict["checks"]:
@@ -227,4 +316,18 @@ def _print(verdict: dict[str, Any], path: Path) -> None:
     console.print(table)
     for reason in verdict["reasons"]:
         console.print(f"[red]✗[/] {escape(reason)}", soft_wrap=True)
-    console.print(f"\ncertificate  {escape(str(path))}", soft_wrap=True)
+    console.print(f"\nreport       {escape(str(folder / 'report.html'))}", soft_wrap=True)
+    console.print(f"certificate  {escape(str(folder / 'certificate.json'))}", soft_wrap=True)
+
+
+def _print_comparison(found: Sequence[Validated], path: Path) -> None:
+    table = Table(box=None, padding=(0, 2))
+    for heading in ("student", "verdict", "fit for", "force RMSE (meV/Å)", "step (ms)"):
+        table.add_column(heading, justify="right" if "(" in heading else "left")
+    for one in found:
+        numbers = (one.row[key] for key in ("forces_rmse_meV_per_A", "ms_per_step"))
+        cells = ("–" if number is None else f"{number:.3g}" for number in numbers)
+        table.add_row(escape(one.name), one.row["status"], one.use.name, *cells)
+    console.print()
+    console.print(table)
+    console.print(f"\nreport       {escape(str(path))}", soft_wrap=True)

@@ -73,7 +73,7 @@ def page_of(template: str, figures: Mapping[str, Any], **content: Any) -> str:
     style = resources.files("mlff_distiller.evaluate").joinpath("report.css").read_text("utf-8")
     return page.from_string(template).render(
         style=Markup(style),
-        figures=_json_for_script(figures),
+        figures=json_for_script(figures),
         plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),
         **content,
     )
@@ -98,7 +98,8 @@ def _plain(content: Any) -> Any:
     return str(content)
 
 
-def _json_for_script(content: Any) -> Markup:
+def json_for_script(content: Any) -> Markup:
+    """JSON that nothing inside can end: no ``<``, ``>`` or ``&``."""
     text = json.dumps(_plain(content), separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -206,11 +207,47 @@ CHECKS = {
     "nve_completed": "Constant-energy MD ran to its end",
     "nve_drift_meV_per_atom_per_ps": "Energy drift in constant-energy MD",
     "speedup": "Speed-up over the teacher",
+    "nvt_completed": "MD with a thermostat ran to its end",
+    "npt_completed": "MD at constant pressure ran to its end",
+    "incidents": "Clashes, lost atoms, broken bonds, explosions",
+    "nve_fluctuation_ratio": "Fluctuation of the energy, whole over half time step",
+    "momentum_change": "Change of the total momentum, of the mean momentum",
+    "temperature_deviation_percent": "Temperature off the thermostat's",
+    "kinetic_energy_p_value": "p-value of canonical kinetic energies",
+    "element_temperature_deviation_percent": "Temperature of one element off the thermostat's",
+    "force_derivative_error": "Forces against differences of the energy",
+    "stress_derivative_error": "Stress against differences of the energy",
+    "scan_jump_meV": "Largest jump along a straight line",
+    "translation_meV_per_atom": "Change of the energy by a translation",
+    "energy_noise_meV": "Lost digits of a large system's energy",
+    "dimer_drop_eV": "Hole between two atoms at short distance",
+    "compression_drop_eV_per_atom": "Hole in compressed matter",
+    "leaked_fraction": "Test structures that were trained on",
+    "rdf_difference_percent": "Radial distribution off the teacher's",
+    "angle_difference_percent": "Bond angles off the teacher's",
+    "spectrum_difference_percent": "Vibrational spectrum off the teacher's",
+    "diffusion_difference_percent": "Diffusion off the teacher's",
+    "volume_difference_percent": "Volume off the teacher's",
+    "bulk_modulus_difference_percent": "Bulk modulus off the teacher's",
+    "frequency_difference_percent": "Frequencies off the teacher's",
+    "imaginary_frequency_per_cm": "Imaginary frequency below the teacher's lowest",
 }
 UNITS = {
     "_meV_per_atom_per_ps": "meV/atom/ps",
     "_meV_per_atom": "meV/atom",
     "_meV_per_A": "meV/Å",
+    "_meV": "meV",
+    "_eV_per_atom": "eV/atom",
+    "_eV_per_A": "eV/Å",
+    "_eV": "eV",
+    "_A3_per_atom": "Å³/atom",
+    "_A": "Å",
+    "_per_cm": "cm⁻¹",
+    "_percent": "%",
+    "_MiB": "MiB",
+    "_MB": "MB",
+    "_g_per_cm3": "g/cm³",
+    "_kB_per_step": "kB/step",
     "_ms_per_step": "ms/step",
     "_seconds": "s",
     "_GPa": "GPa",

@@ -52,7 +52,7 @@ class Page(HTMLParser):
             self.scripts.append("")
         if tag == "data":
             self.data.append((str(dict(attrs)["value"]), ""))
-        if tag not in ("meta", "img", "br"):
+        if tag not in ("meta", "img", "br", "input"):
             self._open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:

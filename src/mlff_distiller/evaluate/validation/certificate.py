@@ -24,7 +24,7 @@ def write_certificate(path: Path, content: Mapping[str, Any], files: Mapping[str
     there = path.parent.resolve()
     whole = {
         **content,
-        "versions": {name: version(name) for name in ("mlff-distiller", "torch", "numpy", "ase")},
+        "versions": versions(),
         "files": {
             name: {
                 "path": Path(os.path.relpath(file.resolve(), there)).as_posix(),
@@ -35,6 +35,11 @@ def write_certificate(path: Path, content: Mapping[str, Any], files: Mapping[str
     }
     whole = json.loads(json.dumps(whole, allow_nan=False))
     write_json(path, {**whole, _OWN: _hash(whole)})
+
+
+def versions() -> dict[str, str]:
+    """Of what the numbers depend on."""
+    return {name: version(name) for name in ("mlff-distiller", "torch", "numpy", "ase")}
 
 
 def verify_certificate(path: Path) -> list[str]:

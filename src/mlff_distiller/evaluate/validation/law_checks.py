@@ -41,6 +41,7 @@ def law_findings(
         frame.positions += rng.normal(size=(len(atoms), 3)) * scale * settings.rattle_A
         frames.append(frame)
     found: dict[str, Finding] = {}
+    lines: list[dict[str, Any]] = []
 
     def ask(name: str, measure: Callable[[], Finding | None]) -> None:
         try:
@@ -65,6 +66,14 @@ def law_findings(
             direction[atom] = rng.normal(size=3)
             scan = straight_scan(force_field, frames[0], direction, _SCAN_A, _SCAN_POINTS)
             scans.append((scan.jump_meV, f"atom {atom} moved by {scan.at_A:.3f} Å"))
+            lines.append(
+                {
+                    "name": f"atom {atom} ({atoms.symbols[atom]})",
+                    "x": plain(scan.distance),
+                    "energy_eV": plain(scan.energy),
+                    "slope_eV_per_A": plain(scan.slope),
+                }
+            )
         return Finding(*max(scans))
 
     ask(
@@ -82,7 +91,8 @@ def law_findings(
         found |= {
             name: Finding(None, why) for name in ("translation_meV_per_atom", "energy_noise_meV")
         }
-    return found, {"laws": {name: finding.value for name, finding in found.items()}}
+    laws = {name: finding.value for name, finding in found.items()}
+    return found, {"laws": laws, "scans": lines}
 
 
 def short_range_findings(

@@ -195,7 +195,12 @@ def _solid(
         found[name] = Finding(100.0 * abs(a / b - 1.0), f"{a:.4g} and {b:.4g} {unit}")
     return {
         "equation_of_state": [
-            {"volume_A3_per_atom": one.volume, "bulk_modulus_GPa": one.bulk_modulus_GPa}
+            {
+                "volume_A3_per_atom": one.volume,
+                "bulk_modulus_GPa": one.bulk_modulus_GPa,
+                "volumes_A3_per_atom": plain(one.volumes),
+                "energies_eV_per_atom": plain(one.energies),
+            }
             for one in (mine, theirs)
         ]
     }

@@ -20,6 +20,7 @@ from mlff_distiller.evaluate.validation.leakage import leakage
 from mlff_distiller.evaluate.validation.memory import memory_findings
 from mlff_distiller.evaluate.validation.pressure_checks import has_pressure, under_pressure
 from mlff_distiller.evaluate.validation.runs import dynamics, some_frames
+from mlff_distiller.evaluate.validation.series import series
 from mlff_distiller.evaluate.validation.settings import ValidationSettings
 from mlff_distiller.evaluate.validation.teacher_checks import teacher_findings
 from mlff_distiller.evaluate.validation.trajectory import ForceField
@@ -41,8 +42,9 @@ def validate(
 ) -> dict[str, Any]:
     """Measure whether ``force_field`` obeys physics in ``atoms``, and how it resembles ``teacher``.
 
-    Returns ``system``, ``measurements`` and ``verdict``, fit for JSON. Checks against a teacher and
-    of leakage are made where there is one, and test structures.
+    Returns ``system``, ``measurements``, ``verdict``, and ``series`` for plots, which a certificate
+    would be too large with; fit for JSON. Checks against a teacher and of leakage are made where
+    there is one, and test structures.
 
     Raises
     ------
@@ -131,6 +133,7 @@ def validate(
         },
         "measurements": _finite(measured),
         "verdict": judge(findings, settings.limits),
+        "series": series(runs),
     }
 
 

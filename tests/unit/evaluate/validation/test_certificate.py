@@ -77,10 +77,21 @@ def test_the_command_approves_any_calculator_and_verifies(folder):
     assert content["settings"]["temperature_K"] == [40.0]
     assert content["settings"]["limits"] == {"incidents": 3.0}
     assert content["calculator"]["family"] == "ase"
-    assert set(content["files"]) == {"structure", "calculator"}
+    assert set(content["files"]) == {"structure", "calculator", "report"}
+    assert "series" not in content
+    assert (folder / "proof" / "certificate.json").stat().st_size < 100_000
+    assert content["measurements"]["speed"]["ms_per_step"] > 0
     done = command("validate", "--verify", "proof/certificate.json")
     assert done.returncode == 0
     assert "every hash is right" in done.stdout
+    report = folder / "proof" / "report.html"
+    text = report.read_text("utf-8")
+    assert "✓ Approved" in text
+    report.write_text(text.replace("✓ Approved", "✓ approved"), "utf-8")
+    done = command("validate", "--verify", "proof/certificate.json")
+    assert done.returncode == 1
+    assert "report was changed: report.html" in done.stderr
+    report.write_text(text, "utf-8")
     (folder / "argon_fields.py").write_text("changed = 1\n")
     done = command("validate", "--verify", "proof/certificate.json")
     assert done.returncode == 1
