@@ -23,6 +23,7 @@ from scipy.sparse.csgraph import connected_components
 
 from mlff_distiller.deploy import Ensemble, Simulation, StudentCalculator
 from mlff_distiller.deploy.forces import choose_forces
+from mlff_distiller.deploy.md import LONG_RUN
 from mlff_distiller.errors import DistillerError, DynamicsError
 from mlff_distiller.evaluate.stability import thermalise
 from mlff_distiller.evaluate.validation.incidents import bonds_of
@@ -149,7 +150,10 @@ def _on_device(
     calculator = force_field.calculator
     if not isinstance(calculator, StudentCalculator):
         raise TypeError(f"{force_field.name} is no student")
-    forces = choose_forces(calculator.student, [atoms], force_field.dtype, "auto", ensemble.skin_A)
+    forces = choose_forces(
+        *(calculator.student, [atoms], force_field.dtype, "auto", ensemble.skin_A),
+        compile=n_steps >= LONG_RUN,
+    )
     simulation = Simulation(forces, [atoms], ensemble)
     while True:
         seen = simulation.observables()
