@@ -74,7 +74,7 @@ def _walked(measured: Mapping[str, Any], above: str) -> list[Table]:
 
 def _beside(mine: Table, theirs: Table) -> Table:
     own, other = dict(mine.rows), dict(theirs.rows)
-    rows = [[key, own.get(key), other.get(key)] for key in dict.fromkeys([*own, *other])]
+    rows = [[key, own.get(key, "–"), other.get(key, "–")] for key in dict.fromkeys([*own, *other])]
     return Table(mine.name, ["what", "student", "teacher"], rows)
 
 
