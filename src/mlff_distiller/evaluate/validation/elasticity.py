@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms, units
-from ase.calculators.calculator import PropertyNotImplementedError
 from ase.filters import FrechetCellFilter
 from ase.optimize import LBFGS
 from ase.stress import full_3x3_to_voigt_6_stress
@@ -124,8 +123,8 @@ def elastic_findings(
             continue
         try:
             found = elasticity(one, atoms)
-        except (DistillerError, PropertyNotImplementedError, np.linalg.LinAlgError) as error:
-            shown[label] = {"why": str(error).split("\n")[0]}
+        except Exception as error:  # of a foreign calculator: no stress, NaN, whatever
+            shown[label] = {"why": f"{label}: {error}".split("\n")[0]}
             continue
         known.append(found)
         shown[label] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -67,9 +68,12 @@ def memory_growth(
     processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
     device = _gpu(force_field)
     every = max(1, n_steps // _N_MARKS)
-    steps, host, gpu = [], [], []
-    gc.collect()
-    _give_back()
+    heap = _heap()
+    reads: dict[str, Callable[[], int]] = {"host": lambda: _resident(processes)}
+    reads |= {"heap": heap} if heap is not None else {}
+    reads |= {"gpu": lambda: _held(device)} if device is not None else {}
+    steps: list[int] = []
+    marks: dict[str, list[int]] = {place: [] for place in reads}
     gc.freeze()  # what is there already needs no look at each mark, which takes 0.1 s
     try:
         for row in steps_of(force_field, atoms, ensemble, n_steps, every):
@@ -78,28 +82,45 @@ def memory_growth(
                 continue
             gc.collect()  # Python's cycles are no leak, however long it waits to free them
             steps.append(row[0])
-            host.append(_resident(processes))
-            if device is not None:
-                gpu.append(_held(device))
+            for place, read in reads.items():
+                marks[place].append(read())
     finally:
         gc.unfreeze()
-    found = {"host": host} | ({"gpu": gpu} if gpu else {})
     return {
         place: {
-            **growth(np.array(steps, float), np.array(marks, float)),
+            **growth(np.array(steps, float), np.array(own, float)),
             "step": steps,
-            "MB": [round(1e-6 * mark, 3) for mark in marks],
+            "MB": [round(1e-6 * mark, 3) for mark in own],
         }
-        for place, marks in found.items()
+        for place, own in marks.items()
     }
 
 
-def _give_back() -> None:
-    """Free memory goes to the system, if the C library can: a leak would hide in it."""
+class _MallInfo(ctypes.Structure):
+    """glibc's ``mallinfo2``; of all arenas."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    )
+
+
+def _heap() -> Callable[[], int] | None:
+    """Reads the bytes that malloc has given out; None where the C library does not tell."""
     try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError, TypeError):  # not glibc
-        return
+        mallinfo = ctypes.CDLL(None).mallinfo2
+    except (OSError, AttributeError, TypeError):  # not glibc, or one older than 2.33
+        return None
+    mallinfo.restype = _MallInfo
+
+    def read() -> int:
+        now = mallinfo()
+        return int(now.uordblks + now.hblkhd)
+
+    return read
 
 
 def _resident(processes: list[psutil.Process]) -> int:

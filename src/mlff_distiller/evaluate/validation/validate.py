@@ -23,7 +23,7 @@ from mlff_distiller.evaluate.validation.runs import dynamics, some_frames
 from mlff_distiller.evaluate.validation.series import series
 from mlff_distiller.evaluate.validation.settings import ValidationSettings
 from mlff_distiller.evaluate.validation.teacher_checks import teacher_findings
-from mlff_distiller.evaluate.validation.trajectory import ForceField
+from mlff_distiller.evaluate.validation.trajectory import ForceField, OnStep
 from mlff_distiller.evaluate.verdict import Finding, judge
 
 SCHEMA = 1
@@ -56,49 +56,34 @@ def validate(
     kind = settings.kind or kind_of(atoms)
     step = settings.time_step_fs or default_time_step_fs(atoms)
     settings = replace(settings, time_step_fs=step, kind=kind)
-    runs = []
-    for number, kelvin in enumerate(settings.temperature_K):
+    findings: dict[str, Finding] = {}
+    measured: dict[str, Any] = {}
 
-        def on_step(done: int, total: int, stage: str = f"{kelvin:g} K") -> None:
-            on_progress(stage, done, total, "")
+    def shown(stage: str) -> OnStep:
+        return lambda done, total: on_progress(stage, done, total, "")
 
-        runs.append(
-            dynamics(
-                force_field,
-                atoms,
-                kelvin,
-                settings,
-                settings.seed + number,
-                on_step,
-            )
-        )
+    def keep(own: dict[str, Finding], numbers: dict[str, Any]) -> None:
+        findings.update(own)
+        measured.update(numbers)
+
+    runs = [
+        dynamics(force_field, atoms, kelvin, settings, settings.seed + k, shown(f"{kelvin:g} K"))
+        for k, kelvin in enumerate(settings.temperature_K)
+    ]
     on_progress("laws", 0, 1, "")
     # Where a run broke, distances are those of the break.
     seen = some_frames(runs[0].nvt, 20) if runs[0].nvt.completed else [atoms]
-    findings, measured = dynamic_findings(force_field, runs, settings)
+    keep(*dynamic_findings(force_field, runs, settings))
     measured["heat_capacity"] = heat_capacity([run.nvt for run in runs])
-    for own, numbers in (
-        law_findings(force_field, atoms, settings),
-        short_range_findings(force_field, atoms, [*training, *seen]),
-    ):
-        findings |= own
-        measured |= numbers
+    keep(*law_findings(force_field, atoms, settings))
+    keep(*short_range_findings(force_field, atoms, [*training, *seen]))
     on_progress("laws", 1, 1, "")
     if has_pressure(kind, findings, settings):
-
-        def on_pressure(done: int, total: int) -> None:
-            on_progress("constant pressure", done, total, "")
-
-        runs[0], own, numbers = under_pressure(force_field, runs[0], settings, on_pressure)
-        findings |= own
-        measured |= numbers
-
-    def on_memory(done: int, total: int) -> None:
-        on_progress("memory", done, total, "")
-
-    own, numbers = memory_findings(force_field, runs[0], settings, on_memory)
-    findings |= own
-    measured |= numbers
+        runs[0], own, numbers = under_pressure(
+            force_field, runs[0], settings, shown("constant pressure")
+        )
+        keep(own, numbers)
+    keep(*memory_findings(force_field, runs[0], settings, shown("memory")))
     if test:
         leak = leakage(test, training)
         findings["leaked_fraction"] = Finding(
@@ -106,24 +91,25 @@ def validate(
         )
     if kind == "crystal":
         on_progress("elasticity", 0, 1, "")
-        own, numbers = elastic_findings(force_field, teacher, atoms)
-        findings |= own
-        measured |= numbers
+        keep(*elastic_findings(force_field, teacher, atoms))
         on_progress("elasticity", 1, 1, "")
     if teacher is not None:
-
-        def on_teacher(done: int, total: int) -> None:
-            on_progress("teacher", done, total, "")
-
-        own, numbers = teacher_findings(
-            force_field, teacher, atoms, runs[0], kind, settings, training, on_teacher
+        keep(
+            *teacher_findings(
+                force_field,
+                teacher,
+                atoms,
+                runs[0],
+                kind,
+                settings,
+                training,
+                shown("teacher"),
+            )
         )
-        findings |= own
-        measured |= numbers
     own, tables = labelled_findings(force_field, test, training)
-    findings |= own
+    findings.update(own)
     if tables:
-        measured["accuracy"] = {**measured.get("accuracy", {}), "test": tables}
+        measured.setdefault("accuracy", {})["test"] = tables
     return {
         "schema": SCHEMA,
         "system": {

@@ -89,6 +89,13 @@ def test_what_has_no_elastic_constants_says_why():
     assert numbers["elasticity"]["student"]["why"]
     found, _ = elastic_findings(ForceField("it", FlippedStress()), SOUND, argon(1))
     assert found["elastic_difference_percent"].value > 100
+
+    class Nowhere(Pairs):
+        def spoil(self, atoms):
+            self.results["stress"] = np.full(6, np.nan)
+
+    found, _ = elastic_findings(ForceField("it", Nowhere()), SOUND, argon(1))
+    assert found["elastic_difference_percent"].value is None
     squeezed = argon(1)
     squeezed.set_cell(0.5 * squeezed.cell.array, scale_atoms=True)  # inside the hole
     with pytest.raises(DistillerError, match="of the volume"):
