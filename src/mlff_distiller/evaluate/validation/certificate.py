@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,13 @@ def write_certificate(path: Path, content: Mapping[str, Any], files: Mapping[str
 
 
 def versions() -> dict[str, str]:
-    """Of what the numbers depend on."""
-    return {name: version(name) for name in ("mlff-distiller", "torch", "numpy", "ase")}
+    """Of what the numbers depend on; our own is unknown where the source runs uninstalled."""
+    found = {name: version(name) for name in ("torch", "numpy", "ase")}
+    try:
+        own = version("mlff-distiller")
+    except PackageNotFoundError:
+        own = "unknown"
+    return {"mlff-distiller": own, **found}
 
 
 def verify_certificate(path: Path) -> list[str]:
