@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mlff_distiller.deploy.backends import BackendName
 from mlff_distiller.deploy.torch_evaluator import SKIN as TORCH_SKIN
-from mlff_distiller.deploy.torch_evaluator import TorchEvaluator
+from mlff_distiller.deploy.torch_evaluator import TorchEvaluator, pays_to_compile
 from mlff_distiller.errors import DynamicsError, StudentError
 from mlff_distiller.kernels.neighbors.verlet import VerletList
 from mlff_distiller.kernels.nep.evaluator import SKIN, NEPEvaluator
@@ -103,11 +103,12 @@ def choose_forces(
     skin: float | None = None,
     *,
     compile: bool = False,
+    n_steps: int = 0,
 ) -> Forces:
     """What gives forces of ``student``, already on its device and of ``dtype``.
 
     Our own kernels where there are some for it, if ``backend`` is ``auto``; otherwise PyTorch's,
-    fused first if ``compile``.
+    fused first if ``compile``, or where it pays for ``n_steps``.
     """
     if backend not in ("auto", "warp", "torch"):
         raise StudentError("unknown backend", expected="auto, warp or torch", found=backend)
@@ -122,6 +123,8 @@ def choose_forces(
             found=student.architecture,
             remedy="take backend='auto' or 'torch'",
         )
+    n_atoms = sum(len(atoms) for atoms in frames)
+    compile = compile or pays_to_compile(n_steps, n_atoms, on_gpu=student.device.type == "cuda")
     return TorchForces(student, frames, skin or TORCH_SKIN, compile=compile)
 
 

@@ -31,9 +31,6 @@ from mlff_distiller.deploy.trajectory import TrajectoryThread, check_format
 from mlff_distiller.errors import ConfigError, DynamicsError
 from mlff_distiller.students import Student
 
-LONG_RUN = 10_000
-"""Steps for which it pays to compile a student."""
-
 Progress = Callable[[str, int, int, str], None]
 Observer = Callable[[Simulation], None]
 
@@ -98,7 +95,8 @@ def run_md(
         Pairs (k, function): called with the ``Simulation`` every k steps, and may change it.
     compile
         Whether a student without kernels of ours is compiled first, which takes most of a minute
-        and makes steps some three times as fast; None: from 10,000 steps on.
+        and makes steps some three times as fast; None: where it pays, on a GPU from 10,000 steps
+        on, on a CPU from 300,000 steps times atoms on.
     ensemble
         Fields of ``Ensemble``: ``ensemble``, ``temperature_K``, ``pressure_GPa``, ``seed``, ...
 
@@ -130,7 +128,8 @@ def run_md(
     target = _n_steps(n_steps, time_ps, time_step_fs(frames, settings))
     forces = choose_forces(
         *(model, frames, dtype, backend, settings.skin_A),
-        compile=target >= LONG_RUN if compile is None else compile,
+        compile=bool(compile),
+        n_steps=target if compile is None else 0,
     )
     simulation = Simulation(forces, frames, settings)
     files.open(simulation, frames, about)

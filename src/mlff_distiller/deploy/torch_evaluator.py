@@ -37,7 +37,14 @@ SKIN = 0.5
 _MARGIN, _EDGES_ROUND, _PADDING_ATOMS = 1.1, 256, 16
 _FIRST_RECORDED = 3
 """Evaluation at which it pays to record it."""
+_LONG_ON_GPU, _LONG_ON_CPU = 10_000, 300_000
+"""Steps that launches bind, and steps times atoms."""
 _VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
+
+
+def pays_to_compile(n_steps: int, n_atoms: int, *, on_gpu: bool) -> bool:
+    """Whether the time that so many steps save is longer than compiling takes, by and large."""
+    return n_steps >= _LONG_ON_GPU if on_gpu else n_steps * n_atoms >= _LONG_ON_CPU
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ from mlff_distiller.students.base import Student
 
 _SHORTEST = 1e-6
 """Å. Keeps the direction of coincident atoms finite."""
+_SATURATION = 0.25
+"""Share of ZBL's outer radius within which messages cease to change."""
 _FIRST_NORM_WIDTH = 1e-3
 """Of students whose ``config`` does not say: what they were trained with."""
 
@@ -42,6 +44,9 @@ class PaiNN(Student):
         Factor of the radial functions, by which an atom's first messages have unit variance.
     zbl
         ``zbl[t][u]`` = inner and outer radius (Å) and a1, b1 .. a4, b4; None for no repulsion.
+    saturates
+        Whether messages stay as they are where atoms come closer than ZBL's outer radius, of which
+        no data tell: what changes there is the repulsion alone.
     """
 
     architecture: ClassVar[str] = "painn"
@@ -61,8 +66,10 @@ class PaiNN(Student):
         max_moment: int = 3,
         norm_width: float = 1.0,
         zbl: tuple[tuple[tuple[float, ...], ...], ...] | None = None,
+        saturates: bool = True,
     ) -> None:
         super().__init__(elements, cutoff)
+        self.saturates = saturates
         self.norm_width = norm_width
         self.channels, self.layers, self.radial_functions = channels, layers, radial_functions
         self.radial_scale, self.max_moment, self.zbl = radial_scale, max_moment, zbl
@@ -92,12 +99,13 @@ class PaiNN(Student):
             "max_moment": self.max_moment,
             "norm_width": self.norm_width,
             "zbl": self.zbl,
+            "saturates": self.saturates,
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> PaiNN:
         zbl = config["zbl"] and tuple(tuple(tuple(pair) for pair in row) for row in config["zbl"])
-        given = {"norm_width": _FIRST_NORM_WIDTH, **config}
+        given = {"norm_width": _FIRST_NORM_WIDTH, "saturates": False, **config}
         if "moments" in given:  # of students from before there were higher ones
             given["max_moment"] = 2 if given.pop("moments") else 1
         return cls(**{**given, "elements": tuple(config["elements"]), "zbl": zbl})
@@ -105,18 +113,30 @@ class PaiNN(Student):
     def site_energies(self, types: Tensor, i: Tensor, j: Tensor, vectors: Tensor) -> Tensor:
         r = (vectors.square().sum(1) + _SHORTEST**2).sqrt()  # (n_edges,)
         directions = vectors / r.unsqueeze(1)
-        radial = self.radial_scale * bessel(r, self.cutoff, self.radial_functions)
+        table = None if self.zbl_table is None else self.zbl_table.to(r.dtype)[types[i], types[j]]
+        outer = None if table is None else table[:, 1].clamp(max=self.cutoff)
+        seen = saturated(r, outer) if self.saturates and outer is not None else r
+        radial = self.radial_scale * bessel(seen, self.cutoff, self.radial_functions)
         s, v = self.gather(types, i, j, radial, directions)  # (n_atoms, C), (n_atoms, 3, C)
         s, v = self.updates[0](_of_type(self.embedding, types) + s, v)
         for message, update in zip(self.messages, self.updates[1:], strict=True):
             s, v = update(*message(s, v, i, j, radial, directions))
         energies: Tensor = self.scale.to(s.dtype) * self.readout(s).squeeze(1)
-        if self.zbl_table is not None:
-            table = self.zbl_table.to(r.dtype)[types[i], types[j]]
+        if table is not None and outer is not None:
             zi, zj = (self.zbl_charges.to(r.dtype)[types[k]] for k in (i, j))
-            outer = table[:, 1].clamp(max=self.cutoff)
             energies = energies.index_add(0, i, screened_repulsion(r, zi, zj, table, outer)[0])
         return energies
+
+
+def saturated(r: Tensor, outer: Tensor) -> Tensor:
+    """``r`` from ``outer`` (n_edges,) on; below ``(1 - w) outer`` constant, twice differentiable.
+
+    With u = (1 - r/outer)/w it is ``outer (1 - w (u - u^3 + u^4 / 2))``.
+    """
+    u = ((1.0 - r / outer) / _SATURATION).clamp(0.0, 1.0)
+    return torch.where(
+        r > outer, r, outer * (1.0 - _SATURATION * u * (1.0 - u**2 * (1.0 - 0.5 * u)))
+    )
 
 
 def bessel(r: Tensor, cutoff: float, n: int) -> Tensor:

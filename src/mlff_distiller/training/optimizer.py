@@ -40,12 +40,24 @@ class Muon(AdamW):
 
     Jordan et al. (2024), "Muon": momentum, orthogonalised by five Newton-Schulz iterations. Here it
     is AdamW's own step, normalised by its second moments, that is orthogonalised and given back its
-    length; so learning rates keep their meaning.
+    length; so learning rates keep their meaning. Only matrices decay: orthogonal steps of noise
+    would let them grow with the root of their number, and what grows goes astray beyond the data.
     """
+
+    def __init__(
+        self, groups: list[dict[str, Any]], *, weight_decay: float, **options: Any
+    ) -> None:
+        super().__init__(groups, weight_decay=0.0, **options)
+        self.decay = weight_decay
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """As AdamW's, but for the steps of matrices."""
+        if self.decay:
+            for group in self.param_groups:
+                for own in group["params"]:
+                    if own.ndim >= 2:
+                        own.mul_(1.0 - group["lr"] * self.decay)
         stacks = [
             own
             for group in self.param_groups

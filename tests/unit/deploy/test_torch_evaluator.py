@@ -132,7 +132,8 @@ def test_where_nothing_compiles_it_says_so_and_runs(monkeypatch):
 def test_long_runs_are_compiled(monkeypatch):
     compiled = []
     monkeypatch.setattr("torch.compile", lambda graph, **_: compiled.append(graph) or graph)
-    monkeypatch.setattr("mlff_distiller.deploy.md.LONG_RUN", 20)
+    n = len(FRAMES[0])
+    monkeypatch.setattr("mlff_distiller.deploy.torch_evaluator._LONG_ON_CPU", 20 * n)
     settings = {"time_step_fs": 0.02, "device": "cpu", "temperature_K": 50.0}
     short = run_md(FRAMES[0], random_painn(), n_steps=19, **settings)
     assert not compiled

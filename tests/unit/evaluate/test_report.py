@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mlff_distiller.evaluate.criteria import CRITERIA
 from mlff_distiller.evaluate.evidence import Curve, Evidence, ParitySet, Sampling, Trajectory
 from mlff_distiller.evaluate.figures import all_panels
 from mlff_distiller.evaluate.plotting import MAX_POINTS
 from mlff_distiller.evaluate.report import (
+    CHECKS,
     _duration,
     _limit,
     _number,
@@ -336,6 +338,10 @@ def test_every_plot_is_described_in_words(report, evidence):
         for drawn in panels:
             assert drawn.description.startswith(f"Plot: {drawn.title}. Horizontal axis: ")
             assert "None" not in drawn.description
+
+
+def test_every_check_has_words():
+    assert set(CHECKS) == set(CRITERIA)
 
 
 # In a browser

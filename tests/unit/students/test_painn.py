@@ -13,7 +13,7 @@ from mlff_distiller.batch import Batch
 from mlff_distiller.errors import TrainingError
 from mlff_distiller.neighbors import neighbor_list
 from mlff_distiller.students import PaiNN, PaiNNSettings, painn_for
-from mlff_distiller.students.painn import solid_harmonics
+from mlff_distiller.students.painn import saturated, solid_harmonics
 from mlff_distiller.students.painn_setup import initialise
 
 
@@ -152,6 +152,44 @@ def test_a_student_saved_with_the_flag_of_old_keeps_its_moments():
     del config["max_moment"]
     assert PaiNN.from_config({**config, "moments": True}).max_moment == 2
     assert PaiNN.from_config({**config, "moments": False}).max_moment == 1
+
+
+def test_closer_than_in_the_data_only_the_repulsion_changes():
+    student = random_painn(zbl=True)  # outer radius 1.3 Å
+    plain = PaiNN.from_config({**student.config(), "zbl": None})
+    plain.load_state_dict(student.state_dict())
+    frozen = PaiNN.from_config(student.config() | {"saturates": False})
+    frozen.load_state_dict(student.state_dict())
+
+    def dimer(distance):
+        return Atoms("OH", [[0, 0, 0], [distance, 0, 0]])
+
+    def repulsion(distance):
+        return energies(frozen, dimer(distance)) - energies(plain, dimer(distance))
+
+    rest = [energies(student, dimer(r)) - repulsion(r) for r in (0.5, 0.7, 0.9, 0.97)]
+    assert np.ptp(rest) < 1e-9
+    for r in (1.3, 1.5):
+        assert energies(student, dimer(r)) == energies(frozen, dimer(r))
+    assert abs(energies(student, dimer(1.1)) - energies(frozen, dimer(1.1))) > 1e-6
+
+
+def test_students_saved_before_messages_saturated_go_on_without():
+    config = random_painn().config()
+    del config["saturates"]
+    assert not PaiNN.from_config(config).saturates
+
+
+def test_saturation_is_twice_differentiable():
+    outer = torch.tensor(1.4, dtype=torch.float64)
+    for place in (outer, 0.75 * outer):
+        values = []
+        for side in (-1e-6, 1e-6):
+            r = (place + side).requires_grad_()
+            (first,) = torch.autograd.grad(saturated(r, outer), r, create_graph=True)
+            (second,) = torch.autograd.grad(first, r) if first.requires_grad else (0.0 * r,)
+            values.append([saturated(r, outer).item(), first.item(), second.item()])
+        assert np.abs(np.subtract(*values)).max() < 1e-4
 
 
 def test_coincident_atoms_stay_finite():

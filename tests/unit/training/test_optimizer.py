@@ -36,3 +36,15 @@ def test_vectors_step_as_with_adamw_and_matrices_do_not():
     for a, b in zip(*(student.parameters() for student in students), strict=True):
         vector = a.ndim < 2 or min(a.shape) == 1
         assert torch.equal(a, b) == vector
+
+
+def test_matrices_decay_and_vectors_do_not():
+    matrix, vector = (torch.nn.Parameter(torch.ones(shape)) for shape in ((3, 4), (4,)))
+    plain = matrix.detach().clone(), vector.detach().clone()
+    groups = [{"params": [matrix, vector], "lr": 0.1}]
+    optimizer = Muon(groups, weight_decay=0.5, betas=(0.9, 0.99))
+    for own in (matrix, vector):
+        own.grad = torch.zeros_like(own)
+    optimizer.step()
+    torch.testing.assert_close(matrix.detach(), 0.95 * plain[0])
+    assert torch.equal(vector.detach(), plain[1])

@@ -23,7 +23,6 @@ from scipy.sparse.csgraph import connected_components
 
 from mlff_distiller.deploy import Ensemble, Simulation, StudentCalculator
 from mlff_distiller.deploy.forces import choose_forces
-from mlff_distiller.deploy.md import LONG_RUN
 from mlff_distiller.errors import DistillerError, DynamicsError
 from mlff_distiller.evaluate.stability import thermalise
 from mlff_distiller.evaluate.validation.incidents import bonds_of
@@ -152,7 +151,7 @@ def _on_device(
         raise TypeError(f"{force_field.name} is no student")
     forces = choose_forces(
         *(calculator.student, [atoms], force_field.dtype, "auto", ensemble.skin_A),
-        compile=n_steps >= LONG_RUN,
+        n_steps=n_steps,
     )
     simulation = Simulation(forces, [atoms], ensemble)
     while True:

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from mlff_distiller.deploy import Ensemble, Simulation, StudentCalculator
 from mlff_distiller.deploy.forces import choose_forces
-from mlff_distiller.deploy.md import LONG_RUN
 from mlff_distiller.errors import DistillerError, DynamicsError
 from mlff_distiller.evaluate.stability import default_time_step_fs, thermalise
 
@@ -197,7 +196,7 @@ def _on_device(
         raise TypeError(f"{force_field.name} is no student")
     forces = choose_forces(
         *(calculator.student, [atoms], force_field.dtype, "auto", ensemble.skin_A),
-        compile=n_steps >= LONG_RUN,
+        n_steps=n_steps,
     )
     simulation = Simulation(forces, [atoms], ensemble)
     while True:
