@@ -45,6 +45,8 @@ class Student(nn.Module, ABC):
     """
 
     architecture: ClassVar[str]
+    weight_decay: ClassVar[float] = 0.0
+    """That suits it, times the learning rate, in an update."""
     max_neighbors: int | None = None
     """Bound on neighbours of an atom, where shapes must not depend on values; None: unknown."""
     reference_energies: Tensor  # (n_types,) eV, float64 whatever the dtype of the module

@@ -25,14 +25,15 @@ def make_optimizer(name: str, student: Student, weight_decay: float) -> Optimize
     for factor, parameters in student.parameter_groups():
         rate: Any = torch.zeros((), device=student.device) if on_gpu else 0.0
         groups.append({"params": parameters, "factor": factor, "lr": rate})
-    kind = {"adamw": AdamW, "muon": Muon}[name]
-    return kind(
+    kind: Any = {"adamw": AdamW, "muon": Muon}[name]
+    optimizer: Optimizer = kind(
         groups,
         betas=_BETAS,
         weight_decay=weight_decay,
         fused=on_gpu or None,
         capturable=on_gpu,
     )
+    return optimizer
 
 
 class Muon(AdamW):

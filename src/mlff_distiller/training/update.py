@@ -43,7 +43,11 @@ class Updater:
         self.student, self.minibatches, self.spread = student, minibatches, spread
         self.settings, self.workers = settings, workers
         self.average = deepcopy(student).eval().requires_grad_(requires_grad=False)
-        self.optimizer = make_optimizer(settings.optimizer, student, settings.weight_decay)
+        self.optimizer = make_optimizer(
+            settings.optimizer,
+            student,
+            student.weight_decay if settings.weight_decay is None else settings.weight_decay,
+        )
         self.factors = [group["factor"] for group in self.optimizer.param_groups]
         on_gpu = student.device.type == "cuda"
         self.graphs = settings.cuda_graph and on_gpu and workers.alone
