@@ -280,6 +280,7 @@ class _Run:
         phases, block = self.phases, self.block
         n_blocks = max(4, -(-self.settings.n_steps // block))
         plain, phased, parts = np.zeros(n_blocks), np.zeros(n_blocks), []
+        entered: set[str] = set()
         before = self.rebuilds()
         for k in range(n_blocks):
             began = self.clock()
@@ -291,6 +292,7 @@ class _Run:
                 steps(block)
             phased[k] = self.clock() - began
             parts.append(phases.corrected())
+            entered |= {name for name, seconds in phases.seconds.items() if seconds > 0}
         keep = max(1, round(KEPT * n_blocks))
         a_step = 1e3 / (keep * block)
         quick = np.argsort(phased)[:keep]
@@ -308,7 +310,7 @@ class _Run:
             "phases": [
                 {"name": name, "ms": ms, "percent": 100 * ms / total}
                 for name, ms in spent.items()
-                if ms > 0
+                if name in entered  # also those that cost less than counting them
             ],
             "steps_a_rebuild": n_steps / found if found else None,
             "overhead": {"phases_percent": 100 * (phased_ms / step_ms - 1)},
