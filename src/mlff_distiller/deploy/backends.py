@@ -73,7 +73,7 @@ class EvaluatorBackend:
     def __init__(self, student: Student, *, compile: bool) -> None:
         self.student, self.compile = student, compile
         self._evaluator: TorchEvaluator | None = None
-        self._last = (b"", b"")
+        self._last = b""
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_evaluator": None}
@@ -83,12 +83,12 @@ class EvaluatorBackend:
     ) -> Results:
         from mlff_distiller.deploy.torch_evaluator import TorchEvaluator
 
-        given = numbers.tobytes(), pbc.tobytes()
+        given = numbers.tobytes()
         evaluator = self._evaluator if given == self._last else None
         self._evaluator = None  # before there are two, and after a failure
         if evaluator is None:
             sizes = np.array([len(numbers)])
-            evaluator = TorchEvaluator(self.student, numbers, sizes, pbc, compile=self.compile)
+            evaluator = TorchEvaluator(self.student, numbers, sizes, compile=self.compile)
         found = evaluator.evaluate(positions, cell, pbc)
         self._evaluator, self._last = evaluator, given
         return Results(found.energy, found.energies, found.forces, -found.virial)

@@ -52,8 +52,9 @@ class StudentCalculator(Calculator):
         new kind of model compiles them, for some seconds, and keeps them. ``torch`` runs PyTorch.
         ``auto`` takes the former for those.
     compile
-        Whether PyTorch's kernels are fused at the first call, and whenever the number of atoms
-        changes: that takes most of a minute, and makes evaluations some three times as fast.
+        Whether PyTorch's kernels are fused at the first call, and again whenever the elements
+        change or neighbours outgrow their room: that takes most of a minute, and makes evaluations
+        some three times as fast.
 
     Raises
     ------

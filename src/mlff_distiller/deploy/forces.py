@@ -90,9 +90,7 @@ class TorchForces(TorchEvaluator):
     ) -> None:
         numbers = np.concatenate([atoms.numbers for atoms in frames]).astype(np.int64)
         sizes = np.array([len(atoms) for atoms in frames])
-        super().__init__(
-            student, numbers, sizes, np.stack([atoms.pbc for atoms in frames]), skin, **options
-        )
+        super().__init__(student, numbers, sizes, skin, **options)
 
 
 def choose_forces(

@@ -62,8 +62,8 @@ class TorchEvaluator:
 
     Parameters
     ----------
-    numbers, sizes, pbc
-        Atomic numbers (n_atoms,), the number of atoms of each system, and (n_systems, 3).
+    numbers, sizes
+        Atomic numbers (n_atoms,), and the number of atoms of each system.
     skin
         Å; see ``VerletList``.
     padded
@@ -80,7 +80,6 @@ class TorchEvaluator:
         student: Student,
         numbers: NDArray[np.int64],
         sizes: NDArray[np.int64],
-        pbc: NDArray[np.bool_],
         skin: float = SKIN,
         *,
         padded: bool | None = None,
@@ -103,14 +102,15 @@ class TorchEvaluator:
         is_padded = (self.device.is_cuda or compile) if padded is None else padded
         self._n_padding = _PADDING_ATOMS + n // 8 if is_padded else 0
         self._n_edges = 0
-        self._pbc = torch.from_numpy(np.reshape(pbc, (-1, 3))).to(here)
         types = student.types(torch.from_numpy(numbers).to(here))
         system_idx = torch.repeat_interleave(torch.arange(n_systems), torch.from_numpy(sizes))
         self._types = torch.cat([types, types.new_zeros(self._n_padding)])
         padding = torch.full((self._n_padding,), n_systems)
         self._system_idx = torch.cat([system_idx, padding]).to(here)
         self._cell = torch.zeros(n_systems, 3, 3, dtype=torch.float64, device=here)
+        self._is_periodic = torch.zeros(n_systems, 1, 1, dtype=torch.bool, device=here)
         self._edges: Neighbors
+        self._padding: Neighbors
         self._set_launch()
 
     # -- what dynamics calls -------------------------------------------------------------------
@@ -129,6 +129,8 @@ class TorchEvaluator:
         near = self.neighbors
         with self._memory(), self._on_stream(), torch.no_grad():
             self._cell.copy_(torch.from_numpy(np.reshape(cell, (-1, 3, 3))))
+            is_periodic = np.reshape(pbc, (-1, 1, 3)).all(2, keepdims=True)
+            self._is_periodic.copy_(torch.from_numpy(is_periodic))
             counts, table, images, laps, whole = (
                 wp.to_torch(array)
                 for array in (near.counts, near.neighbors, near.images, near.laps, near.whole)
@@ -190,11 +192,11 @@ class TorchEvaluator:
             self._fill(edges)
         else:
             self._n_edges = _EDGES_ROUND * (int(_MARGIN * n_used) // _EDGES_ROUND + 1)
-            self._edges = self._padding()
+            self._padding, self._edges = self._unused(), self._unused()
             self._fill(edges)
             self._set_launch()
 
-    def _padding(self) -> Neighbors:
+    def _unused(self) -> Neighbors:
         """Edges of twice the cutoff, spread evenly over the atoms of the last system."""
         device = self.student.device
         number = torch.arange(self._n_edges, device=device)
@@ -205,11 +207,11 @@ class TorchEvaluator:
 
     def _fill(self, edges: Neighbors) -> None:
         """Pairs first, in their order; padding from there on."""
-        n_used, padding = len(edges.i), self._padding()
+        n_used = len(edges.i)
         for name in ("i", "j", "shifts"):
             own = getattr(self._edges, name)
             own[:n_used] = getattr(edges, name)
-            own[n_used:] = getattr(padding, name)[n_used:]
+            own[n_used:] = getattr(self._padding, name)[n_used:]
 
     # -- one evaluation ------------------------------------------------------------------------
 
@@ -243,7 +245,7 @@ class TorchEvaluator:
     def _arguments(self) -> tuple[Tensor, ...]:
         """The lattice on the device where it is periodic: a barostat may have changed it."""
         lattice = wp.to_torch(self.neighbors.lattice)
-        cell = torch.where(self._pbc.all(1)[:, None, None], lattice, self._cell)
+        cell = torch.where(self._is_periodic, lattice, self._cell)
         edges = self._edges
         return wp.to_torch(self.positions), cell, edges.i, edges.j, edges.shifts
 

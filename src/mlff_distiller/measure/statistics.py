@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mlff_distiller.evaluate.validation.statistics import growth as growth
-
 Array = NDArray[np.float64]
 
 N_BLOCKS = 20

@@ -77,7 +77,6 @@ def test_compiled(device):
 @pytest.mark.parametrize("make", [random_nep, random_painn])
 def test_recorded(make):
     forces = of_all("cuda", make)
-    wanted = evaluated(of_all(make=make), POSITIONS)
     for scale in (1.0, 1.01):  # again: positions are read anew
         moved = evaluated(forces, scale * POSITIONS, 5)
         assert forces._launch.__name__ == "replay"

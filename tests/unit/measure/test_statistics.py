@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from mlff_distiller.evaluate.validation.statistics import growth
 from mlff_distiller.measure import statistics
 
 
@@ -18,17 +19,17 @@ def test_latency_gives_a_percentile_only_where_samples_decide_it():
 def test_a_leak_is_told_from_a_cache_that_fills_once():
     steps, rng = np.arange(0, 1001, 10), np.random.default_rng(0)
     page = 4096 * rng.integers(-2, 3, len(steps))
-    leak = statistics.growth(steps, 5e8 + 1024 * steps + page)
+    leak = growth(steps, 5e8 + 1024 * steps + page)
     assert leak["growth_bytes_per_step"] == pytest.approx(1024, rel=0.05)
     assert leak["grows"]
-    cache = statistics.growth(steps, 5e8 + 4e6 * (steps > 120) + page)
+    cache = growth(steps, 5e8 + 4e6 * (steps > 120) + page)
     assert not cache["grows"]
-    assert not statistics.growth(steps, 5e8 + page)["grows"]
-    jump = statistics.growth(steps, 5e8 + 300 * steps + 2e6 * (steps > 500))
+    assert not growth(steps, 5e8 + page)["grows"]
+    jump = growth(steps, 5e8 + 300 * steps + 2e6 * (steps > 500))
     assert not jump["grows"]  # most of it came at once
-    brief = statistics.growth(steps[:40], 5e8 + 1e5 * steps[:40])
+    brief = growth(steps[:40], 5e8 + 1e5 * steps[:40])
     assert brief["grows"] is None
-    assert statistics.growth(steps[:3], np.zeros(3))["grows"] is None
+    assert growth(steps[:3], np.zeros(3))["grows"] is None
 
 
 def test_a_ratio_has_an_interval_that_holds_it():

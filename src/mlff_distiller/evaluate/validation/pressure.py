@@ -21,12 +21,11 @@ from ase.md.langevin import Langevin
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from mlff_distiller.deploy import Ensemble, Simulation, StudentCalculator
-from mlff_distiller.deploy.forces import choose_forces
+from mlff_distiller.deploy import Ensemble, StudentCalculator
 from mlff_distiller.errors import DistillerError, DynamicsError
 from mlff_distiller.evaluate.stability import thermalise
 from mlff_distiller.evaluate.validation.incidents import bonds_of
-from mlff_distiller.evaluate.validation.trajectory import Array, ForceField, OnStep
+from mlff_distiller.evaluate.validation.trajectory import Array, ForceField, OnStep, simulations
 
 _BURST = 2.0
 """A volume so much larger or smaller than the first is another phase, or none."""
@@ -146,20 +145,9 @@ def compressibility(force_field: ForceField, atoms: Atoms) -> float:
 def _on_device(
     force_field: ForceField, atoms: Atoms, ensemble: Ensemble, n_steps: int, every: int
 ) -> Iterator[_Row]:
-    calculator = force_field.calculator
-    if not isinstance(calculator, StudentCalculator):
-        raise TypeError(f"{force_field.name} is no student")
-    forces = choose_forces(
-        *(calculator.student, [atoms], force_field.dtype, "auto", ensemble.skin_A),
-        n_steps=n_steps,
-    )
-    simulation = Simulation(forces, [atoms], ensemble)
-    while True:
+    for simulation in simulations(force_field, atoms, ensemble, n_steps, every):
         seen = simulation.observables()
         yield simulation.step, float(seen.volume[0]), float(seen.pressure_GPa[0])
-        if simulation.step >= n_steps:
-            return
-        simulation.advance(min(every, n_steps - simulation.step))
 
 
 def _in_ase(

@@ -188,9 +188,10 @@ def at_rest(atoms: Atoms) -> None:
         ZeroRotation(atoms)
 
 
-def _on_device(
+def simulations(
     force_field: ForceField, atoms: Atoms, ensemble: Ensemble, n_steps: int, every: int
-) -> Iterator[Row]:
+) -> Iterator[Simulation]:
+    """A student's dynamics: one `Simulation`, at the start and every ``every`` steps of it."""
     calculator = force_field.calculator
     if not isinstance(calculator, StudentCalculator):
         raise TypeError(f"{force_field.name} is no student")
@@ -199,12 +200,18 @@ def _on_device(
         n_steps=n_steps,
     )
     simulation = Simulation(forces, [atoms], ensemble)
-    while True:
+    yield simulation
+    while simulation.step < n_steps:
+        simulation.advance(min(every, n_steps - simulation.step))
+        yield simulation
+
+
+def _on_device(
+    force_field: ForceField, atoms: Atoms, ensemble: Ensemble, n_steps: int, every: int
+) -> Iterator[Row]:
+    for simulation in simulations(force_field, atoms, ensemble, n_steps, every):
         frame = simulation.snapshot()
         yield frame.step, frame.positions, frame.velocities, float(frame.energy[0])
-        if frame.step >= n_steps:
-            return
-        simulation.advance(min(every, n_steps - frame.step))
 
 
 def _in_ase(
