@@ -9,13 +9,16 @@
     python benchmarks/training_sets.py teacher-md labelled/water/train.safetensors --model ANI \
         --replicas 24 --frames 24 --every-fs 50 --seed 7 --device cuda \
         --add-to labelled/water/train.safetensors --out labelled/water/more.safetensors
+    python benchmarks/training_sets.py tree labelled/water/more.safetensors --model ANI \
+        --number 800 --add-to labelled/water/more.safetensors --out labelled/water/all.safetensors
 
 ANI is the file of ``ani_torch.py convert``. ``structures``, on a CPU: a rattle-relax tree and short
 dynamics by the teacher make a first nep student, whose dynamics is labelled and makes a second,
 whose dynamics are the structures; half of the liquid's walkers live in strained cells.
 ``starts`` are equilibrated by the student from other seeds, for ``teacher-md``: test frames of the
 teacher's own dynamics. Of a set of many frames a walker only the last one starts; ``--add-to`` puts
-the frames behind those of a labelled set.
+the frames behind those of a labelled set. ``tree``: rattled and relaxed from there, for bonds that
+are shorter and longer than dynamics makes them.
 
 A set is one safetensors file: positions float32, and labels made of just these; per system n_atoms,
 cell, pbc, energy, stress, temperature_K, walker; per atom atomic_numbers, positions, forces, and
@@ -166,6 +169,11 @@ class Teacher:
 
     def __call__(self, frames, provenance=None):
         frames = [rounded(atoms) for atoms in frames]
+        for atoms, source in zip(frames, provenance or [], strict=False):
+            atoms.info = {
+                "temperature_K": source.get("temperature_K", math.nan),
+                "walker": source["seed"],
+            }
         labels = self.model.label(Batch.from_atoms(frames))
         forces = labels.forces.split([len(atoms) for atoms in frames])
         answers = [
@@ -217,6 +225,36 @@ def replicas_md(model, starts, temperature_K, seed, n_frames, *, equilibration_f
         if len(kinetic) == n_frames:
             return frames, float(np.mean(kinetic))
     raise RuntimeError("unreachable: dynamics has no end")
+
+
+def teacher_md(starts, model, arguments):
+    """``replicas_md`` as the command line says."""
+    rng, hot = np.random.default_rng(arguments.seed), arguments.temperature
+    starts = [
+        strained(starts[k % len(starts)], rng, arguments.strain * (k // len(hot) % 2))
+        for k in range(arguments.replicas)
+    ]
+    return replicas_md(
+        model,
+        starts,
+        np.resize(hot, len(starts)),
+        arguments.seed,
+        arguments.frames,
+        equilibration_fs=arguments.equilibration_fs,
+        every_fs=arguments.every_fs,
+    )
+
+
+def rattled(starts, teacher, number, seed):
+    """``number`` structures of rattle-relax trees from ``starts``, less those of wild forces."""
+    settings = RattleSettings(trees=len(starts))
+    grow(starts, teacher, number, settings, seed)
+    limit = settings.max_force_eV_per_A
+    return [
+        atoms
+        for atoms, answer in zip(teacher.frames, teacher.answers, strict=True)
+        if np.abs(answer["forces"]).max() < limit
+    ]
 
 
 def make_structures(system, seeds, model, out, seed, about):
@@ -328,9 +366,13 @@ def command():
     step.add_argument("--strain", type=float, default=0.0, help="of every other replica's cell")
     step.add_argument("--equilibration-fs", type=float, default=1_000.0)
     step.add_argument("--every-fs", type=float, default=100.0)
-    step.add_argument(
-        "--add-to", type=Path, help="a labelled set, which becomes part of the output"
-    )
+    grown = steps.add_parser("tree", parents=[shared])
+    grown.add_argument("starts", type=Path)
+    grown.add_argument("--number", type=int, required=True, help="of structures")
+    for adding in (step, grown):
+        adding.add_argument(
+            "--add-to", type=Path, help="a labelled set, which becomes part of the output"
+        )
     return parser.parse_args()
 
 
@@ -358,23 +400,12 @@ def main():
         )
     else:
         walkers = [int(w) for w in load_extra(arguments.starts, "walker")]
-        last = dict(zip(walkers, frames_of(arguments.starts), strict=True))
-        starts = list(last.values())
-        rng, hot = np.random.default_rng(arguments.seed), arguments.temperature
-        starts = [
-            strained(starts[k % len(starts)], rng, arguments.strain * (k // len(hot) % 2))
-            for k in range(arguments.replicas)
-        ]
-        frames, kinetic = replicas_md(
-            fast,
-            starts,
-            np.resize(hot, len(starts)),
-            arguments.seed,
-            arguments.frames,
-            equilibration_fs=arguments.equilibration_fs,
-            every_fs=arguments.every_fs,
-        )
-        about |= {"kinetic_K": kinetic, "dynamics_s": round(time.perf_counter() - started, 2)}
+        starts = list(dict(zip(walkers, frames_of(arguments.starts), strict=True)).values())
+        if arguments.step == "tree":
+            frames = rattled(starts, Teacher(fast), arguments.number, arguments.seed)
+        else:
+            frames, about["kinetic_K"] = teacher_md(starts, fast, arguments)
+        about["structures_s"] = round(time.perf_counter() - started, 2)
         save_set(arguments.out, stored(frames), about)
         label_file(arguments.out, model, arguments.out, about)
         if arguments.add_to is not None:
