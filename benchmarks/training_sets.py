@@ -10,7 +10,9 @@
         --replicas 24 --frames 24 --every-fs 50 --seed 7 --device cuda \
         --add-to labelled/water/train.safetensors --out labelled/water/more.safetensors
     python benchmarks/training_sets.py tree labelled/water/more.safetensors --model ANI \
-        --number 800 --add-to labelled/water/more.safetensors --out labelled/water/all.safetensors
+        --number 800 --add-to labelled/water/more.safetensors --out labelled/water/tree.safetensors
+    python benchmarks/training_sets.py approach labelled/water/more.safetensors --model ANI \
+        --number 480 --add-to labelled/water/tree.safetensors --out labelled/water/all.safetensors
 
 ANI is the file of ``ani_torch.py convert``. ``structures``, on a CPU: a rattle-relax tree and short
 dynamics by the teacher make a first nep student, whose dynamics is labelled and makes a second,
@@ -18,7 +20,8 @@ whose dynamics are the structures; half of the liquid's walkers live in strained
 ``starts`` are equilibrated by the student from other seeds, for ``teacher-md``: test frames of the
 teacher's own dynamics. Of a set of many frames a walker only the last one starts; ``--add-to`` puts
 the frames behind those of a labelled set. ``tree``: rattled and relaxed from there, for bonds that
-are shorter and longer than dynamics makes them.
+are shorter and longer than dynamics makes them; ``approach``: pairs of molecules, or of atoms,
+pushed together, of 120 frames drawn at random.
 
 A set is one safetensors file: positions float32, and labels made of just these; per system n_atoms,
 cell, pbc, energy, stress, temperature_K, walker; per atom atomic_numbers, positions, forces, and
@@ -42,7 +45,7 @@ from walks import fit_nep, langevin, rounded, strained, student_walks
 
 from mlff_distiller.batch import Batch
 from mlff_distiller.durable import replacing
-from mlff_distiller.sampling import RattleSettings, grow
+from mlff_distiller.sampling import ApproachSettings, RattleSettings, approach, grow
 from mlff_distiller.students import NEPSettings
 
 RECIPES = {
@@ -257,6 +260,15 @@ def rattled(starts, teacher, number, seed):
     ]
 
 
+def collided(starts, number, seed):
+    """``number`` structures of pairs pushed together; a frame's are its own walker."""
+    seeds = [batch.to_atoms()[0] for batch in to_batch(subset(starts, 120, seed)).systems()]
+    frames, origins = approach(seeds, number, ApproachSettings(), seed)
+    for atoms, origin in zip(frames, origins, strict=True):
+        atoms.info = {"temperature_K": math.nan, "walker": origin["seed"]}
+    return [rounded(atoms) for atoms in frames]
+
+
 def make_structures(system, seeds, model, out, seed, about):
     """Training structures, and starts for ``teacher-md``, into the folder ``out``."""
     recipe, rng = RECIPES[system], np.random.default_rng(seed)
@@ -369,7 +381,10 @@ def command():
     grown = steps.add_parser("tree", parents=[shared])
     grown.add_argument("starts", type=Path)
     grown.add_argument("--number", type=int, required=True, help="of structures")
-    for adding in (step, grown):
+    pushed = steps.add_parser("approach", parents=[shared])
+    pushed.add_argument("starts", type=Path)
+    pushed.add_argument("--number", type=int, required=True, help="of structures")
+    for adding in (step, grown, pushed):
         adding.add_argument(
             "--add-to", type=Path, help="a labelled set, which becomes part of the output"
         )
@@ -403,6 +418,8 @@ def main():
         starts = list(dict(zip(walkers, frames_of(arguments.starts), strict=True)).values())
         if arguments.step == "tree":
             frames = rattled(starts, Teacher(fast), arguments.number, arguments.seed)
+        elif arguments.step == "approach":
+            frames = collided(arguments.starts, arguments.number, arguments.seed)
         else:
             frames, about["kinetic_K"] = teacher_md(starts, fast, arguments)
         about["structures_s"] = round(time.perf_counter() - started, 2)

@@ -35,11 +35,12 @@ class Method(StrEnum):
     tree = "tree"
     md = "md"
     scan = "scan"
+    approach = "approach"
     pool = "pool"
     probe = "probe"
 
 
-_FREE = (Method.scan, Method.probe)
+_FREE = (Method.scan, Method.approach, Method.probe)
 """Need no forces."""
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
@@ -51,13 +52,14 @@ def sample(
     method: Annotated[
         Method,
         typer.Option(
-            help="Rattle-relax tree, molecular dynamics, scan of the cell; pool: make none, "
-            "--select from those given; probe: pairs displaced both ways, for train --probes."
+            help="Rattle-relax tree, molecular dynamics, scan of the cell; approach: pairs "
+            "pushed together; pool: make none, --select from those given; probe: pairs "
+            "displaced both ways, for train --probes."
         ),
     ] = Method.tree,
     number: Annotated[
         int,
-        typer.Option("--number", "-n", min=1, help="Structures by tree or MD; pairs of probe."),
+        typer.Option("--number", "-n", min=1, help="Structures; pairs of probe."),
     ] = 100,
     select: Annotated[
         int | None, typer.Option(min=1, help="Keep this many, those farthest from each other.")
@@ -99,6 +101,8 @@ def sample(
             frames = _pool(structures)
         elif method is Method.scan:
             frames = _scanned(read_structures(structures))
+        elif method is Method.approach:
+            frames = _pushed(read_structures(structures), number, seed)
         elif method is Method.probe:
             seeds = read_structures(structures)
             frames = [atoms for pair in probes(seeds, number, seed) for atoms in pair]
@@ -143,6 +147,22 @@ def _scanned(seeds: Sequence[Atoms]) -> list[Atoms]:
             expected="a structure that is periodic in three directions",
             found=", ".join(atoms.get_chemical_formula() for atoms in seeds[:3]),
             remedy="give a crystal, or sample by --method tree or md",
+        )
+    for atoms, origin in zip(frames, origins, strict=True):
+        atoms.info.update(origin)
+    return frames
+
+
+def _pushed(seeds: Sequence[Atoms], number: int, seed: int) -> list[Atoms]:
+    from mlff_distiller.sampling import ApproachSettings, approach, enlarge
+
+    seeds = [enlarge(atoms, 32) if atoms.pbc.any() else atoms for atoms in seeds]
+    frames, origins = approach(seeds, number, ApproachSettings(), seed)
+    if not frames:
+        raise StructureError(
+            "no two atoms can be pushed together",
+            expected="atoms closer than 4 Å to each other",
+            found=", ".join(atoms.get_chemical_formula() for atoms in seeds[:3]),
         )
     for atoms, origin in zip(frames, origins, strict=True):
         atoms.info.update(origin)

@@ -15,7 +15,12 @@ from mlff_distiller.active import ActiveSettings
 from mlff_distiller.batch import Batch
 from mlff_distiller.errors import ConfigError
 from mlff_distiller.evaluate.assess import EvaluationSettings
-from mlff_distiller.sampling import DynamicsSettings, RattleSettings, ScanSettings
+from mlff_distiller.sampling import (
+    ApproachSettings,
+    DynamicsSettings,
+    RattleSettings,
+    ScanSettings,
+)
 from mlff_distiller.students import NEPSettings, PaiNNSettings, Student, nep_for, painn_for
 from mlff_distiller.training import TrainingSettings
 
@@ -35,6 +40,7 @@ class Config:
     validation_fraction: Fraction = 0.1
     sampling: RattleSettings = field(default_factory=RattleSettings)
     scan: ScanSettings = field(default_factory=lambda: ScanSettings(volumes=0, strains=0))
+    approach: ApproachSettings = field(default_factory=ApproachSettings)
     dynamics: DynamicsSettings = field(default_factory=DynamicsSettings)
     active: ActiveSettings = field(default_factory=ActiveSettings)
     nep: NEPSettings = field(default_factory=NEPSettings)

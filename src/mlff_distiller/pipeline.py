@@ -35,7 +35,7 @@ from mlff_distiller.labeling import (
     read_frames,
 )
 from mlff_distiller.run_folder import fix_inputs, only_one
-from mlff_distiller.sampling import enlarge, grow, scan, walk, walkers
+from mlff_distiller.sampling import approach, enlarge, grow, scan, walk, walkers
 from mlff_distiller.students import Student, load_student, read_config, save_student
 from mlff_distiller.teachers import TeacherCalculator
 from mlff_distiller.training import train
@@ -128,8 +128,8 @@ def label_stage(
 ) -> Dataset:
     """Label ``config.labels`` structures in ``out/dataset``.
 
-    First the trees, with scans of the cell if asked for; then the teacher's own dynamics, if it
-    has a share; then the student's, in rounds of active learning.
+    First the trees, with scans of the cell if asked for, and pairs pushed together; then the
+    teacher's own dynamics, if it has a share; then the student's, in rounds of active learning.
     """
     temperatures = config.sampling.temperature_K
     with open_labels(out / "dataset", teacher.identity) as writer:
@@ -139,6 +139,9 @@ def label_stage(
             return lambda n: on_progress("label", start + n, config.labels, label.news)
 
         frames, origins = scan(seeds, config.scan)
+        n_close = round(config.approach.share * config.labels)
+        close, theirs = approach(seeds, n_close, config.approach, config.seed)
+        frames, origins = frames + close, origins + theirs
         n_student = round(config.active.share * config.labels)
         n_dynamics = round(config.dynamics.share * config.labels)
         n_trees = max(len(seeds), config.labels - n_student - n_dynamics - len(frames))

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import bulk, molecule
 from ase.io import read, write
 from typer.testing import CliRunner
@@ -57,6 +58,19 @@ def test_a_scan_needs_a_cell(water, copper, tmp_path):
     assert not (tmp_path / "new.xyz").exists()
     run(water, copper, "--method", "scan", "--out", tmp_path / "new.xyz")
     assert {len(atoms) for atoms in read(tmp_path / "new.xyz", ":")} == {4}
+
+
+def test_approach_pushes_pairs_together(water, tmp_path):
+    run(water, "--method", "approach", "-n", 6, "--out", tmp_path / "new.xyz")
+    frames = read(tmp_path / "new.xyz", ":")
+    shortest = read(water).get_all_distances()[0, 1]
+    assert len(frames) == 6
+    assert {(atoms.info["source"], atoms.info["seed"]) for atoms in frames} == {("approach", 0)}
+    near = [(atoms.get_all_distances() + 9 * np.eye(3)).min() for atoms in frames]
+    assert 0.68 * shortest <= min(near) < 0.9 * shortest
+    write(tmp_path / "ar.xyz", Atoms("Ar"), format="extxyz")
+    with pytest.raises(StructureError, match=r"(?s)pushed together.*found:\s*Ar"):
+        run(tmp_path / "ar.xyz", "--method", "approach", "--out", tmp_path / "none.xyz")
 
 
 def test_a_scan_says_where_its_frames_come_from(copper, tmp_path):

@@ -1,5 +1,6 @@
 """Structures worth a label, grown from a few seeds. Never imports teachers."""
 
+from mlff_distiller.sampling.approach import ApproachSettings, approach
 from mlff_distiller.sampling.dynamics import DynamicsSettings, Walker, explore, walk, walkers
 from mlff_distiller.sampling.probes import probes
 from mlff_distiller.sampling.rattle import Labeler, RattleSettings, grow
@@ -9,11 +10,13 @@ from mlff_distiller.sampling.select import descriptors, select
 from mlff_distiller.sampling.similar import find_similar
 
 __all__ = [
+    "ApproachSettings",
     "DynamicsSettings",
     "Labeler",
     "RattleSettings",
     "ScanSettings",
     "Walker",
+    "approach",
     "descriptors",
     "enlarge",
     "explore",

@@ -110,6 +110,56 @@ def test_scans():
     assert counts[0] != counts[1]
 
 
+class Walls(Pairs):
+    """As stiff as a bond squeezed to half its length: a factor of e in ``width`` Å."""
+
+    width = 0.04
+
+    def potential(self, r):
+        energy, slope = super().potential(r)
+        wall = np.exp((2.1 - r) / self.width)
+        return energy + wall, slope - wall / self.width
+
+
+class HardWalls(Walls):
+    def potential(self, r):
+        energy, slope = super().potential(r)
+        return energy - 1e-3 * (r < 2.05), slope
+
+
+class SteepWalls(Walls):
+    width = 0.01
+
+
+class Float32Walls(Float32Sum, SteepWalls):
+    pass
+
+
+def test_a_steep_wall_is_no_fault_and_hides_none():
+    atoms = rattled(argon(), 0.05)
+    near = atoms.get_distances(0, range(1, len(atoms)), mic=True).argmin() + 1
+    towards = atoms.get_distance(0, near, mic=True, vector=True)
+    length = np.linalg.norm(towards)
+    atoms.positions[near] -= towards * (1.0 - 2.1 / length)
+    direction = np.zeros((len(atoms), 3))
+    direction[0] = towards
+
+    def jump(calculator):
+        back = atoms.copy()
+        back.positions[0] -= 0.3 * towards / length
+        return straight_scan(ForceField("it", calculator), back, direction, 0.6, 120).jump_meV
+
+    def noise(calculator):
+        rng = np.random.default_rng(0)
+        return translation(ForceField("it", calculator), atoms, rng, n_atoms=500).noise_meV
+
+    assert forces_of(Walls(), [atoms]) < 1e-4
+    assert jump(Walls()) < 0.011
+    assert jump(HardWalls()) == pytest.approx(1.0, rel=0.05)
+    assert noise(SteepWalls()) < 0.02
+    assert noise(Float32Walls()) > 0.5
+
+
 def test_translations_and_the_resolution_of_energies():
     rng = np.random.default_rng(0)
     sound = translation(SOUND, frames()[0], rng, n_atoms=500)

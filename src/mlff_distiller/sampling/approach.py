@@ -1,0 +1,137 @@
+"""Pairs pushed together: how hard atoms repel each other where dynamics seldom leads.
+
+A student that never saw two molecules collide takes the weak repulsion before the collision for
+all there is, and one fast encounter in some 10 ps of a liquid is enough to fall into the hole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import numpy as np
+from ase import Atoms
+from ase.data import covalent_radii
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as validated
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from mlff_distiller.neighbors import find_pairs
+
+_BOND = 1.25
+"""In units of the sum of covalent radii."""
+_REACH_A = 4.0
+_FAR = 1.6
+"""In units of the shortest distance: pairs farther apart are not pushed together."""
+_TRIES = 20
+
+Contacts = dict[tuple[int, int, bool], float]
+"""Elements of a pair, whether it is within one body -> shortest distance, Å."""
+
+
+@validated(frozen=True, config=ConfigDict(extra="forbid"))
+class ApproachSettings:
+    """How near: ``range`` in units of the shortest distance of such a pair in the seeds.
+
+    ``share`` is the part of the labels that such structures get; in each, one pair of every
+    ``atoms_per_pair`` atoms is pushed together.
+    """
+
+    share: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    range: tuple[Annotated[float, Field(gt=0.2)], Annotated[float, Field(le=1.0)]] = (0.68, 1.0)
+    atoms_per_pair: Annotated[int, Field(ge=1)] = 48
+
+
+def approach(
+    seeds: Sequence[Atoms], n: int, settings: ApproachSettings, seed: int = 0
+) -> tuple[list[Atoms], list[dict[str, Any]]]:
+    """``n`` structures made of the seeds in turn, and their provenance.
+
+    Pairs are drawn such that each pair of elements is as frequent as any other. Atoms of different
+    molecules take these along as rigid bodies; those of one move alone, for a crystal is one.
+    Provenance: ``source`` (approach), ``seed``, ``branch`` (0, for they are akin to the seed),
+    ``distance_A``, those made. Fewer than ``n`` where there is nothing to push together.
+    """
+    pairs = [_pairs(atoms) for atoms in seeds]
+    shortest: Contacts = {}
+    for atoms, (i, j, vectors, bodies) in zip(seeds, pairs, strict=True):
+        for kind, r in zip(
+            _kinds(atoms, i, j, bodies), np.linalg.norm(vectors, axis=1), strict=True
+        ):
+            shortest[kind] = min(r, shortest.get(kind, np.inf))
+    frames, origins = [], []
+    for k in range(n):
+        rng, index = np.random.default_rng([seed, k]), k % len(seeds)
+        for _ in range(_TRIES):
+            found = _push(seeds[index], pairs[index], shortest, settings, rng)
+            if found is not None:
+                frames.append(found[0])
+                origins.append(
+                    {"source": "approach", "seed": index, "branch": 0, "distance_A": found[1]}
+                )
+                break
+    return frames, origins
+
+
+def _pairs(atoms: Atoms) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs within reach, i < j, the vectors between them, and the body of each atom."""
+    i, j, shifts = find_pairs(atoms.positions, atoms.cell.array, atoms.pbc, _REACH_A)
+    vectors = atoms.positions[j] - atoms.positions[i] + shifts @ atoms.cell.array
+    own = i < j
+    i, j, vectors = i[own], j[own], vectors[own]
+    radii = covalent_radii[atoms.numbers]
+    bonded = np.linalg.norm(vectors, axis=1) < _BOND * (radii[i] + radii[j])
+    graph = coo_array((np.ones(bonded.sum()), (i[bonded], j[bonded])), shape=2 * (len(atoms),))
+    return i, j, vectors, connected_components(graph, directed=False)[1]
+
+
+def _kinds(
+    atoms: Atoms, i: np.ndarray, j: np.ndarray, bodies: np.ndarray
+) -> list[tuple[int, int, bool]]:
+    elements = np.sort(atoms.numbers[np.stack([i, j])], axis=0).T
+    return [
+        (int(a), int(b), bool(one))
+        for (a, b), one in zip(elements, bodies[i] == bodies[j], strict=True)
+    ]
+
+
+def _push(
+    atoms: Atoms,
+    pairs: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+    shortest: Contacts,
+    settings: ApproachSettings,
+    rng: np.random.Generator,
+) -> tuple[Atoms, list[float]] | None:
+    """None if something else collided."""
+    i, j, vectors, bodies = pairs
+    lengths = np.linalg.norm(vectors, axis=1)
+    kinds = _kinds(atoms, i, j, bodies)
+    near = [k for k, kind in enumerate(kinds) if lengths[k] < _FAR * shortest[kind]]
+    pushed = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+    moved: set[int] = set()
+    made: list[float] = []
+    for _ in range(max(1, len(atoms) // settings.atoms_per_pair)):
+        free = [k for k in near if not {int(i[k]), int(j[k])} & moved]
+        if not free:
+            break
+        present = sorted({kinds[k] for k in free})
+        kind = present[rng.integers(len(present))]
+        k = int(rng.choice([k for k in free if kinds[k] == kind]))
+        r = float(rng.uniform(*settings.range)) * shortest[kind]
+        step = 0.5 * (lengths[k] - r) * vectors[k] / lengths[k]
+        for atom, by in ((i[k], step), (j[k], -step)):
+            taken = [atom] if kind[2] else np.flatnonzero(bodies == bodies[atom])
+            pushed.positions[taken] += by
+            moved.update(int(one) for one in taken)
+        made.append(round(r, 4))
+    if not made:
+        return None
+    i, j, shifts = find_pairs(pushed.positions, pushed.cell.array, pushed.pbc, _REACH_A)
+    r = np.linalg.norm(
+        pushed.positions[j] - pushed.positions[i] + shifts @ pushed.cell.array, axis=1
+    )
+    least = np.array(
+        [settings.range[0] * shortest.get(k, 0.0) for k in _kinds(pushed, i, j, bodies)]
+    )
+    return None if (r < 0.999 * least).any() else (pushed, made)
