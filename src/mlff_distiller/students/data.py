@@ -17,6 +17,8 @@ from mlff_distiller.students.base import Student
 
 ZBL_REACH = 0.95
 """Of the shortest distance seen: from there on nothing else keeps atoms apart."""
+_CONTACT = 1.75
+"""Of the sum of covalent radii: as close as molecules come to each other, about."""
 _PROBE_FRAMES = 64
 
 
@@ -49,7 +51,7 @@ def repulsion(
     """ZBL of each pair of elements: inner and outer radius (Å), and its a and b.
 
     Switched off at `ZBL_REACH` of the shortest distance that the data hold, and by ``outermost``
-    (Å); a pair never seen closer than its covalent radii takes these instead.
+    (Å); a pair never seen closer than `_CONTACT` of its covalent radii takes these instead.
     """
     pairs = neighbor_list(probes, outermost)
     lengths = edge_vectors(probes, pairs).norm(dim=1).numpy()
@@ -61,7 +63,8 @@ def repulsion(
         a, b = atomic_numbers[first], atomic_numbers[second]
         bond = float(covalent_radii[a] + covalent_radii[b])
         seen = lengths[(zi == a) & (zj == b)]
-        shortest = min(bond, float(seen.min())) if len(seen) else bond
+        contact = _CONTACT * bond
+        shortest = min(contact, float(seen.min())) if len(seen) else contact
         outer = round(min(ZBL_REACH * shortest, outermost), 3)
         return (round(0.5 * outer, 3), outer, *universal)
 

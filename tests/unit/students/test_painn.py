@@ -13,6 +13,7 @@ from mlff_distiller.batch import Batch
 from mlff_distiller.errors import TrainingError
 from mlff_distiller.neighbors import neighbor_list
 from mlff_distiller.students import PaiNN, PaiNNSettings, painn_for
+from mlff_distiller.students.data import repulsion
 from mlff_distiller.students.painn import saturated, solid_harmonics
 from mlff_distiller.students.painn_setup import initialise
 
@@ -42,6 +43,15 @@ def test_presets(preset, parameters):
     assert student.dtype == torch.float32
     assert student.cutoff == 4.5
     assert f"{student.channels}x{student.layers}" == preset
+
+
+@pytest.mark.parametrize(
+    ("distance", "outer"), [(2.2, 0.95 * 2.2), (2.8, 0.95 * 1.75 * 1.32), (9.0, 0.95 * 1.75 * 1.32)]
+)
+def test_repulsion_begins_where_the_data_end_or_molecules_meet(distance, outer):
+    oxygens = Batch.from_atoms([Atoms("O2", [[0, 0, 0], [distance, 0, 0]])])
+    ((pair,),) = repulsion(oxygens, ("O",), 5.0)
+    assert pair[:2] == pytest.approx((outer / 2, outer), abs=1e-3)
 
 
 def test_the_data_set_cutoff_scales_and_repulsion():
