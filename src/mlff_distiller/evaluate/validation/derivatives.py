@@ -16,7 +16,7 @@ from numpy.polynomial import Polynomial
 
 from mlff_distiller.evaluate.validation.trajectory import Array, ForceField
 
-_STEPS_A = (0.02, 0.01, 0.005, 0.0025)
+_STEPS_A = (0.01, 0.005, 0.0025, 0.00125)
 """Per atom. Noise wants long ones, a squeezed bond short ones; extrapolation chooses."""
 _STRAIN = 2e-3
 _COMPRESSION = -0.03
