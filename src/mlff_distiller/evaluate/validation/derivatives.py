@@ -143,14 +143,15 @@ def straight_scan(
 
     energy, slope = along(distance)
     left = _unexplained(energy, slope, distance[1])
-    excess = left - 5.0 * np.median(left)
+    everywhere = 5.0 * float(np.median(left))
+    excess = left - everywhere
     for _ in range(_LOOKS):
         worst = int(excess.argmax())
         if not excess[worst] > _SMALL_eV:
             break
         h = distance[1] / _FINER
         fine = distance[worst + 1] + h * np.arange(-1, _FINER + 2)
-        closer = float(_unexplained(*along(fine), h).max()) - 5.0 * float(np.median(left))
+        closer = float(_unexplained(*along(fine), h).max()) - everywhere
         if closer >= 0.5 * excess[worst]:
             break
         excess[worst] = closer
