@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -76,6 +77,10 @@ def validate(
     verify: Annotated[
         Path | None, typer.Option(help="Only check the hashes of a certificate.")
     ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(help="Keep what --out has of the same files and settings."),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.")] = False,
 ) -> None:
     """Approve or reject a force field, with reasons; the exit code is 1 if any is rejected."""
@@ -124,8 +129,10 @@ def validate(
         found = []
         for candidate in candidates:
             folder = out / candidate.field.name if len(candidates) > 1 else out
-            with Display(console, quiet=quiet) as display:
-                done = _validated(candidate, reference, atoms, settings, folder, display)
+            done = _kept(candidate, reference, settings, folder) if resume else None
+            if done is None:
+                with Display(console, quiet=quiet) as display:
+                    done = _validated(candidate, reference, atoms, settings, folder, display)
             found.append(done)
             if not quiet:
                 _print(done, folder)
@@ -192,6 +199,7 @@ def _validated(
     display: Display,
 ) -> Validated:
     """Validate, and write certificate.json and report.html into ``folder``."""
+    from mlff_distiller.durable import write_json
     from mlff_distiller.evaluate.validation.certificate import write_certificate
     from mlff_distiller.evaluate.validation.comparison import Validated
     from mlff_distiller.evaluate.validation.page import write_page
@@ -213,13 +221,43 @@ def _validated(
     found["measurements"]["speed"] = speeds(
         field, atoms, settings.temperature_K[0], candidate.device, teacher_ms
     )
-    content = {**found, **candidate.about, "settings": asdict(settings)}
-    if reference is not None:
-        content["teacher"] = dict(reference.identity)
-    page = folder / "report.html"
-    write_page(page, content, series, field.name, candidate.files)
-    write_certificate(folder / "certificate.json", content, {**candidate.files, "report": page})
+    content = {**found, **_asked(candidate, reference, settings)}
+    files = _files(candidate, folder)
+    write_page(files["report"], content, series, field.name, candidate.files)
+    write_json(files["series"], series)
+    write_certificate(folder / "certificate.json", content, files)
     return Validated(field.name, content, series)
+
+
+def _kept(
+    candidate: _Candidate, reference: _Reference | None, settings: ValidationSettings, folder: Path
+) -> Validated | None:
+    """What was found before of the same files, teacher and settings; None if there is nothing."""
+    from mlff_distiller.evaluate.validation.certificate import certified
+    from mlff_distiller.evaluate.validation.comparison import Validated
+
+    files, asked = _files(candidate, folder), _asked(candidate, reference, settings)
+    content = certified(folder / "certificate.json", asked, files)
+    if content is None:
+        return None
+    return Validated(candidate.field.name, content, json.loads(files["series"].read_text()))
+
+
+def _asked(
+    candidate: _Candidate, reference: _Reference | None, settings: ValidationSettings
+) -> dict[str, Any]:
+    """What a certificate says of how it was made."""
+    teacher = {} if reference is None else {"teacher": dict(reference.identity)}
+    return {**candidate.about, "settings": asdict(settings), **teacher}
+
+
+def _files(candidate: _Candidate, folder: Path) -> dict[str, Path]:
+    """What a certificate in ``folder`` has the hashes of."""
+    return {
+        **candidate.files,
+        "report": folder / "report.html",
+        "series": folder / "series.json",
+    }
 
 
 def _settings(

@@ -1,4 +1,4 @@
-"""Pairs pushed together: how hard atoms repel each other where dynamics seldom leads.
+"""Atoms pushed together: how hard they repel each other where dynamics seldom leads.
 
 A student that never saw two molecules collide takes the weak repulsion before the collision for
 all there is, and one fast encounter in some 10 ps of a liquid is enough to fall into the hole.
@@ -26,6 +26,7 @@ _FAR = 1.6
 """In units of the shortest distance: pairs farther apart are not pushed together."""
 _TRIES = 20
 
+Pairs = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 Contacts = dict[tuple[int, int, bool], float]
 """Elements of a pair, whether it is within one body -> shortest distance, Å."""
 
@@ -34,13 +35,15 @@ Contacts = dict[tuple[int, int, bool], float]
 class ApproachSettings:
     """How near: ``range`` in units of the shortest distance of such a pair in the seeds.
 
-    ``share`` is the part of the labels that such structures get; in each, one pair of every
+    ``share`` is the part of the labels that such structures get. ``compressed`` of them are seeds
+    with all lengths scaled by a factor within ``range``; in each of the others one pair of every
     ``atoms_per_pair`` atoms is pushed together.
     """
 
     share: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    range: tuple[Annotated[float, Field(gt=0.2)], Annotated[float, Field(le=1.0)]] = (0.68, 1.0)
+    range: tuple[Annotated[float, Field(gt=0.2)], Annotated[float, Field(le=1.0)]] = (0.8, 1.0)
     atoms_per_pair: Annotated[int, Field(ge=1)] = 48
+    compressed: Annotated[float, Field(ge=0, le=1)] = 0.2
 
 
 def approach(
@@ -50,8 +53,9 @@ def approach(
 
     Pairs are drawn such that each pair of elements is as frequent as any other. Atoms of different
     molecules take these along as rigid bodies; those of one move alone, for a crystal is one.
-    Provenance: ``source`` (approach), ``seed``, ``branch`` (0, for they are akin to the seed),
-    ``distance_A``, those made. Fewer than ``n`` where there is nothing to push together.
+    Provenance: ``source`` (approach), ``seed``, ``branch`` (0, for they are akin to the seed), and
+    ``distance_A``, those made, or ``factor`` of lengths. Fewer than ``n`` where there is nothing to
+    push together.
     """
     pairs = [_pairs(atoms) for atoms in seeds]
     shortest: Contacts = {}
@@ -63,18 +67,17 @@ def approach(
     frames, origins = [], []
     for k in range(n):
         rng, index = np.random.default_rng([seed, k]), k % len(seeds)
+        make = _compress if rng.random() < settings.compressed else _push
         for _ in range(_TRIES):
-            found = _push(seeds[index], pairs[index], shortest, settings, rng)
+            found = make(seeds[index], pairs[index], shortest, settings, rng)
             if found is not None:
                 frames.append(found[0])
-                origins.append(
-                    {"source": "approach", "seed": index, "branch": 0, "distance_A": found[1]}
-                )
+                origins.append({"source": "approach", "seed": index, "branch": 0, **found[1]})
                 break
     return frames, origins
 
 
-def _pairs(atoms: Atoms) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _pairs(atoms: Atoms) -> Pairs:
     """Pairs within reach, i < j, the vectors between them, and the body of each atom."""
     i, j, shifts = find_pairs(atoms.positions, atoms.cell.array, atoms.pbc, _REACH_A)
     vectors = atoms.positions[j] - atoms.positions[i] + shifts @ atoms.cell.array
@@ -96,13 +99,29 @@ def _kinds(
     ]
 
 
-def _push(
+def _compress(
     atoms: Atoms,
-    pairs: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+    pairs: Pairs,
     shortest: Contacts,
     settings: ApproachSettings,
     rng: np.random.Generator,
-) -> tuple[Atoms, list[float]] | None:
+) -> tuple[Atoms, dict[str, Any]] | None:
+    """None if no atom has another near."""
+    if not len(pairs[0]):
+        return None
+    factor = float(rng.uniform(*settings.range))
+    cell, positions = factor * atoms.cell.array, factor * atoms.positions
+    compressed = Atoms(atoms.numbers, positions, cell=cell, pbc=atoms.pbc)
+    return compressed, {"factor": round(factor, 4)}
+
+
+def _push(
+    atoms: Atoms,
+    pairs: Pairs,
+    shortest: Contacts,
+    settings: ApproachSettings,
+    rng: np.random.Generator,
+) -> tuple[Atoms, dict[str, Any]] | None:
     """None if something else collided."""
     i, j, vectors, bodies = pairs
     lengths = np.linalg.norm(vectors, axis=1)
@@ -134,4 +153,4 @@ def _push(
     least = np.array(
         [settings.range[0] * shortest.get(k, 0.0) for k in _kinds(pushed, i, j, bodies)]
     )
-    return None if (r < 0.999 * least).any() else (pushed, made)
+    return None if (r < 0.999 * least).any() else (pushed, {"distance_A": made})

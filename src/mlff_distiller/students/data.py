@@ -15,11 +15,13 @@ from mlff_distiller.kernels.nep.reference import ZBL_TERMS
 from mlff_distiller.neighbors import edge_vectors, neighbor_list
 from mlff_distiller.students.base import Student
 
-ZBL_REACH = 0.95
-"""Of the shortest distance seen: from there on nothing else keeps atoms apart."""
+ZBL_REACH = 1.1
+"""Of the shortest distance seen: what saturates below ZBL's radius then stays within the data."""
 _CONTACT = 1.75
 """Of the sum of covalent radii: as close as molecules come to each other, about."""
 _PROBE_FRAMES = 64
+_CONTACT_FRAMES = 4096
+_CHUNK = 64
 
 
 def elements_of(frames: Sequence[Batch]) -> tuple[str, ...]:
@@ -46,26 +48,32 @@ def reference_energies(frames: Sequence[Batch], student: Student) -> Tensor:
 
 
 def repulsion(
-    probes: Batch, elements: tuple[str, ...], outermost: float
+    frames: Sequence[Batch], elements: tuple[str, ...], outermost: float
 ) -> tuple[tuple[tuple[float, ...], ...], ...]:
     """ZBL of each pair of elements: inner and outer radius (Å), and its a and b.
 
-    Switched off at `ZBL_REACH` of the shortest distance that the data hold, and by ``outermost``
-    (Å); a pair never seen closer than `_CONTACT` of its covalent radii takes these instead.
+    Switched off at `ZBL_REACH` of the shortest distance that ``frames`` hold, or at `_CONTACT` of
+    the covalent radii or ``outermost`` (Å) if that is less.
     """
-    pairs = neighbor_list(probes, outermost)
-    lengths = edge_vectors(probes, pairs).norm(dim=1).numpy()
-    numbers = probes.atomic_numbers.numpy()
-    zi, zj = numbers[pairs.i.numpy()], numbers[pairs.j.numpy()]
+    numbers = torch.tensor([atomic_numbers[symbol] for symbol in elements])
+    radii = torch.from_numpy(covalent_radii)[numbers]
+    contact = (_CONTACT * (radii[:, None] + radii)).clamp(max=outermost)
+    outer = torch.minimum(ZBL_REACH * _shortest(frames, numbers, float(contact.max())), contact)
     universal = tuple(number for term in ZBL_TERMS for number in term)
+    return tuple(
+        tuple((round(0.5 * r, 3), round(r, 3), *universal) for r in row) for row in outer.tolist()
+    )
 
-    def row(first: str, second: str) -> tuple[float, ...]:
-        a, b = atomic_numbers[first], atomic_numbers[second]
-        bond = float(covalent_radii[a] + covalent_radii[b])
-        seen = lengths[(zi == a) & (zj == b)]
-        contact = _CONTACT * bond
-        shortest = min(contact, float(seen.min())) if len(seen) else contact
-        outer = round(min(ZBL_REACH * shortest, outermost), 3)
-        return (round(0.5 * outer, 3), outer, *universal)
 
-    return tuple(tuple(row(first, second) for second in elements) for first in elements)
+def _shortest(frames: Sequence[Batch], numbers: Tensor, reach: float) -> Tensor:
+    """(T, T) Å: the shortest distance of every pair of elements; infinite if beyond ``reach``."""
+    shortest = torch.full((len(numbers),) * 2, math.inf, dtype=torch.float64)
+    some = frames[:: math.ceil(len(frames) / _CONTACT_FRAMES)]
+    for start in range(0, len(some), _CHUNK):
+        batch = Batch.concatenate(some[start : start + _CHUNK])
+        pairs = neighbor_list(batch, reach)
+        types = torch.searchsorted(numbers, batch.atomic_numbers)
+        index = types[pairs.i] * len(numbers) + types[pairs.j]
+        lengths = edge_vectors(batch, pairs).norm(dim=1).double()
+        shortest.view(-1).scatter_reduce_(0, index, lengths, "amin")
+    return shortest

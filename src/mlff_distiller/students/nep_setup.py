@@ -51,7 +51,7 @@ def nep_for(frames: Sequence[Batch], settings: NEPSettings, seed: int) -> NEP:
     radial, angular = _cutoffs(frames, settings)
     shape = _shape(settings, len(elements))
     probes = some_of(frames)
-    zbl = repulsion(probes, elements, angular) if settings.zbl else None
+    zbl = repulsion(frames, elements, angular) if settings.zbl else None
     student = NEP(elements, shape, ((radial, angular),) * len(elements), zbl)
     student.reference_energies.copy_(reference_energies(frames, student))
     _initialise(student, probes, torch.Generator().manual_seed(seed))

@@ -57,7 +57,7 @@ def painn_for(frames: Sequence[Batch], settings: PaiNNSettings, seed: int, prese
         settings.radial_functions,
         _radial_scale(probes, cutoff, settings.radial_functions),
         max_moment=settings.max_moment,
-        zbl=repulsion(probes, elements, cutoff) if settings.zbl else None,
+        zbl=repulsion(frames, elements, cutoff) if settings.zbl else None,
     )
     student.reference_energies.copy_(reference_energies(frames, student))
     forces = probes.labels["forces"].double()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
+import numpy as np
 import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
@@ -16,6 +17,8 @@ from mlff_distiller.students.base import Prediction, Student
 from mlff_distiller.training.minibatch import Minibatch
 
 Weight = Annotated[float, Field(ge=0)]
+_OUTLIER = 3.0
+"""Interquartile ranges beside the median, 4 standard deviations of a normal distribution."""
 KINDS = ("forces", "energies", "energy", "stress", "curvature")
 
 
@@ -99,10 +102,15 @@ class Spread:
 
 
 def _deviation(values: Sequence[Tensor], smallest: float) -> float:
-    """Of what is known; 1 if nothing is."""
+    """Of what is known; 1 if nothing is. A few outliers, as of compressed cells, do not set it."""
     known = torch.cat([torch.full((1,), torch.nan, dtype=torch.float64), *values])
     known = known[~known.isnan()]
-    return max(float(known.std(correction=0)), smallest) if len(known) else 1.0
+    if not len(known):
+        return 1.0
+    low, middle, high = np.quantile(known.numpy(), [0.25, 0.5, 0.75]).tolist()
+    if high > low:
+        known = known.clamp(middle - _OUTLIER * (high - low), middle + _OUTLIER * (high - low))
+    return max(float(known.std(correction=0)), smallest)
 
 
 def huber(error: Tensor, delta: float) -> Tensor:

@@ -7,7 +7,7 @@ from ase.build import bulk, molecule
 
 from mlff_distiller.sampling import ApproachSettings, approach
 
-SETTINGS = ApproachSettings(atoms_per_pair=1000)
+SETTINGS = ApproachSettings(atoms_per_pair=1000, compressed=0.0)
 
 
 def dimer(distance):
@@ -45,7 +45,7 @@ def test_atoms_of_a_crystal_move_alone():
     for atoms in frames:
         assert (np.abs(atoms.positions - seed.positions).max(1) > 1e-6).sum() == 2
         distances = atoms.get_all_distances(mic=True) + 9.0 * np.eye(len(atoms))
-        assert 0.68 * shortest <= distances.min() < shortest
+        assert 0.8 * shortest <= distances.min() < shortest
 
 
 def test_repeats_by_seed_and_the_given_structure_stays():
@@ -58,9 +58,21 @@ def test_repeats_by_seed_and_the_given_structure_stays():
     assert np.array_equal(seed.positions, before)
 
 
+def test_some_are_compressed_with_all_their_lengths():
+    seed = bulk("Si", cubic=True)
+    frames, origins = approach([seed], 100, ApproachSettings(compressed=0.3), 2)
+    factors = [origin.get("factor", 1.0) for origin in origins]
+    assert sum(factor < 1.0 for factor in factors) == pytest.approx(30, abs=12)
+    for atoms, factor in zip(frames, factors, strict=True):
+        assert 0.8 <= factor <= 1.0
+        assert np.allclose(atoms.cell.array, factor * seed.cell.array, rtol=1e-4)
+        if factor < 1.0:
+            assert np.allclose(atoms.get_scaled_positions(), seed.get_scaled_positions())
+
+
 @pytest.mark.parametrize("atoms", [Atoms("Ar"), Atoms("Ar2", [[0, 0, 0], [9, 0, 0]])])
 def test_nothing_to_push(atoms):
-    assert approach([atoms], 5, SETTINGS) == ([], [])
+    assert approach([atoms], 5, ApproachSettings()) == ([], [])
 
 
 def test_across_the_boundary():

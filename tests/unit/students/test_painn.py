@@ -46,11 +46,11 @@ def test_presets(preset, parameters):
 
 
 @pytest.mark.parametrize(
-    ("distance", "outer"), [(2.2, 0.95 * 2.2), (2.8, 0.95 * 1.75 * 1.32), (9.0, 0.95 * 1.75 * 1.32)]
+    ("distance", "outer"), [(1.9, 1.1 * 1.9), (2.2, 1.75 * 1.32), (9.0, 1.75 * 1.32)]
 )
 def test_repulsion_begins_where_the_data_end_or_molecules_meet(distance, outer):
-    oxygens = Batch.from_atoms([Atoms("O2", [[0, 0, 0], [distance, 0, 0]])])
-    ((pair,),) = repulsion(oxygens, ("O",), 5.0)
+    frames = [Batch.from_atoms([Atoms("O2", [[0, 0, 0], [d, 0, 0]])]) for d in (distance, 9.0)]
+    ((pair,),) = repulsion(frames, ("O",), 5.0)
     assert pair[:2] == pytest.approx((outer / 2, outer), abs=1e-3)
 
 
@@ -63,7 +63,7 @@ def test_the_data_set_cutoff_scales_and_repulsion():
     assert float(student.scale) == pytest.approx(float(forces.square().mean().sqrt()))
     assert 0.02 < student.radial_scale < 1.0
     shortest = min(float(torch.pdist(frame.positions).min()) for frame in frames)  # C-H
-    assert student.zbl[0][1][1] == pytest.approx(0.95 * shortest, abs=1e-3)
+    assert student.zbl[0][1][1] == pytest.approx(1.1 * shortest, abs=1e-3)
     own = painn_for(frames, PaiNNSettings(cutoff_A=3.0, channels=8, layers=1, zbl=False), 0, "64x2")
     assert (own.cutoff, own.channels, own.layers, own.zbl) == (3.0, 8, 1, None)
 

@@ -287,6 +287,18 @@ def test_missing_stress_takes_no_part():
     assert float(partial) != float(full)
 
 
+def test_a_few_outliers_do_not_set_the_units_of_the_loss():
+    training = frames(24)
+    student = painn(training)
+    before = Spread.of(training, student)
+    training[3].labels["energy"][:] += 500.0
+    training[3].labels["stress"][:] *= 500.0
+    training[3].labels["forces"][:] *= 500.0
+    after = Spread.of(training, student)
+    for name in ("energy", "stress", "forces"):
+        assert getattr(before, name) <= getattr(after, name) < 2.0 * getattr(before, name)
+
+
 def molecule(n: int) -> list[Batch]:
     """Without cell or stress."""
     rng, out = np.random.default_rng(7), []

@@ -47,6 +47,26 @@ def versions() -> dict[str, str]:
     return {"mlff-distiller": own, **found}
 
 
+def certified(
+    path: Path, expected: Mapping[str, Any], files: Mapping[str, Path]
+) -> dict[str, Any] | None:
+    """Content of the certificate, if it holds what is ``expected`` and is of these ``files``.
+
+    None where there is none, where it or what it rests on was changed, or asks for more files.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        known = {name: file["sha256"] for name, file in content["files"].items()}
+        own = content.pop(_OWN)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    wanted = json.loads(json.dumps({**expected, "versions": versions()}))
+    if _hash(content) != own or any(content.get(name) != wanted[name] for name in wanted):
+        return None
+    same = {name: sha256_of_file(file) for name, file in files.items() if file.is_file()} == known
+    return content if same else None
+
+
 def verify_certificate(path: Path) -> list[str]:
     """What does not agree with the certificate any more, in words; nothing if all does.
 

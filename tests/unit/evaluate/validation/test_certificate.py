@@ -77,7 +77,7 @@ def test_the_command_approves_any_calculator_and_verifies(folder):
     assert content["settings"]["temperature_K"] == [40.0]
     assert content["settings"]["limits"] == {"incidents": 3.0}
     assert content["calculator"]["family"] == "ase"
-    assert set(content["files"]) == {"structure", "calculator", "report"}
+    assert set(content["files"]) == {"structure", "calculator", "report", "series"}
     assert "series" not in content
     assert (folder / "proof" / "certificate.json").stat().st_size < 100_000
     assert content["measurements"]["speed"]["ms_per_step"] > 0

@@ -249,3 +249,17 @@ def test_the_command_compares_and_asks_the_teacher_once(tmp_path, monkeypatch):
     text = Page(Path("proof/report.html").read_text("utf-8")).text
     assert text.startswith("✗ 0 of 2 approved")
     assert Path("one/report.html").is_file()
+
+    def made():
+        return [Path(f"proof/{name}/certificate.json").read_text() for name in ("nep", "again")]
+
+    before, page = made(), Path("proof/report.html").read_text("utf-8")
+    Path("proof/again/report.html").write_text("changed")
+    assert command(*words, "--student", "again", "--out", "proof", "--resume").returncode == 1
+    assert [a == b for a, b in zip(before, made(), strict=True)] == [True, False]
+    before = made()
+    command(*words, "--student", "again", "--out", "proof", "--resume")
+    assert made() == before
+    assert len(Path("proof/report.html").read_text("utf-8")) == pytest.approx(len(page), rel=1e-3)
+    command(*words, "--student", "again", "--out", "proof", "--resume", "--limit", "incidents=2")
+    assert not set(made()) & set(before)
