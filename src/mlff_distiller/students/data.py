@@ -17,11 +17,14 @@ from mlff_distiller.students.base import Student
 
 ZBL_REACH = 1.1
 """Of the shortest distance seen: what saturates below ZBL's radius then stays within the data."""
+_RARE = 1e-3
+"""Share of atoms that may feel the repulsion of a kind: its curvature jumps where it ends."""
 _CONTACT = 1.75
 """Of the sum of covalent radii: as close as molecules come to each other, about."""
 _PROBE_FRAMES = 64
 _CONTACT_FRAMES = 4096
 _CHUNK = 64
+_BIN = 1e-3  # Å
 
 
 def elements_of(frames: Sequence[Batch]) -> tuple[str, ...]:
@@ -52,28 +55,38 @@ def repulsion(
 ) -> tuple[tuple[tuple[float, ...], ...], ...]:
     """ZBL of each pair of elements: inner and outer radius (Å), and its a and b.
 
-    Switched off at `ZBL_REACH` of the shortest distance that ``frames`` hold, or at `_CONTACT` of
-    the covalent radii or ``outermost`` (Å) if that is less.
+    Switched off at `ZBL_REACH` of the shortest distance that ``frames`` hold, or nearer if more than
+    `_RARE` of the atoms would feel it; at most at `_CONTACT` of the covalent radii or ``outermost``.
     """
     numbers = torch.tensor([atomic_numbers[symbol] for symbol in elements])
     radii = torch.from_numpy(covalent_radii)[numbers]
     contact = (_CONTACT * (radii[:, None] + radii)).clamp(max=outermost)
-    outer = torch.minimum(ZBL_REACH * _shortest(frames, numbers, float(contact.max())), contact)
+    outer = torch.minimum(_least(frames, numbers, float(contact.max())), contact)
     universal = tuple(number for term in ZBL_TERMS for number in term)
     return tuple(
         tuple((round(0.5 * r, 3), round(r, 3), *universal) for r in row) for row in outer.tolist()
     )
 
 
-def _shortest(frames: Sequence[Batch], numbers: Tensor, reach: float) -> Tensor:
-    """(T, T) Å: the shortest distance of every pair of elements; infinite if beyond ``reach``."""
-    shortest = torch.full((len(numbers),) * 2, math.inf, dtype=torch.float64)
+def _least(frames: Sequence[Batch], numbers: Tensor, reach: float) -> Tensor:
+    """(T, T) Å: where the repulsion of every pair of elements may begin, by distances < ``reach``.
+
+    Infinite where there is none; distances are counted by bins of `_BIN`.
+    """
+    n_types, n_bins = len(numbers), math.ceil(reach / _BIN) + 1
+    counts = torch.zeros(n_types**2 * n_bins, dtype=torch.int64)
+    atoms = torch.zeros(n_types, dtype=torch.int64)
     some = frames[:: math.ceil(len(frames) / _CONTACT_FRAMES)]
     for start in range(0, len(some), _CHUNK):
         batch = Batch.concatenate(some[start : start + _CHUNK])
         pairs = neighbor_list(batch, reach)
         types = torch.searchsorted(numbers, batch.atomic_numbers)
-        index = types[pairs.i] * len(numbers) + types[pairs.j]
-        lengths = edge_vectors(batch, pairs).norm(dim=1).double()
-        shortest.view(-1).scatter_reduce_(0, index, lengths, "amin")
-    return shortest
+        atoms += torch.bincount(types, minlength=n_types)
+        kinds = types[pairs.i] * n_types + types[pairs.j]
+        bins = (edge_vectors(batch, pairs).norm(dim=1) / _BIN).long()
+        counts += torch.bincount(kinds * n_bins + bins, minlength=len(counts))
+    below = counts.view(n_types, n_types, n_bins).cumsum(2)  # distances up to each bin's end
+    rare = _RARE * torch.minimum(atoms[:, None], atoms)[:, :, None]
+    shortest, crowded = _BIN * (below == 0).sum(2), _BIN * (below <= rare).sum(2)
+    least = torch.minimum(ZBL_REACH * shortest, torch.maximum(shortest, crowded))
+    return torch.where(below[:, :, -1] > 0, least.double(), math.inf)

@@ -46,12 +46,14 @@ def test_presets(preset, parameters):
 
 
 @pytest.mark.parametrize(
-    ("distance", "outer"), [(1.9, 1.1 * 1.9), (2.2, 1.75 * 1.32), (9.0, 1.75 * 1.32)]
+    ("shortest", "outer"),
+    [(1.2, 1.1 * 1.2), (1.9, 2.0), (2.2, 2.2), (9.0, 1.75 * 1.32)],
 )
-def test_repulsion_begins_where_the_data_end_or_molecules_meet(distance, outer):
-    frames = [Batch.from_atoms([Atoms("O2", [[0, 0, 0], [d, 0, 0]])]) for d in (distance, 9.0)]
+def test_repulsion_begins_where_few_pairs_are_or_molecules_meet(shortest, outer):
+    distances = [shortest, *np.linspace(max(2.0, shortest), max(2.3, shortest), 1500)]
+    frames = [Batch.from_atoms([Atoms("O2", [[0, 0, 0], [d, 0, 0]])]) for d in distances]
     ((pair,),) = repulsion(frames, ("O",), 5.0)
-    assert pair[:2] == pytest.approx((outer / 2, outer), abs=1e-3)
+    assert pair[:2] == pytest.approx((outer / 2, outer), abs=2e-3)
 
 
 def test_the_data_set_cutoff_scales_and_repulsion():
@@ -63,7 +65,7 @@ def test_the_data_set_cutoff_scales_and_repulsion():
     assert float(student.scale) == pytest.approx(float(forces.square().mean().sqrt()))
     assert 0.02 < student.radial_scale < 1.0
     shortest = min(float(torch.pdist(frame.positions).min()) for frame in frames)  # C-H
-    assert student.zbl[0][1][1] == pytest.approx(1.1 * shortest, abs=1e-3)
+    assert student.zbl[0][1][1] == pytest.approx(shortest, abs=1.5e-3)
     own = painn_for(frames, PaiNNSettings(cutoff_A=3.0, channels=8, layers=1, zbl=False), 0, "64x2")
     assert (own.cutoff, own.channels, own.layers, own.zbl) == (3.0, 8, 1, None)
 
