@@ -7,7 +7,7 @@
     python benchmarks/training_sets.py teacher-md sets/water/starts.safetensors --model ANI \
         --replicas 16 --device cuda --out labelled/water/test.safetensors
     python benchmarks/training_sets.py teacher-md labelled/water/train.safetensors --model ANI \
-        --replicas 24 --frames 24 --every-fs 50 --seed 7 --device cuda \
+        --replicas 24 --frames 24 --every-fs 50 --seed 7 --max-spread 6 --device cuda \
         --add-to labelled/water/train.safetensors --out labelled/water/more.safetensors
     python benchmarks/training_sets.py tree labelled/water/more.safetensors --model ANI \
         --number 800 --add-to labelled/water/more.safetensors --out labelled/water/tree.safetensors
@@ -328,23 +328,34 @@ def subset(path, number, seed):
     if number is None or number >= len(tensors["n_atoms"]):
         return tensors
     chosen = np.random.default_rng(seed).choice(len(tensors["n_atoms"]), number, replace=False)
+    return picked(tensors, sorted(chosen.tolist()))
+
+
+def picked(tensors, chosen):
+    """The tensors of the systems ``chosen`` (indices)."""
     sizes, n_atoms = tensors["n_atoms"].tolist(), len(tensors["positions"])
-    picked = {}
+    found = {}
     for name, value in tensors.items():
         rows = value.split(sizes) if len(value) == n_atoms else value.unsqueeze(1)
-        picked[name] = torch.cat([rows[k] for k in sorted(chosen.tolist())])
-    return picked
+        found[name] = torch.cat([rows[k] for k in chosen])
+    return found
 
 
-def label_file(path, model, out, about, number=None, seed=0):
-    """Label the structures of ``path`` and write them with their labels as ``out``."""
+def label_file(path, model, out, about, number=None, seed=0, max_spread=math.inf):
+    """Label the structures of ``path`` and write them with their labels as ``out``.
+
+    Those are left out where the networks differ by more than ``max_spread`` (eV/Å) on some force.
+    """
     started = time.perf_counter()
     tensors = subset(path, number, seed)
     batch = to_batch(tensors)
     total = batch.n_systems
     labels = model.label(batch, on_done=lambda n: print(f"\r{n}/{total}", end="", flush=True))
-    about |= {"frames": total, "label_s": round(time.perf_counter() - started, 2)}
-    save_set(out, {**tensors, **labelled(labels)}, about)
+    spreads = labels.spread.split(tensors["n_atoms"].tolist())
+    agreed = [k for k, own in enumerate(spreads) if float(own.max()) <= max_spread]
+    about |= {"frames": len(agreed), "label_s": round(time.perf_counter() - started, 2)}
+    about["left_out"] = total - len(agreed)
+    save_set(out, picked({**tensors, **labelled(labels)}, agreed), about)
     print(f"\n{about['label_s']} s; mean force spread {labels.spread.mean():.4f} eV/Å, ", end="")
     print(f"largest force {labels.forces.abs().max():.1f} eV/Å")
 
@@ -364,6 +375,12 @@ def command():
     shared.add_argument("--seed", type=int, default=1)
     shared.add_argument("--device", default="cpu")
     shared.add_argument("--dtype", choices=["float32", "float64"], default="float64")
+    shared.add_argument(
+        "--max-spread",
+        type=float,
+        default=math.inf,
+        help="leave out frames on whose forces the networks differ by more, eV/Å",
+    )
     step = steps.add_parser("structures", parents=[shared])
     step.add_argument("system", choices=list(RECIPES))
     step.add_argument("seeds", type=Path)
@@ -410,9 +427,8 @@ def main():
             atoms.calc = None
         make_structures(arguments.system, seeds, fast, arguments.out, arguments.seed, about)
     elif arguments.step == "labels":
-        label_file(
-            arguments.structures, model, arguments.out, about, arguments.number, arguments.seed
-        )
+        given = arguments.number, arguments.seed, arguments.max_spread
+        label_file(arguments.structures, model, arguments.out, about, *given)
     else:
         walkers = [int(w) for w in load_extra(arguments.starts, "walker")]
         starts = list(dict(zip(walkers, frames_of(arguments.starts), strict=True)).values())
@@ -424,7 +440,7 @@ def main():
             frames, about["kinetic_K"] = teacher_md(starts, fast, arguments)
         about["structures_s"] = round(time.perf_counter() - started, 2)
         save_set(arguments.out, stored(frames), about)
-        label_file(arguments.out, model, arguments.out, about)
+        label_file(arguments.out, model, arguments.out, about, max_spread=arguments.max_spread)
         if arguments.add_to is not None:
             ours, theirs = load_file(arguments.out), load_file(arguments.add_to)
             ours["walker"] += 1 + int(theirs["walker"].max())

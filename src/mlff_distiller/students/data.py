@@ -55,8 +55,9 @@ def repulsion(
 ) -> tuple[tuple[tuple[float, ...], ...], ...]:
     """ZBL of each pair of elements: inner and outer radius (Å), and its a and b.
 
-    Switched off at `ZBL_REACH` of the shortest distance that ``frames`` hold, or nearer if more than
-    `_RARE` of the atoms would feel it; at most at `_CONTACT` of the covalent radii or ``outermost``.
+    Switched off at `ZBL_REACH` of the shortest distance that ``frames`` hold, or nearer if more
+    than `_RARE` of the atoms would feel it; at most at `_CONTACT` of the covalent radii, or at
+    ``outermost`` (Å).
     """
     numbers = torch.tensor([atomic_numbers[symbol] for symbol in elements])
     radii = torch.from_numpy(covalent_radii)[numbers]
