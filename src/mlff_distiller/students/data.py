@@ -19,6 +19,7 @@ ZBL_REACH = 1.1
 """Of the shortest distance seen: what saturates below ZBL's radius then stays within the data."""
 _RARE = 1e-3
 """Share of atoms that may feel the repulsion of a kind: its curvature jumps where it ends."""
+_NEARER = 0.95
 _CONTACT = 1.75
 """Of the sum of covalent radii: as close as molecules come to each other, about."""
 _PROBE_FRAMES = 64
@@ -55,8 +56,8 @@ def repulsion(
 ) -> tuple[tuple[tuple[float, ...], ...], ...]:
     """ZBL of each pair of elements: inner and outer radius (Å), and its a and b.
 
-    Switched off at `ZBL_REACH` of the shortest distance that ``frames`` hold, or nearer if more
-    than `_RARE` of the atoms would feel it; at most at `_CONTACT` of the covalent radii, or at
+    Switched off at `ZBL_REACH` of the shortest distance that ``frames`` hold, or at `_NEARER` of
+    where more than `_RARE` of the atoms are; at most at `_CONTACT` of the covalent radii, or at
     ``outermost`` (Å).
     """
     numbers = torch.tensor([atomic_numbers[symbol] for symbol in elements])
@@ -89,5 +90,5 @@ def _least(frames: Sequence[Batch], numbers: Tensor, reach: float) -> Tensor:
     below = counts.view(n_types, n_types, n_bins).cumsum(2)  # distances up to each bin's end
     rare = _RARE * torch.minimum(atoms[:, None], atoms)[:, :, None]
     shortest, crowded = _BIN * (below == 0).sum(2), _BIN * (below <= rare).sum(2)
-    least = torch.minimum(ZBL_REACH * shortest, torch.maximum(shortest, crowded))
+    least = torch.minimum(ZBL_REACH * shortest, _NEARER * torch.maximum(shortest, crowded))
     return torch.where(below[:, :, -1] > 0, least.double(), math.inf)
