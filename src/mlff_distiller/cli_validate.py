@@ -78,8 +78,7 @@ def validate(
         Path | None, typer.Option(help="Only check the hashes of a certificate.")
     ] = None,
     resume: Annotated[
-        bool,
-        typer.Option(help="Keep what --out has of the same files and settings."),
+        bool, typer.Option(help="Keep what --out has of the same files and settings.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.")] = False,
 ) -> None:

@@ -41,6 +41,7 @@ class Counted(EMT):
 SMALL = [
     "labels=40",
     "training.epochs=40",
+    "training.patience_fraction=1.0",  # the number of changes of the disk is not up to chance
     "training.checkpoint_seconds=0",
     "nep.neurons=8",
     "nep.n_max_radial=3",

@@ -27,6 +27,7 @@ _FAR = 1.6
 _TRIES = 20
 
 Pairs = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""i, j, the vectors from i to j (n_pairs, 3) in Å, and the body of each atom (n_atoms,)."""
 Contacts = dict[tuple[int, int, bool], float]
 """Elements of a pair, whether it is within one body -> shortest distance, Å."""
 
@@ -67,13 +68,22 @@ def approach(
     frames, origins = [], []
     for k in range(n):
         rng, index = np.random.default_rng([seed, k]), k % len(seeds)
-        make = _compress if rng.random() < settings.compressed else _push
-        for _ in range(_TRIES):
-            found = make(seeds[index], pairs[index], shortest, settings, rng)
-            if found is not None:
-                frames.append(found[0])
-                origins.append({"source": "approach", "seed": index, "branch": 0, **found[1]})
-                break
+        if not len(pairs[index][0]):
+            continue
+        found: Atoms | None
+        made: dict[str, Any]
+        if rng.random() < settings.compressed:
+            factor = float(rng.uniform(*settings.range))
+            found, made = _scaled(seeds[index], factor), {"factor": round(factor, 4)}
+        else:
+            tries = (
+                _push(seeds[index], pairs[index], shortest, settings, rng) for _ in range(_TRIES)
+            )
+            found, distances = next((one for one in tries if one is not None), (None, []))
+            made = {"distance_A": distances}
+        if found is not None:
+            frames.append(found)
+            origins.append({"source": "approach", "seed": index, "branch": 0, **made})
     return frames, origins
 
 
@@ -99,20 +109,10 @@ def _kinds(
     ]
 
 
-def _compress(
-    atoms: Atoms,
-    pairs: Pairs,
-    shortest: Contacts,
-    settings: ApproachSettings,
-    rng: np.random.Generator,
-) -> tuple[Atoms, dict[str, Any]] | None:
-    """None if no atom has another near."""
-    if not len(pairs[0]):
-        return None
-    factor = float(rng.uniform(*settings.range))
+def _scaled(atoms: Atoms, factor: float) -> Atoms:
+    """All lengths times ``factor``."""
     cell, positions = factor * atoms.cell.array, factor * atoms.positions
-    compressed = Atoms(atoms.numbers, positions, cell=cell, pbc=atoms.pbc)
-    return compressed, {"factor": round(factor, 4)}
+    return Atoms(atoms.numbers, positions, cell=cell, pbc=atoms.pbc)
 
 
 def _push(
@@ -121,7 +121,7 @@ def _push(
     shortest: Contacts,
     settings: ApproachSettings,
     rng: np.random.Generator,
-) -> tuple[Atoms, dict[str, Any]] | None:
+) -> tuple[Atoms, list[float]] | None:
     """None if something else collided."""
     i, j, vectors, bodies = pairs
     lengths = np.linalg.norm(vectors, axis=1)
@@ -153,4 +153,4 @@ def _push(
     least = np.array(
         [settings.range[0] * shortest.get(k, 0.0) for k in _kinds(pushed, i, j, bodies)]
     )
-    return None if (r < 0.999 * least).any() else (pushed, {"distance_A": made})
+    return None if (r < 0.999 * least).any() else (pushed, made)

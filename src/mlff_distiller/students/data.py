@@ -20,6 +20,7 @@ ZBL_REACH = 1.1
 _RARE = 1e-3
 """Share of atoms that may feel the repulsion of a kind: its curvature jumps where it ends."""
 _NEARER = 0.95
+"""Of the distance up to which so few are."""
 _CONTACT = 1.75
 """Of the sum of covalent radii: as close as molecules come to each other, about."""
 _PROBE_FRAMES = 64
@@ -73,7 +74,8 @@ def repulsion(
 def _least(frames: Sequence[Batch], numbers: Tensor, reach: float) -> Tensor:
     """(T, T) Å: where the repulsion of every pair of elements may begin, by distances < ``reach``.
 
-    Infinite where there is none; distances are counted by bins of `_BIN`.
+    The smaller of `ZBL_REACH` and `_NEARER` of the two distances there; infinite where no pair of
+    the kind is. Distances are counted by bins of `_BIN`.
     """
     n_types, n_bins = len(numbers), math.ceil(reach / _BIN) + 1
     counts = torch.zeros(n_types**2 * n_bins, dtype=torch.int64)
@@ -86,7 +88,8 @@ def _least(frames: Sequence[Batch], numbers: Tensor, reach: float) -> Tensor:
         atoms += torch.bincount(types, minlength=n_types)
         kinds = types[pairs.i] * n_types + types[pairs.j]
         bins = (edge_vectors(batch, pairs).norm(dim=1) / _BIN).long()
-        counts += torch.bincount(kinds * n_bins + bins, minlength=len(counts))
+        index = kinds * n_bins + bins
+        counts.scatter_add_(0, index, torch.ones_like(index))
     below = counts.view(n_types, n_types, n_bins).cumsum(2)  # distances up to each bin's end
     rare = _RARE * torch.minimum(atoms[:, None], atoms)[:, :, None]
     shortest, crowded = _BIN * (below == 0).sum(2), _BIN * (below <= rare).sum(2)

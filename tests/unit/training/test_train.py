@@ -88,19 +88,19 @@ def painn(training: list[Batch]):
 def test_a_graph_teaches_what_single_kernels_do(make, optimizer):
     training = [*frames(9), *molecule(3)]
     histories = []
-    for cuda_graph in (False, True):
+    for cuda_graph, updates in ((False, 40), (True, 40), (True, 200)):
         settings = TrainingSettings(
-            updates=40,
+            updates=updates,
             atoms_per_batch=12,
             cuda_graph=cuda_graph,
             optimizer=optimizer,
         )
         student = make(training).to("cuda")
         histories.append(train(student, training, frames(4, seed=1), settings))
-    for a, b in zip(*histories, strict=True):
+    for a, b in zip(*histories[:2], strict=True):
         assert a["train_loss"] == pytest.approx(b["train_loss"], rel=0.02)
-    errors = [row["validation_forces_mae_meV_per_A"] for row in histories[1]]  # of the same frames
-    assert errors[-1] < 0.95 * errors[0]
+    errors = [row["validation_forces_mae_meV_per_A"] for row in histories[2]]
+    assert errors[-1] < 0.5 * errors[0]
 
 
 @pytest.mark.gpu

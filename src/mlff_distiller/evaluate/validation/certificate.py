@@ -52,7 +52,7 @@ def certified(
 ) -> dict[str, Any] | None:
     """Content of the certificate, if it holds what is ``expected`` and is of these ``files``.
 
-    None where there is none, where it or what it rests on was changed, or asks for more files.
+    None where there is none, or where it, its versions or one of its files differ or are missing.
     """
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -63,8 +63,11 @@ def certified(
     wanted = json.loads(json.dumps({**expected, "versions": versions()}))
     if _hash(content) != own or any(content.get(name) != wanted[name] for name in wanted):
         return None
-    same = {name: sha256_of_file(file) for name, file in files.items() if file.is_file()} == known
-    return content if same else None
+    if not all(file.is_file() for file in files.values()):
+        return None
+    return (
+        content if {name: sha256_of_file(file) for name, file in files.items()} == known else None
+    )
 
 
 def verify_certificate(path: Path) -> list[str]:

@@ -261,5 +261,9 @@ def test_the_command_compares_and_asks_the_teacher_once(tmp_path, monkeypatch):
     command(*words, "--student", "again", "--out", "proof", "--resume")
     assert made() == before
     assert len(Path("proof/report.html").read_text("utf-8")) == pytest.approx(len(page), rel=1e-3)
+    Path("proof/nep/series.json").unlink()
+    command(*words, "--student", "again", "--out", "proof", "--resume")
+    assert [a == b for a, b in zip(before, made(), strict=True)] == [False, True]
+    before = made()
     command(*words, "--student", "again", "--out", "proof", "--resume", "--limit", "incidents=2")
     assert not set(made()) & set(before)
