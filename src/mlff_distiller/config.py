@@ -30,7 +30,11 @@ _STRICT = ConfigDict(extra="forbid")
 
 @validated(frozen=True, config=_STRICT)
 class Config:
-    """Everything ``distill`` depends on, besides the structures and the teacher."""
+    """Everything ``distill`` depends on, besides the structures and the teacher.
+
+    ``max_disagreement_eV_per_A``: where a committee's members differ by more on the force of some
+    atom, their mean is no label to learn; such structures are tested on alone.
+    """
 
     labels: Annotated[int, Field(ge=10)] = 300
     student: Annotated[str, Field(pattern=r"^(nep|painn(-\d+x\d+)?)$")] = "nep"
@@ -38,6 +42,7 @@ class Config:
     seed: Annotated[int, Field(ge=0)] = 0
     test_fraction: Fraction = 0.1
     validation_fraction: Fraction = 0.1
+    max_disagreement_eV_per_A: Annotated[float, Field(gt=0)] = 6.0
     sampling: RattleSettings = field(default_factory=RattleSettings)
     scan: ScanSettings = field(default_factory=lambda: ScanSettings(volumes=0, strains=0))
     approach: ApproachSettings = field(default_factory=ApproachSettings)

@@ -6,6 +6,7 @@ import copy
 import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from mlff_distiller.config import Config, to_plain
 from mlff_distiller.dataset import Dataset, Split, split_by_group
 from mlff_distiller.deploy import StudentCalculator, resolve_device
 from mlff_distiller.durable import EventLog, sha256_of_file, write_json
+from mlff_distiller.errors import DatasetError
 from mlff_distiller.evaluate.accuracy import compare
 from mlff_distiller.evaluate.stability import stays_up
 from mlff_distiller.extra import NO_SOURCES, Sources
@@ -98,15 +100,30 @@ def train_and_test(
 
 
 def split_labels(labels: Dataset, config: Config) -> Split:
-    """Whole trees to each part; the seeds themselves train."""
+    """Whole trees to each part; the seeds themselves train, and labels in dispute do not."""
     rest = 1.0 - config.test_fraction - config.validation_fraction
     alone = frozenset(int(group) for group in labels.groups if group % BRANCHES_PER_SEED == 0)
-    return split_by_group(
+    split = split_by_group(
         labels.groups,
         (rest, config.validation_fraction, config.test_fraction),
         config.seed,
         always_train=alone,
     )
+    limit = config.max_disagreement_eV_per_A
+    disputed = labels.disagreement > limit
+    agreed = replace(
+        split,
+        train=split.train[~disputed[split.train]],
+        validation=split.validation[~disputed[split.validation]],
+    )
+    if not len(agreed.train) or not len(agreed.validation):
+        raise DatasetError(
+            "the committee agrees on too few structures to train on",
+            expected=f"forces on which its members differ by at most {limit:g} eV/Å",
+            found=f"{disputed.sum()} of {len(labels)} structures with others",
+            remedy="take another teacher, or raise max_disagreement_eV_per_A",
+        )
+    return agreed
 
 
 def train_stage(

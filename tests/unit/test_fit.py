@@ -93,8 +93,13 @@ def emt(n: int, seed: int = 0) -> list[Atoms]:
     return made
 
 
-def dataset(folder: Path, structures: list[Atoms], shift: float = 0.0) -> Path:
-    """By EMT, energies moved by ``shift`` an atom."""
+def dataset(
+    folder: Path,
+    structures: list[Atoms],
+    shift: float = 0.0,
+    spreads: dict[int, float] | None = None,
+) -> Path:
+    """By EMT, energies moved by ``shift`` an atom; ``spreads`` of the last atom's force, if any."""
     for atoms in structures:
         calculator = EMT()
         energy, forces = calculator.get_potential_energy(atoms), calculator.get_forces(atoms)
@@ -114,6 +119,8 @@ def dataset(folder: Path, structures: list[Atoms], shift: float = 0.0) -> Path:
                 "forces": atoms.get_forces(),
                 "stress": atoms.get_stress(voigt=False),
             }
+            if spreads is not None:
+                labels["forces_spread"] = np.array([0.1, 0.1, 0.1, spreads.get(number, 0.1)])
             bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True)
             key = label_key(bare, f"EMT {shift}")
             writer.append([Record(bare, labels, key, 1 + number, origin)])
@@ -175,6 +182,22 @@ def test_probes_train_but_not_around_structures_that_test(labels, tmp_path):
     assert about["n_probes"] == 30 - len(split.validation) - len(split.test)
     with pytest.raises(DatasetError, match="holds no probes"):
         fit(labels, tmp_path / "none", chosen, sources=Sources(probes=labels))
+
+
+def test_labels_in_dispute_only_test(labels, tmp_path):
+    chosen = load_config(None, [*SMALL, "max_disagreement_eV_per_A=2"])
+    whole = split_labels(Dataset(labels), chosen)  # of a teacher without a committee
+    parts = whole.train, whole.validation, whole.test
+    assert sorted(np.concatenate(parts)) == list(range(30))
+    disputed = {int(part[1]): 2.1 for part in parts}
+    own = Dataset(dataset(tmp_path / "labels", emt(30), spreads=disputed | {int(parts[0][0]): 1.9}))
+    assert own.disagreement.max() == pytest.approx(2.1)
+    split = split_labels(own, chosen)
+    assert split.train.tolist() == np.delete(parts[0], 1).tolist()
+    assert split.validation.tolist() == np.delete(parts[1], 1).tolist()
+    assert split.test.tolist() == parts[2].tolist()
+    with pytest.raises(DatasetError, match="agrees on too few structures"):
+        split_labels(own, load_config(None, [*SMALL, "max_disagreement_eV_per_A=0.05"]))
 
 
 def test_killed_in_mid_epoch_the_command_ends_with_the_same_bits(labels, tmp_path, start):

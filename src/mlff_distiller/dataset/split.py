@@ -12,7 +12,7 @@ from mlff_distiller.errors import DatasetError
 
 @dataclass(frozen=True)
 class Split:
-    """Record numbers of each part, ascending; together every record once."""
+    """Record numbers of each part, ascending; no record twice."""
 
     train: np.ndarray  # (n_train,) int64
     validation: np.ndarray  # (n_validation,) int64

@@ -67,6 +67,17 @@ class Dataset:
         """(n,) int64, read-only: atoms of each record."""
         return self._column(ShardSequence.sizes)
 
+    @cached_property
+    def disagreement(self) -> np.ndarray:
+        """(n,) eV/Å, read-only: the largest ``forces_spread`` of each record, NaN without one."""
+        largest = [
+            np.fmax.reduceat(rows.columns["forces_spread"], rows.offsets[:-1])
+            for rows in self._chunks(None)
+        ]
+        column = np.concatenate([np.zeros(0, np.float32), *largest])
+        column.flags.writeable = False
+        return column
+
     def read(self, indices: Sequence[int] | np.ndarray) -> Batch:
         """Records ``indices`` (m,) in that order, repetitions allowed; missing labels are NaN.
 

@@ -195,6 +195,7 @@ def _data_block(labels: Dataset, split: Split) -> dict[str, Any]:
     seconds = [labels.provenance(index).get("seconds", 0.0) for index in range(len(labels))]
     return {
         "n_labels": len(labels),
+        "n_disputed": len(labels) - len(split.train) - len(split.validation) - len(split.test),
         "n_train": len(split.train),
         "n_validation": len(split.validation),
         "n_test": len(split.test),

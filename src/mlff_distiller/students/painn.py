@@ -22,6 +22,10 @@ _SHORTEST = 1e-6
 """Å. Keeps the direction of coincident atoms finite."""
 _SATURATION = 0.25
 """Share of ZBL's outer radius within which messages cease to change."""
+_HIGHEST_OF_FIRST = 4
+"""Order up to which harmonics of the first moments are formed; their cost grows as its square."""
+_RATE_OF = 64, 2
+"""Channels and layers up to which the learning rate is the given one."""
 _FIRST_NORM_WIDTH = 1e-3
 """Of students whose ``config`` does not say: what they were trained with."""
 
@@ -36,7 +40,7 @@ class PaiNN(Student):
     radial_functions
         Bessel functions sin(k pi r / r_c) / r under a polynomial envelope.
     max_moment
-        Order of the first layer's highest moments, 1 to 4; from 2 on there are products.
+        Order of the first layer's highest moments, 1 to 8; from 2 on there are products.
     norm_width
         Below it the norm of a vector is parabolic, so that the energy has a curvature where
         symmetry makes the vector vanish.
@@ -88,6 +92,15 @@ class PaiNN(Student):
         self.gather = _Gather(len(elements), channels, radial_functions, max_moment)
         self.readout = _perceptron(channels, max(8, channels // 2), 1)
         self.double()
+
+    def parameter_groups(self) -> list[tuple[float, list[nn.Parameter]]]:
+        """One, of a learning rate that falls with the width and the depth.
+
+        An orthogonal step's norm grows as the root of the width, and layers multiply.
+        """
+        channels, layers = _RATE_OF
+        rate = math.sqrt(channels / self.channels) * layers / self.layers
+        return [(min(1.0, rate), list(self.parameters()))]
 
     def config(self) -> dict[str, Any]:
         return {
@@ -183,9 +196,11 @@ class _Gather(nn.Module):
         own = _of_type(self.weights, types).index_select(0, j)
         weights = (own * self.filters(radial)).split(self.sizes, dim=1)
 
+        harmonics = solid_harmonics(len(self.sizes) - 1, directions)
+        harmonics[1] = directions
+
         def moments(order: int) -> Tensor:
-            angular = solid_harmonics(order, directions).unsqueeze(2)
-            return _sum(angular * weights[order].unsqueeze(1), i, n)
+            return _sum(harmonics[order].unsqueeze(2) * weights[order].unsqueeze(1), i, n)
 
         scalars, vectors = _sum(weights[0], i, n), moments(1)
         if self.products is None:
@@ -237,49 +252,28 @@ def _sum(edges: Tensor, i: Tensor, n_atoms: int) -> Tensor:
     return edges.new_zeros(n_atoms, *edges.shape[1:]).index_add(0, i, edges)
 
 
-def solid_harmonics(order: int, vectors: Tensor) -> Tensor:
-    """Real harmonics times r^order, of norm r^order: (n, 2 order + 1, ...) of (n, 3, ...).
+def solid_harmonics(max_order: int, vectors: Tensor) -> list[Tensor]:
+    """Real harmonics times r^l, of norm r^l, of the orders l = 0 to ``max_order``.
 
-    Order 1 to 4. Order 2: xy, yz, zx, 3z^2 - r^2, x^2 - y^2.
+    A tensor (n, 2 l + 1, ...) an order, of vectors (n, 3, ...): m = 0, then cos and sin of each
+    m > 0; second ones are (3 z^2 - r^2) / 2 and, over sqrt(3), zx, yz, (x^2 - y^2) / 2, xy. The
+    recursion of Pi_l^m(z) (Helgaker, Joergensen and Olsen 2000, eq. 6.4.70 on).
     """
-    if order == 1:
-        return vectors
     x, y, z = vectors.unbind(1)
-    xx, yy, zz = x * x, y * y, z * z
-    rr = xx + yy + zz
-    if order == 2:
-        root = math.sqrt(3.0)
-        rest = 0.5 * (3.0 * zz - rr), 0.5 * root * (xx - yy)
-        return torch.stack([root * x * y, root * y * z, root * z * x, *rest], 1)
-    if order == 3:
-        a, b, c = math.sqrt(10.0) / 4.0, math.sqrt(15.0), math.sqrt(6.0) / 4.0
-        return torch.stack(
-            [
-                a * y * (3.0 * xx - yy),
-                b * x * y * z,
-                c * y * (5.0 * zz - rr),
-                0.5 * z * (5.0 * zz - 3.0 * rr),
-                c * x * (5.0 * zz - rr),
-                0.5 * b * z * (xx - yy),
-                a * x * (xx - 3.0 * yy),
-            ],
-            1,
-        )
-    a, b, c, d = math.sqrt(35.0), math.sqrt(70.0) / 4.0, math.sqrt(5.0), math.sqrt(10.0) / 4.0
-    return torch.stack(
-        [
-            0.5 * a * x * y * (xx - yy),
-            b * y * z * (3.0 * xx - yy),
-            0.5 * c * x * y * (7.0 * zz - rr),
-            d * y * z * (7.0 * zz - 3.0 * rr),
-            0.125 * (35.0 * zz * zz - 30.0 * zz * rr + 3.0 * rr * rr),
-            d * z * x * (7.0 * zz - 3.0 * rr),
-            0.25 * c * (xx - yy) * (7.0 * zz - rr),
-            b * z * x * (xx - 3.0 * yy),
-            0.125 * a * (xx * xx - 6.0 * xx * yy + yy * yy),
-        ],
-        1,
-    )
+    rr = x * x + y * y + z * z
+    orders: list[list[Tensor]] = [[] for _ in range(max_order + 1)]
+    first, cosine, sine = 1.0, torch.ones_like(z), torch.zeros_like(z)  # (2m - 1)!!, r^m cos m phi
+    for m in range(max_order + 1):
+        below, legendre = torch.zeros_like(z), torch.full_like(z, first)
+        for order in range(m, max_order + 1):
+            ratio = 2.0 * math.factorial(order - m) / math.factorial(order + m)
+            own = legendre * (math.sqrt(ratio) if m else 1.0)
+            orders[order] += [own * cosine, own * sine] if m else [own]
+            next_up = (2 * order + 1) * z * legendre - (order + m) * rr * below
+            below, legendre = legendre, next_up / (order + 1 - m)
+        first *= 2 * m + 1
+        cosine, sine = x * cosine - y * sine, x * sine + y * cosine
+    return [torch.stack(own, 1) for own in orders]
 
 
 class _Products(nn.Module):
@@ -295,7 +289,7 @@ class _Products(nn.Module):
     def forward(self, vectors: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """Scalars (n_atoms, C) and vectors (n_atoms, 3, C) to be added."""
         a, b = self.mix(vectors), self.mix_second(second)
-        xy, yz, zx, zz, dd = b.unbind(1)
+        zz, zx, yz, dd, xy = b.unbind(1)
         root = math.sqrt(3.0)
         xx, yy = 0.5 * (root * dd - zz), -0.5 * (root * dd + zz)
         xy, yz, zx = 0.5 * root * xy, 0.5 * root * yz, 0.5 * root * zx
@@ -311,19 +305,26 @@ class _Products(nn.Module):
 
 
 class _HigherProducts(nn.Module):
-    """Of first moments a and those of a higher order T: T.T, and T.Y(a), a's own harmonics."""
+    """Of first moments a and those of a higher order T: T.T; up to the fourth order T.Y(a) too.
+
+    Y(a) are the harmonics of a.
+    """
 
     def __init__(self, order: int, channels: int, mixed: int) -> None:
         super().__init__()
         self.order = order
-        self.mix = _linear(channels, mixed, bias=False)
         self.mix_higher = _linear(mixed, mixed, bias=False)
-        self.scalars = _linear(2 * mixed, channels, bias=False)
+        self.mix = _linear(channels, mixed, bias=False) if order <= _HIGHEST_OF_FIRST else None
+        self.scalars = _linear((1 + (self.mix is not None)) * mixed, channels, bias=False)
 
     def forward(self, vectors: Tensor, higher: Tensor) -> Tensor:
         """Scalars (n_atoms, C) to be added."""
-        own, t = solid_harmonics(self.order, self.mix(vectors)), self.mix_higher(higher)
-        added: Tensor = self.scalars(torch.cat([(t * t).sum(1), (t * own).sum(1)], 1))
+        t = self.mix_higher(higher)
+        invariants = [(t * t).sum(1)]
+        if self.mix is not None:
+            own = solid_harmonics(self.order, self.mix(vectors))[-1]
+            invariants.append((t * own).sum(1))
+        added: Tensor = self.scalars(torch.cat(invariants, 1))
         return added
 
 

@@ -29,7 +29,7 @@ class PaiNNSettings:
     channels: Annotated[int, Field(ge=4, le=1024)] | None = None
     layers: Annotated[int, Field(ge=1, le=8)] | None = None
     radial_functions: Annotated[int, Field(ge=2, le=64)] = 12
-    max_moment: Annotated[int, Field(ge=1, le=4)] = 3
+    max_moment: Annotated[int, Field(ge=1, le=8)] = 3
     zbl: bool = True
 
 

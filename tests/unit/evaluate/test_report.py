@@ -238,6 +238,14 @@ def test_a_missing_block_is_named_not_measured(tmp_path, report, evidence, block
         assert "not measured" in page.text or "not recorded" in page.text
 
 
+@pytest.mark.parametrize(("number", "told"), [(40, True), (0, False), (None, False)])
+def test_labels_left_out_are_told(tmp_path, report, evidence, number, told):
+    report["data"]["n_disputed"] = number
+    text = render(tmp_path, report, evidence).text
+    assert ("40 left out, on which the teacher's networks disagree" in text) == told
+    assert ("left out" in text) == told
+
+
 @pytest.mark.parametrize("nothing", [None, math.nan])
 def test_a_missing_number_is_never_zero(tmp_path, report, evidence, nothing):
     def emptied(tree: Any) -> Any:

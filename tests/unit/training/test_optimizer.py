@@ -4,6 +4,8 @@ import pytest
 import torch
 from tests.conftest import random_painn
 
+from mlff_distiller.students.painn import PaiNN
+from mlff_distiller.students.painn_setup import initialise
 from mlff_distiller.training.optimizer import Muon, _orthogonal, make_optimizer
 
 
@@ -48,3 +50,22 @@ def test_matrices_decay_and_vectors_do_not():
     optimizer.step()
     torch.testing.assert_close(matrix.detach(), 0.95 * plain[0])
     assert torch.equal(vector.detach(), plain[1])
+
+
+def test_a_step_of_a_wide_matrix_is_no_longer_than_that_of_a_narrow_one():
+    norms = []
+    for channels, layers in ((32, 2), (64, 2), (256, 2), (64, 4)):
+        student = PaiNN(("H", "O"), 3.0, channels, layers, 4, 0.3)
+        initialise(student, torch.Generator().manual_seed(0))
+        optimizer = make_optimizer("muon", student, 0.0)
+        (group,) = optimizer.param_groups
+        group["lr"] = 0.01 * group["factor"]
+        for own in student.parameters():
+            own.grad = torch.randn(own.shape, generator=torch.Generator().manual_seed(1)).double()
+        matrix = student.updates[0].u.weight
+        before = matrix.detach().clone()
+        optimizer.step()
+        norms.append(float(torch.linalg.matrix_norm(matrix.detach() - before, 2)))
+    assert norms[0] < norms[1]
+    assert norms[2] == pytest.approx(norms[1], rel=0.1)
+    assert norms[3] == pytest.approx(norms[1] / 2, rel=0.1)
