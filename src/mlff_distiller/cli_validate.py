@@ -353,6 +353,8 @@ def _print(found: Validated, folder: Path) -> None:
     console.print(table)
     for reason in verdict["reasons"]:
         console.print(f"[red]✗[/] {escape(reason)}", soft_wrap=True)
+    for remark in verdict.get("remarks", []):
+        console.print(f"[yellow]![/] {escape(remark)}", soft_wrap=True)
     console.print(f"\nreport       {escape(str(folder / 'report.html'))}", soft_wrap=True)
     console.print(f"certificate  {escape(str(folder / 'certificate.json'))}", soft_wrap=True)
 

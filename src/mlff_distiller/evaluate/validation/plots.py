@@ -120,7 +120,8 @@ def _scans(scans: Sequence[Tree]) -> Panel:
 
 def _short_range(curves: Sequence[Tree], *, dimers: bool) -> Panel:
     title = "Two atoms in vacuum" if dimers else "Compression of the whole structure"
-    own = [curve for curve in curves if (curve.get("name") != "compression") == dimers]
+    squeezed = [str(curve.get("name")).startswith("compression") for curve in curves]
+    own = [curve for curve, whole in zip(curves, squeezed, strict=True) if whole != dimers]
     traces = _curves(own, "energy_eV")
     x = {"title": "distance (Å)" if dimers else "factor on all lengths"}
     y = {"title": "energy (eV)" if dimers else "energy (eV/atom)"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 from ase import Atoms
@@ -44,7 +44,8 @@ def validate(
 
     Returns ``system``, ``measurements``, ``verdict``, and ``series`` for plots, which a certificate
     would be too large with; fit for JSON. Checks against a teacher and of leakage are made where
-    there is one, and test structures.
+    there is one, and test structures. ``remarks`` of the verdict say where the teacher itself has a
+    hole at short distance: its dynamics may fall into it, and is no yardstick then.
 
     Raises
     ------
@@ -58,6 +59,7 @@ def validate(
     settings = replace(settings, time_step_fs=step, kind=kind)
     findings: dict[str, Finding] = {}
     measured: dict[str, Any] = {}
+    remarks: list[str] = []
 
     def shown(stage: str) -> OnStep:
         return lambda done, total: on_progress(stage, done, total, "")
@@ -106,6 +108,13 @@ def validate(
                 shown("teacher"),
             )
         )
+        theirs, numbers = short_range_findings(teacher, atoms, [*training, *seen])
+        known = {name: own for name, own in theirs.items() if own.value not in (None, inf)}
+        remarks = [f"the teacher itself: {why}" for why in judge(known, settings.limits)["reasons"]]
+        measured["short_range"]["curves"] += [
+            {**curve, "name": f"{curve['name']}, teacher"}
+            for curve in numbers["short_range"]["curves"]
+        ]
     own, tables = labelled_findings(force_field, test, training)
     findings.update(own)
     if tables:
@@ -118,7 +127,7 @@ def validate(
             "kind": kind,
         },
         "measurements": _finite(measured),
-        "verdict": judge(findings, settings.limits),
+        "verdict": judge(findings, settings.limits) | {"remarks": remarks},
         "series": series(runs),
     }
 

@@ -56,6 +56,9 @@ def test_the_verdict_comes_first_with_its_reasons(tmp_path, found):
     for reason in verdict["reasons"]:
         assert page.text.index(reason) < page.text.index("Measured Limit Result")
     assert "two atoms fall into a hole at short distance: dimer_drop_eV is" in page.text
+    assert "yardstick" not in page.text
+    found[0]["verdict"]["remarks"] = ["the teacher itself: <b>falls</b>"]
+    assert "yardstick: the teacher itself: <b>falls</b>" in render(tmp_path, found).text
     found[0]["verdict"] |= {"status": "approved", "reasons": []}
     for check in verdict["checks"]:
         check["passed"] = True

@@ -128,6 +128,18 @@ def test_planted_faults_are_rejected_for_the_right_reason(fault, check, others):
         assert failed(report) == {check, *others}
 
 
+def test_a_hole_of_the_teacher_is_told_and_not_held_against_the_student(approved):
+    assert approved["verdict"]["remarks"] == []
+    teacher = ForceField("teacher", Hole())
+    report = validate(ForceField("it", Pairs()), argon(), SHORT, teacher=teacher)
+    (dimer, squeezed) = report["verdict"]["remarks"]
+    assert dimer.startswith("the teacher itself: two atoms fall into a hole")
+    assert squeezed.startswith("the teacher itself: compressed matter falls into a hole")
+    assert not failed(report) & {"dimer_drop_eV", "compression_drop_eV_per_atom"}
+    names = [curve["name"] for curve in report["measurements"]["short_range"]["curves"]]
+    assert names == ["Ar-Ar", "compression", "Ar-Ar, teacher", "compression, teacher"]
+
+
 def test_leaking_training_data_are_rejected():
     frames = [rattled(argon(), 0.1, seed) for seed in range(4)]
     again = rattled(frames[2], 0.001, 9)
