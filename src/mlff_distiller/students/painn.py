@@ -257,7 +257,7 @@ def solid_harmonics(max_order: int, vectors: Tensor) -> list[Tensor]:
 
     A tensor (n, 2 l + 1, ...) an order, of vectors (n, 3, ...): m = 0, then cos and sin of each
     m > 0; second ones are (3 z^2 - r^2) / 2 and, over sqrt(3), zx, yz, (x^2 - y^2) / 2, xy. The
-    recursion of Pi_l^m(z) (Helgaker, Joergensen and Olsen 2000, eq. 6.4.70 on).
+    recursion of Pi_l^m(z) (Helgaker, Joergensen and Olsen 2000, section 6.4).
     """
     x, y, z = vectors.unbind(1)
     rr = x * x + y * y + z * z
@@ -313,8 +313,8 @@ class _HigherProducts(nn.Module):
     def __init__(self, order: int, channels: int, mixed: int) -> None:
         super().__init__()
         self.order = order
-        self.mix_higher = _linear(mixed, mixed, bias=False)
         self.mix = _linear(channels, mixed, bias=False) if order <= _HIGHEST_OF_FIRST else None
+        self.mix_higher = _linear(mixed, mixed, bias=False)
         self.scalars = _linear((1 + (self.mix is not None)) * mixed, channels, bias=False)
 
     def forward(self, vectors: Tensor, higher: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ def test_the_verdict_comes_first_with_its_reasons(tmp_path, found):
     page = render(tmp_path, found)
     assert page.visible[0] == "✓ Approved"
     assert f"All {len(verdict['checks'])} checks passed." in page.text
-    assert "Fit for: production" in page.text
+    assert "checks passed. Fit for: production" in page.text
 
 
 def test_every_check_is_a_row_with_value_and_limit(tmp_path, found):
