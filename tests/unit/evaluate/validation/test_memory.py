@@ -1,6 +1,7 @@
 """Memory over a run: what leaks, what fills a cache once, what is clean."""
 
 import gc
+import mmap
 
 import numpy as np
 import pytest
@@ -45,10 +46,12 @@ def test_a_leak_does_not_hide_in_memory_that_was_freed_before():
 def test_resident_memory_grows_with_a_large_leak():
     class Greedy(Hoarder):
         def spoil(self, atoms):
-            self.kept.append(np.ones(50_000))  # 400 kB, of pages of its own
+            pages = mmap.mmap(-1, 409_600)  # of its own, not of what was freed before
+            pages.write(b"x" * 409_600)
+            self.kept.append(pages)
 
     found = memory_growth(ForceField("it", Greedy()), argon(), COLD, 500)["host"]
-    assert found["growth_bytes_per_step"] == pytest.approx(4e5, rel=0.1)
+    assert found["growth_bytes_per_step"] == pytest.approx(409_600, rel=0.1)
 
 
 def test_a_cache_that_fills_once_is_no_leak():
