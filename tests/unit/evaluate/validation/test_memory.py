@@ -22,6 +22,13 @@ HEAP = _heap() is not None
 needs_heap = pytest.mark.skipif(not HEAP, reason="the C library does not tell its heap")
 
 
+def pages(n_bytes: int) -> mmap.mmap:
+    """Memory in use that comes from the system: an array may get what was freed before."""
+    memory = mmap.mmap(-1, n_bytes)
+    memory.write(b"x" * n_bytes)
+    return memory
+
+
 @needs_heap
 def test_a_leak_is_seen_and_a_sound_run_is_clean():
     leak = memory_growth(ForceField("it", Hoarder()), argon(), COLD, 1000)["heap"]
@@ -46,9 +53,7 @@ def test_a_leak_does_not_hide_in_memory_that_was_freed_before():
 def test_resident_memory_grows_with_a_large_leak():
     class Greedy(Hoarder):
         def spoil(self, atoms):
-            pages = mmap.mmap(-1, 409_600)  # of its own, not of what was freed before
-            pages.write(b"x" * 409_600)
-            self.kept.append(pages)
+            self.kept.append(pages(409_600))
 
     found = memory_growth(ForceField("it", Greedy()), argon(), COLD, 500)["host"]
     assert found["growth_bytes_per_step"] == pytest.approx(409_600, rel=0.1)
@@ -61,7 +66,7 @@ def test_a_cache_that_fills_once_is_no_leak():
         def spoil(self, atoms):
             self.calls += 1
             if self.calls == 500:
-                self.kept = np.ones(500_000)
+                self.kept = pages(4_000_000)
 
     found = memory_growth(ForceField("it", Caching()), argon(), COLD, 1000)["host"]
     assert max(found["MB"]) - min(found["MB"]) > 3
