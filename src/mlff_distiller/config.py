@@ -21,10 +21,18 @@ from mlff_distiller.sampling import (
     RattleSettings,
     ScanSettings,
 )
-from mlff_distiller.students import NEPSettings, PaiNNSettings, Student, nep_for, painn_for
+from mlff_distiller.students import (
+    NEPSettings,
+    PaiNNSettings,
+    Student,
+    nep_for,
+    painn_for,
+    set_repulsion,
+)
 from mlff_distiller.training import TrainingSettings
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Pair = Annotated[str, Field(pattern=r"^[A-Z][a-z]?-[A-Z][a-z]?$")]
 _STRICT = ConfigDict(extra="forbid")
 
 
@@ -34,6 +42,7 @@ class Config:
 
     ``max_disagreement_eV_per_A``: where a committee's members differ by more on the force of some
     atom, their mean is no label to learn; such structures are tested on alone.
+    ``repulsion_A``: where ZBL begins, Å by pair of elements such as ``O-O``; else the data decide.
     """
 
     labels: Annotated[int, Field(ge=10)] = 300
@@ -43,6 +52,7 @@ class Config:
     test_fraction: Fraction = 0.1
     validation_fraction: Fraction = 0.1
     max_disagreement_eV_per_A: Annotated[float, Field(gt=0)] = 6.0
+    repulsion_A: dict[Pair, Annotated[float, Field(gt=0, lt=12)]] = field(default_factory=dict)
     sampling: RattleSettings = field(default_factory=RattleSettings)
     scan: ScanSettings = field(default_factory=lambda: ScanSettings(volumes=0, strains=0))
     approach: ApproachSettings = field(default_factory=ApproachSettings)
@@ -56,9 +66,13 @@ class Config:
     def new_student(self, frames: Sequence[Batch]) -> Student:
         """The untrained student for ``frames``, on the CPU."""
         architecture, _, preset = self.student.partition("-")
+        student: Student
         if architecture == "nep":
-            return nep_for(frames, self.nep, self.seed)
-        return painn_for(frames, self.painn, self.seed, preset)
+            student = nep_for(frames, self.nep, self.seed)
+        else:
+            student = painn_for(frames, self.painn, self.seed, preset)
+        set_repulsion(student, self.repulsion_A)
+        return student
 
 
 class _Loader(yaml.SafeLoader):

@@ -26,7 +26,7 @@ from mlff_distiller.extra import NO_SOURCES, Sources
 from mlff_distiller.labeling import BRANCHES_PER_SEED
 from mlff_distiller.neighbors import neighbor_list
 from mlff_distiller.run_folder import fix_inputs, only_one
-from mlff_distiller.students import Student, load_student, save_student
+from mlff_distiller.students import Student, load_student, save_student, set_repulsion
 from mlff_distiller.training import ALONE, Trackers, Workers, train, workers_of_torchrun
 
 OnProgress = Callable[[str, int, int, str], None]
@@ -145,6 +145,8 @@ def train_stage(
     if not (folder / "config.json").exists():
         training = labels.read(split.train).systems()
         validation = labels.read(split.validation).systems()
+        if init is not None:
+            set_repulsion(init, config.repulsion_A)
         student = config.new_student(training) if init is None else rebased(init, training)
         extra = sources.read(student, [*validation, *labels.read(split.test).systems()])
         student = student.to(device)

@@ -25,7 +25,7 @@ from mlff_distiller.extra import Sources
 from mlff_distiller.fit import fit, rebased, split_labels
 from mlff_distiller.neighbors import neighbor_list
 from mlff_distiller.sampling import probes
-from mlff_distiller.students import read_config
+from mlff_distiller.students import load_student, read_config
 from mlff_distiller.students.data import reference_energies
 
 
@@ -168,6 +168,16 @@ def test_labels_of_another_level_train_along(labels, tmp_path):
     assert read_config(tmp_path / "more" / "student")["about"]["n_other_labels"] == 20
     with pytest.raises(ConfigError, match="other inputs"):
         fit(labels, tmp_path / "more", chosen)
+
+
+def test_an_earlier_student_goes_on_with_repulsion_from_elsewhere(labels, tmp_path):
+    fit(labels, tmp_path / "first", load_config(None, SMALL))
+    start = tmp_path / "first" / "student"
+    chosen = load_config(None, [*SMALL, "repulsion_A.Cu-Cu=2.2"])
+    fit(labels, tmp_path / "more", chosen, init=start)
+    before, after = (load_student(folder) for folder in (start, tmp_path / "more" / "student"))
+    assert after.zbl[0][0][:2] == (1.1, 2.2)
+    assert before.zbl[0][0][1] != 2.2
 
 
 def test_probes_train_but_not_around_structures_that_test(labels, tmp_path):

@@ -2,6 +2,7 @@
 
 from mlff_distiller.students.artefact import load_student, read_config, save_student
 from mlff_distiller.students.base import Prediction, Student
+from mlff_distiller.students.data import set_repulsion
 from mlff_distiller.students.nep import NEP
 from mlff_distiller.students.nep_file import read_nep, write_nep
 from mlff_distiller.students.nep_setup import NEPSettings, nep_for
@@ -21,5 +22,6 @@ __all__ = [
     "read_config",
     "read_nep",
     "save_student",
+    "set_repulsion",
     "write_nep",
 ]

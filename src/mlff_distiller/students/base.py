@@ -51,6 +51,10 @@ class Student(nn.Module, ABC):
     """Bound on neighbours of an atom, where shapes must not depend on values; None: unknown."""
     reference_energies: Tensor  # (n_types,) eV, float64 whatever the dtype of the module
     types_of_numbers: Tensor  # (119,) int64, -1 for unknown elements
+    zbl: tuple[tuple[tuple[float, ...], ...], ...] | None
+    """``zbl[t][u]``: inner and outer radius (Å) and a1, b1 .. a4, b4; None for no repulsion."""
+    zbl_charges: Tensor  # (n_types,)
+    zbl_table: Tensor | None  # (n_types, n_types, 10), the same
 
     def __init__(self, elements: tuple[str, ...], cutoff: float) -> None:
         super().__init__()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from ase.data import atomic_numbers, chemical_symbols, covalent_radii
 from torch import Tensor
 
 from mlff_distiller.batch import Batch
+from mlff_distiller.errors import ConfigError
 from mlff_distiller.kernels.nep.reference import ZBL_TERMS
 from mlff_distiller.neighbors import edge_vectors, neighbor_list
 from mlff_distiller.students.base import Student
@@ -69,6 +70,31 @@ def repulsion(
     return tuple(
         tuple((round(0.5 * r, 3), round(r, 3), *universal) for r in row) for row in outer.tolist()
     )
+
+
+def set_repulsion(student: Student, outer_A: Mapping[str, float]) -> None:
+    """Let ZBL of pairs of elements, such as ``H-O``, begin at other distances (Å).
+
+    Where the student's pairs end it begins at the latest.
+
+    Raises
+    ------
+    ConfigError
+        A pair that the student does not have, or a student without repulsion.
+    """
+    for pair, outer in outer_A.items():
+        kinds = [student.elements.index(s) for s in pair.split("-") if s in student.elements]
+        if student.zbl is None or student.zbl_table is None or len(kinds) != 2:
+            raise ConfigError(
+                f"the student has no repulsion of {pair} to move",
+                expected=f"repulsion_A of two of {', '.join(student.elements)}, such as "
+                f"{student.elements[0]}-{student.elements[-1]}, and a student with zbl",
+            )
+        zbl = [list(row) for row in student.zbl]
+        for t, u in (kinds, kinds[::-1]):
+            zbl[t][u] = (0.5 * outer, outer, *zbl[t][u][2:])
+            student.zbl_table[t, u, :2] = student.zbl_table.new_tensor([0.5 * outer, outer])
+        student.zbl = tuple(tuple(row) for row in zbl)
 
 
 def _least(frames: Sequence[Batch], numbers: Tensor, reach: float) -> Tensor:

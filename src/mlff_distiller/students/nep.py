@@ -40,8 +40,6 @@ class NEP(Student):
     architecture: ClassVar[str] = "nep"
     cutoff_radial: Tensor  # (T, T) Å
     cutoff_angular: Tensor  # (T, T) Å
-    zbl_charges: Tensor  # (T,)
-    zbl_table: Tensor | None  # (T, T, 10)
     scaler: Tensor  # (D,)
     q_center: Tensor  # (T, D)
 

@@ -55,8 +55,6 @@ class PaiNN(Student):
 
     architecture: ClassVar[str] = "painn"
     weight_decay: ClassVar[float] = 0.02
-    zbl_charges: Tensor  # (T,)
-    zbl_table: Tensor | None  # (T, T, 10)
     scale: Tensor  # () eV
 
     def __init__(
