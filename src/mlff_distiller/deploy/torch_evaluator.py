@@ -251,9 +251,9 @@ class TorchEvaluator:
 
     def _prepare(self) -> None:
         """Compile an evaluation, if that is wanted, and on a GPU record it."""
-        # Shapes must not depend on values: a bound on the neighbours of atoms, padding included.
-        most = max(self.neighbors.capacity, -(-self._n_edges // self._n_padding))
-        before, self.student.max_neighbors = self.student.max_neighbors, most
+        # Shapes must not depend on values: a bound on the neighbours of atoms.
+        before = self.student.max_neighbors
+        self.student.max_neighbors = self.neighbors.capacity
         try:
             if self.compile:
                 self._compile()

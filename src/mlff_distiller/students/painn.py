@@ -15,7 +15,7 @@ import torch
 from ase.data import atomic_numbers
 from torch import Tensor, nn
 
-from mlff_distiller.kernels.nep.reference import one_hot, screened_repulsion
+from mlff_distiller.kernels.nep.reference import Slots, by_type, one_hot, screened_repulsion
 from mlff_distiller.students.base import Student
 
 _SHORTEST = 1e-6
@@ -123,25 +123,28 @@ class PaiNN(Student):
         return cls(**{**given, "elements": tuple(config["elements"]), "zbl": zbl})
 
     def site_energies(self, types: Tensor, i: Tensor, j: Tensor, vectors: Tensor) -> Tensor:
-        r = (vectors.square().sum(1) + _SHORTEST**2).sqrt()  # (n_edges,)
-        directions = vectors / r.unsqueeze(1)
-        table = None if self.zbl_table is None else self.zbl_table.to(r.dtype)[types[i], types[j]]
-        outer = None if table is None else table[:, 1].clamp(max=self.cutoff)
+        slots = Slots.from_edges(types, i, j, vectors, 2.0 * self.cutoff, self.max_neighbors)
+        r = (slots.vectors.square().sum(2) + _SHORTEST**2).sqrt()  # (n_atoms, n_slots)
+        directions = slots.vectors / r.unsqueeze(2)
+        pair = types.unsqueeze(1).expand_as(slots.neighbor_types), slots.neighbor_types
+        table = None if self.zbl_table is None else self.zbl_table.to(r.dtype)[pair]
+        outer = None if table is None else table[..., 1].clamp(max=self.cutoff)
         seen = saturated(r, outer) if self.saturates and outer is not None else r
         radial = self.radial_scale * bessel(seen, self.cutoff, self.radial_functions)
-        s, v = self.gather(types, i, j, radial, directions)  # (n_atoms, C), (n_atoms, 3, C)
+        s, v = self.gather(slots.neighbor_types, radial, directions)
         s, v = self.updates[0](_of_type(self.embedding, types) + s, v)
         for message, update in zip(self.messages, self.updates[1:], strict=True):
-            s, v = update(*message(s, v, i, j, radial, directions))
+            s, v = update(*message(s, v, slots.neighbors, radial, directions))
         energies: Tensor = self.scale.to(s.dtype) * self.readout(s).squeeze(1)
         if table is not None and outer is not None:
-            zi, zj = (self.zbl_charges.to(r.dtype)[types[k]] for k in (i, j))
-            energies = energies.index_add(0, i, screened_repulsion(r, zi, zj, table, outer)[0])
+            charges = self.zbl_charges.to(r.dtype)
+            zi, zj = charges[pair[0]], charges[pair[1]]
+            energies = energies + screened_repulsion(r, zi, zj, table, outer)[0].sum(1)
         return energies
 
 
 def saturated(r: Tensor, outer: Tensor) -> Tensor:
-    """``r`` from ``outer`` (n_edges,) on; below ``(1 - w) outer`` constant, twice differentiable.
+    """``r`` from ``outer`` (...) on; below ``(1 - w) outer`` constant, twice differentiable.
 
     With u = (1 - r/outer)/w it is ``outer (1 - w (u - u^3 + u^4 / 2))``.
     """
@@ -152,14 +155,14 @@ def saturated(r: Tensor, outer: Tensor) -> Tensor:
 
 
 def bessel(r: Tensor, cutoff: float, n: int) -> Tensor:
-    """sin(k pi r / r_c) r_c / r (n_edges, n), times an envelope with two zero derivatives at r_c.
+    """sin(k pi r / r_c) r_c / r (..., n), times an envelope with two zero derivatives at r_c.
 
     Gasteiger et al., arXiv:2003.03123, eq. 7; the envelope is 1 - 10 x^3 + 15 x^4 - 6 x^5.
     """
     x = (r / cutoff).clamp(max=1.0)
     envelope = 1.0 - x**3 * (10.0 - x * (15.0 - 6.0 * x))
     k = torch.arange(1, n + 1, device=r.device, dtype=r.dtype)
-    return torch.sin(math.pi * k * x.unsqueeze(1)) * (envelope * cutoff / r).unsqueeze(1)
+    return torch.sin(math.pi * k * x.unsqueeze(-1)) * (envelope * cutoff / r).unsqueeze(-1)
 
 
 def _linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
@@ -187,26 +190,30 @@ class _Gather(nn.Module):
         )
 
     def forward(
-        self, types: Tensor, i: Tensor, j: Tensor, radial: Tensor, directions: Tensor
+        self, neighbor_types: Tensor, radial: Tensor, directions: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Scalars (n_atoms, C) and vectors (n_atoms, 3, C)."""
-        n = len(types)
-        own = _of_type(self.weights, types).index_select(0, j)
-        weights = (own * self.filters(radial)).split(self.sizes, dim=1)
+        """Scalars (n_atoms, C) and vectors (n_atoms, 3, C).
 
-        harmonics = solid_harmonics(len(self.sizes) - 1, directions)
-        harmonics[1] = directions
-
-        def moments(order: int) -> Tensor:
-            return _sum(harmonics[order].unsqueeze(2) * weights[order].unsqueeze(1), i, n)
-
-        scalars, vectors = _sum(weights[0], i, n), moments(1)
+        Sums over neighbours come before weights of channels: there are fewer radial functions.
+        """
+        flat = directions.flatten(0, 1)
+        harmonics = solid_harmonics(len(self.sizes) - 1, flat)
+        harmonics[1] = flat
+        orders = [own.shape[1] for own in harmonics]
+        angular = torch.cat(harmonics, 1).unflatten(0, directions.shape[:2])
+        sums = angular.mT @ by_type(radial, neighbor_types, len(self.weights))
+        weights = (self.weights.unsqueeze(1) * self.filters.weight.T).flatten(0, 1)
+        moments = [
+            own @ weight
+            for own, weight in zip(sums.split(orders, 1), weights.split(self.sizes, 1), strict=True)
+        ]  # (n_atoms, 2 l + 1, C) each
+        scalars, vectors = moments[0].squeeze(1), moments[1]
         if self.products is None:
             return scalars, vectors
         soft = _soft(vectors, 1)
-        ds, dv = self.products(soft, _soft(moments(2), 1))
-        for order, products in enumerate(self.higher, 3):
-            ds = ds + products(soft, _soft(moments(order), 1))
+        ds, dv = self.products(soft, _soft(moments[2], 1))
+        for moment, products in zip(moments[3:], self.higher, strict=True):
+            ds = ds + products(soft, _soft(moment, 1))
         return scalars + ds, vectors + dv
 
 
@@ -219,14 +226,17 @@ class _Message(nn.Module):
         self.filters = _linear(radial_functions, 3 * channels, bias=False)
 
     def forward(
-        self, s: Tensor, v: Tensor, i: Tensor, j: Tensor, radial: Tensor, directions: Tensor
+        self, s: Tensor, v: Tensor, neighbors: Tensor, radial: Tensor, directions: Tensor
     ) -> tuple[Tensor, Tensor]:
         """``s`` (n_atoms, C) and ``v`` (n_atoms, 3, C) with their messages."""
-        sent = self.network(_soft(s)).index_select(0, j)
-        weights = (sent * self.filters(radial)).chunk(3, dim=1)
-        edges = directions.unsqueeze(2) * weights[1].unsqueeze(1)
-        edges = edges + _soft(v, 1).index_select(0, j) * weights[2].unsqueeze(1)
-        return s + _sum(weights[0], i, len(s)), v + _sum(edges, i, len(s))
+
+        def of_neighbors(x: Tensor) -> Tensor:
+            return x.index_select(0, neighbors.flatten()).view(*neighbors.shape, *x.shape[1:])
+
+        weights = of_neighbors(self.network(_soft(s))) * self.filters(radial)
+        own, along, turned = weights.chunk(3, dim=2)
+        dv = (of_neighbors(_soft(v, 1)) * turned.unsqueeze(2)).sum(1)
+        return s + own.sum(1), v + directions.mT @ along + dv
 
 
 def _of_type(table: Tensor, types: Tensor) -> Tensor:
@@ -243,11 +253,6 @@ def _soft(x: Tensor, components: int | None = None) -> Tensor:
     if components is not None:
         squares = squares.sum(components, keepdim=True)
     return x * torch.rsqrt(1.0 + squares.mean(-1, keepdim=True))
-
-
-def _sum(edges: Tensor, i: Tensor, n_atoms: int) -> Tensor:
-    """Over the edges (n_edges, ...) of each atom ``i``: (n_atoms, ...)."""
-    return edges.new_zeros(n_atoms, *edges.shape[1:]).index_add(0, i, edges)
 
 
 def solid_harmonics(max_order: int, vectors: Tensor) -> list[Tensor]:

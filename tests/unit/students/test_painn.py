@@ -11,10 +11,11 @@ from tests.conftest import random_painn, rattled
 
 from mlff_distiller.batch import Batch
 from mlff_distiller.errors import TrainingError
-from mlff_distiller.neighbors import neighbor_list
+from mlff_distiller.kernels.nep import Slots
+from mlff_distiller.neighbors import edge_vectors, neighbor_list
 from mlff_distiller.students import PaiNN, PaiNNSettings, painn_for
 from mlff_distiller.students.data import repulsion
-from mlff_distiller.students.painn import saturated, solid_harmonics
+from mlff_distiller.students.painn import bessel, saturated, solid_harmonics
 from mlff_distiller.students.painn_setup import initialise
 
 
@@ -247,3 +248,33 @@ def test_a_student_keeps_the_norm_it_was_trained_with():
     assert PaiNN.from_config(config).norm_width == student.norm_width == 1.0
     del config["norm_width"]
     assert PaiNN.from_config(config).updates[0].norm_width == 1e-3
+
+
+def test_first_messages_are_sums_over_neighbours():
+    student = random_painn(max_moment=1)
+    gather, batch = student.gather, Batch.from_atoms([rattled(molecule("H2O2"))])
+    pairs = neighbor_list(batch, student.cutoff)
+    vectors, types = edge_vectors(batch, pairs), student.types(batch.atomic_numbers)
+    slots = Slots.from_edges(types, pairs.i, pairs.j, vectors, 9.0)
+    r = slots.vectors.norm(dim=2)
+    radial = bessel(r, student.cutoff, student.radial_functions)
+    s, v = gather(slots.neighbor_types, radial, slots.vectors / r.unsqueeze(2))
+    one = bessel(vectors.norm(dim=1), student.cutoff, student.radial_functions)
+    own, along = (gather.weights[types[pairs.j]] * gather.filters(one)).split(gather.sizes, 1)
+    along = along.unsqueeze(1) * (vectors / vectors.norm(dim=1, keepdim=True)).unsqueeze(2)
+    for found, summed in ((s, own), (v, along)):
+        wanted = torch.zeros_like(found).index_add(0, pairs.i, summed)
+        assert torch.allclose(found, wanted, rtol=0, atol=1e-12)
+        assert wanted.abs().max() > 0.1
+
+
+def test_atoms_without_neighbours():
+    student = random_painn().train()
+    apart = Batch.from_atoms([Atoms("H2O", [[0, 0, 0], [9, 0, 0], [0, 9, 0]])])
+    energies_ = []
+    for batch in (apart, Batch.from_atoms([Atoms("H")]), Batch.from_atoms([Atoms("O")])):
+        found = student(batch, neighbor_list(batch, student.cutoff))
+        found.forces.square().sum().backward()
+        assert not found.forces.any()
+        energies_.append(found.energy.item())
+    assert energies_[0] == pytest.approx(2 * energies_[1] + energies_[2], abs=1e-12)

@@ -117,6 +117,7 @@ class Slots:
     """Neighbours as a table: row = atom, column = slot. Empty slots lie beyond every cutoff."""
 
     vectors: Tensor  # (n_atoms, n_slots, 3) Å
+    neighbors: Tensor  # (n_atoms, n_slots) int64; of an empty slot the atom itself
     neighbor_types: Tensor  # (n_atoms, n_slots) int64
     rows: Tensor  # (n_edges,) where edge e lies
     columns: Tensor  # (n_edges,)
@@ -142,11 +143,11 @@ class Slots:
         columns = columns.clamp(max=n_slots - 1)
         table = vectors.new_zeros((n_atoms, n_slots, 3))
         table[..., 0] = far
-        neighbor_types = torch.zeros((n_atoms, n_slots), dtype=torch.int64, device=i.device)
+        # Repeated, not expanded: compiled code scatters wrongly into the latter.
+        own = torch.arange(n_atoms, device=i.device).unsqueeze(1).repeat(1, n_slots)
         place = (i, columns)
-        return cls(
-            table.index_put(place, vectors), neighbor_types.index_put(place, types[j]), i, columns
-        )
+        neighbors = own.index_put(place, j)
+        return cls(table.index_put(place, vectors), neighbors, types[neighbors], i, columns)
 
 
 @cache
@@ -221,7 +222,7 @@ def one_hot(types: Tensor, n_types: int, dtype: torch.dtype) -> Tensor:
     return (types.unsqueeze(-1) == torch.arange(n_types, device=types.device)).to(dtype)
 
 
-def _by_type(values: Tensor, neighbor_types: Tensor, n_types: int) -> Tensor:
+def by_type(values: Tensor, neighbor_types: Tensor, n_types: int) -> Tensor:
     """(N, J, K) -> (N, J, T*K): values in the columns of the neighbour's type, 0 elsewhere."""
     if n_types == 1:
         return values
@@ -253,7 +254,7 @@ class Geometry:
 
         def basis(cutoff: Tensor, size: int) -> list[Tensor]:
             functions = radial_functions(r, cutoff, size)
-            return [_by_type(values, slots.neighbor_types, n_types) for values in functions]
+            return [by_type(values, slots.neighbor_types, n_types) for values in functions]
 
         radial, radial_slope = basis(cutoffs[0], shape.basis_size_radial)
         angular, angular_slope = basis(cutoffs[1], shape.basis_size_angular)
