@@ -102,6 +102,7 @@ class TorchEvaluator:
         is_padded = (self.device.is_cuda or compile) if padded is None else padded
         self._n_padding = _PADDING_ATOMS + n // 8 if is_padded else 0
         self._n_edges = 0
+        self._n_slots: int | None = None
         types = student.types(torch.from_numpy(numbers).to(here))
         system_idx = torch.repeat_interleave(torch.arange(n_systems), torch.from_numpy(sizes))
         self._types = torch.cat([types, types.new_zeros(self._n_padding)])
@@ -188,7 +189,11 @@ class TorchEvaluator:
         n_used = len(edges.i)
         if not self._n_padding:
             self._edges = edges
-        elif n_used <= self._n_edges:
+            return
+        if self._n_slots != self.neighbors.capacity:
+            self._n_slots = self.neighbors.capacity
+            self._set_launch()
+        if n_used <= self._n_edges:
             self._fill(edges)
         else:
             self._n_edges = _EDGES_ROUND * (int(_MARGIN * n_used) // _EDGES_ROUND + 1)
@@ -225,7 +230,12 @@ class TorchEvaluator:
             cell = torch.cat([cell, own.unsqueeze(0)])
         pbc = torch.ones(len(cell), 3, dtype=torch.bool, device=cell.device)
         batch = Batch(positions, self._types, self._system_idx, cell, pbc)
-        found = self.student.predict(self._types, batch, Neighbors(i, j, shifts))
+        # Shapes must not depend on values: a bound on the neighbours of atoms.
+        before, self.student.max_neighbors = self.student.max_neighbors, self._n_slots
+        try:
+            found = self.student.predict(self._types, batch, Neighbors(i, j, shifts))
+        finally:
+            self.student.max_neighbors = before
         return found.energy, found.energies, found.forces, found.strain_gradient
 
     def _evaluate(self, derivatives: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]) -> None:
@@ -251,16 +261,10 @@ class TorchEvaluator:
 
     def _prepare(self) -> None:
         """Compile an evaluation, if that is wanted, and on a GPU record it."""
-        # Shapes must not depend on values: a bound on the neighbours of atoms.
-        before = self.student.max_neighbors
-        self.student.max_neighbors = self.neighbors.capacity
-        try:
-            if self.compile:
-                self._compile()
-            if self.device.is_cuda:
-                self._record()
-        finally:
-            self.student.max_neighbors = before
+        if self.compile:
+            self._compile()
+        if self.device.is_cuda:
+            self._record()
 
     def _compile(self) -> None:
         def derivatives(positions: Tensor, cell: Tensor, i: Tensor, j: Tensor, s: Tensor) -> Any:

@@ -54,6 +54,36 @@ def test_more_pairs_than_there_was_room_for():
     assert np.abs(found[0] - evaluated(of_all(), POSITIONS)[0]).max() > 1e-3
 
 
+@pytest.mark.parametrize("make", [random_nep, random_painn])
+@pytest.mark.parametrize("device", ["cpu", GPU])
+def test_an_atom_with_more_neighbours_than_any_had(make, device, monkeypatch):
+    monkeypatch.setattr("torch.compile", lambda graph, **_: graph)
+    grid = np.stack(np.meshgrid(*[np.arange(4)] * 3), -1).reshape(-1, 3)
+
+    def clusters(size):  # apart from each other; 96 atoms in all, others alone
+        n = 96 // size if size < 36 else 1
+        balls = [0.9 * grid[:size] + [30.0 * k, 0, 0] for k in range(n)]
+        alone = [[-20.0 * k, 50.0, 0] for k in range(96 - n * size)]
+        return np.concatenate([*balls, np.reshape(alone, (-1, 3))])
+
+    atoms = Atoms("O96", clusters(16))
+    box = np.zeros((1, 3, 3)), np.zeros((1, 3), dtype=bool)
+    found = []
+    for options in ({"compile": device == "cpu", "padded": True}, {}):
+        here = device if options else "cpu"
+        forces = TorchForces(ready_student(make(), here, "float64"), [atoms], **options)
+        for positions in (clusters(16), clusters(36)):
+            forces.positions.assign(positions)
+            forces.rebuild(*box)
+            edges, slots = len(forces._edges.i), forces.neighbors.capacity
+            for _ in range(5):
+                forces.compute()
+            found.append((forces.forces.numpy().copy(), edges, slots))
+    assert found[0][1] == found[1][1]
+    assert found[0][2] < found[1][2]
+    assert np.abs(found[1][0] - found[3][0]).max() < 1e-9 * np.abs(found[3][0]).max()
+
+
 def test_fewer_pairs_leave_no_old_ones():
     forces = of_all(padded=True)
     evaluated(forces, POSITIONS)
