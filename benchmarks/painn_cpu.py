@@ -18,13 +18,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from painn_md import WAYS, median_ms
+from painn_md import WAYS, median_ms, rattled
 from training_sets import load_set
 
 import mlff_distiller
 from mlff_distiller.config import load_config
 from mlff_distiller.deploy.calculator import ready_student
 from mlff_distiller.deploy.forces import TorchForces
+from mlff_distiller.students import load_student
 from mlff_distiller.training import train
 
 TRAININGS = [
@@ -57,10 +58,9 @@ def training(frames, student, n_atoms, settings):
     return round(float(np.median(np.diff(times[1:]))) / 10, 4)
 
 
-def evaluation(frames, preset):
+def evaluation(student, atoms):
     """Milliseconds, one by one and compiled."""
-    student = load_config(None, student=preset).new_student(frames)
-    atoms, times = frames[0].to_atoms()[0], {}
+    times = {}
     for way in ("one by one", "compiled"):
         forces = TorchForces(ready_student(student, "cpu", "float32"), [atoms], 0.5, **WAYS[way])
         forces.positions.assign(atoms.positions)
@@ -103,8 +103,13 @@ def main():
         print(rows[-1], flush=True)
     for preset in PRESETS:
         what = {"what": "evaluation", "system": "water", "student": preset, "atoms": 192}
-        rows.append(what | evaluation(frames["water"], preset))
+        student = load_config(None, student=preset).new_student(frames["water"])
+        rows.append(what | evaluation(student, frames["water"][0].to_atoms()[0]))
         print(rows[-1], flush=True)
+    small = load_student(Path(__file__).parent / "silicon" / "painn")
+    what = {"what": "evaluation", "system": "si", "student": "painn-32x2", "atoms": 64}
+    rows.append(what | evaluation(small, rattled(64)))
+    print(rows[-1], flush=True)
     arguments.out.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
 
 

@@ -52,7 +52,7 @@ class Config:
     test_fraction: Fraction = 0.1
     validation_fraction: Fraction = 0.1
     max_disagreement_eV_per_A: Annotated[float, Field(gt=0)] = 6.0
-    repulsion_A: dict[Pair, Annotated[float, Field(gt=0, lt=12)]] = field(default_factory=dict)
+    repulsion_A: dict[Pair, Annotated[float, Field(gt=0)]] = field(default_factory=dict)
     sampling: RattleSettings = field(default_factory=RattleSettings)
     scan: ScanSettings = field(default_factory=lambda: ScanSettings(volumes=0, strains=0))
     approach: ApproachSettings = field(default_factory=ApproachSettings)

@@ -145,9 +145,11 @@ def train_stage(
     if not (folder / "config.json").exists():
         training = labels.read(split.train).systems()
         validation = labels.read(split.validation).systems()
-        if init is not None:
+        if init is None:
+            student = config.new_student(training)
+        else:
             set_repulsion(init, config.repulsion_A)
-        student = config.new_student(training) if init is None else rebased(init, training)
+            student = rebased(init, training)
         extra = sources.read(student, [*validation, *labels.read(split.test).systems()])
         student = student.to(device)
         shown = {row["updates"] for row in log.rows("train")}

@@ -79,6 +79,11 @@ class Student(nn.Module, ABC):
     def device(self) -> torch.device:
         return self.reference_energies.device
 
+    @property
+    def repulsion_reach(self) -> float:
+        """Å: where ZBL of any pair has to have ended."""
+        return self.cutoff
+
     def parameter_groups(self) -> list[tuple[float, list[nn.Parameter]]]:
         """Parameters for an optimiser, each group with a factor of the learning rate."""
         return [(1.0, list(self.parameters()))]

@@ -75,12 +75,11 @@ def repulsion(
 def set_repulsion(student: Student, outer_A: Mapping[str, float]) -> None:
     """Let ZBL of pairs of elements, such as ``H-O``, begin at other distances (Å).
 
-    Where the student's pairs end it begins at the latest.
-
     Raises
     ------
     ConfigError
-        A pair that the student does not have, or a student without repulsion.
+        A pair that the student does not have, a distance beyond its cutoff (of a nep the angular
+        one), or a student without repulsion.
     """
     for pair, outer in outer_A.items():
         kinds = [student.elements.index(s) for s in pair.split("-") if s in student.elements]
@@ -89,6 +88,12 @@ def set_repulsion(student: Student, outer_A: Mapping[str, float]) -> None:
                 f"the student has no repulsion of {pair} to move",
                 expected=f"repulsion_A of two of {', '.join(student.elements)}, such as "
                 f"{student.elements[0]}-{student.elements[-1]}, and a student with zbl",
+            )
+        if outer > student.repulsion_reach:
+            raise ConfigError(
+                f"the repulsion of {pair} cannot begin beyond the student's cutoff",
+                expected=f"repulsion_A.{pair} of at most {student.repulsion_reach:g} Å",
+                found=outer,
             )
         zbl = [list(row) for row in student.zbl]
         for t, u in (kinds, kinds[::-1]):

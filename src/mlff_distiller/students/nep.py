@@ -14,10 +14,10 @@ from mlff_distiller.kernels.nep import (
     Parameters,
     Repulsion,
     Shape,
-    Slots,
     descriptors,
     energies_and_gradients,
 )
+from mlff_distiller.kernels.slots import Slots
 from mlff_distiller.students.base import Student
 
 
@@ -81,6 +81,10 @@ class NEP(Student):
         """The basis learns slower: a step in it shifts every descriptor under the network."""
         basis = [self.c_radial, self.c_angular]
         return [(0.2, basis), (1.0, [self.w0, self.b0, self.w1, self.b1])]
+
+    @property
+    def repulsion_reach(self) -> float:
+        return min(angular for _, angular in self.cutoffs)
 
     def config(self) -> dict[str, Any]:
         return {

@@ -15,7 +15,8 @@ import torch
 from ase.data import atomic_numbers
 from torch import Tensor, nn
 
-from mlff_distiller.kernels.nep.reference import Slots, by_type, one_hot, screened_repulsion
+from mlff_distiller.kernels.nep.reference import screened_repulsion
+from mlff_distiller.kernels.slots import Slots, by_type, one_hot
 from mlff_distiller.students.base import Student
 
 _SHORTEST = 1e-6
@@ -194,7 +195,8 @@ class _Gather(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Scalars (n_atoms, C) and vectors (n_atoms, 3, C).
 
-        Sums over neighbours come before weights of channels: there are fewer radial functions.
+        From the types (n_atoms, n_slots), radial functions (.., K) and directions (.., 3) of
+        neighbours. Sums over these come before weights of channels: there are fewer functions.
         """
         flat = directions.flatten(0, 1)
         harmonics = solid_harmonics(len(self.sizes) - 1, flat)
@@ -228,7 +230,10 @@ class _Message(nn.Module):
     def forward(
         self, s: Tensor, v: Tensor, neighbors: Tensor, radial: Tensor, directions: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """``s`` (n_atoms, C) and ``v`` (n_atoms, 3, C) with their messages."""
+        """``s`` (n_atoms, C) and ``v`` (n_atoms, 3, C) with their messages.
+
+        From ``neighbors`` (n_atoms, n_slots), their radial functions (.., K), directions (.., 3).
+        """
 
         def of_neighbors(x: Tensor) -> Tensor:
             return x.index_select(0, neighbors.flatten()).view(*neighbors.shape, *x.shape[1:])

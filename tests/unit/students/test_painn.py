@@ -11,7 +11,7 @@ from tests.conftest import random_painn, rattled
 
 from mlff_distiller.batch import Batch
 from mlff_distiller.errors import TrainingError
-from mlff_distiller.kernels.nep import Slots
+from mlff_distiller.kernels.slots import Slots
 from mlff_distiller.neighbors import edge_vectors, neighbor_list
 from mlff_distiller.students import PaiNN, PaiNNSettings, painn_for
 from mlff_distiller.students.data import repulsion

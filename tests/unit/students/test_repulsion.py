@@ -50,6 +50,15 @@ def test_a_pair_that_is_not_there(pair):
         set_repulsion(random_nep(zbl=False), {"H-O": 1.5})
 
 
+@pytest.mark.parametrize(("model", "reach"), [(random_nep, 3.6), (random_painn, 4.5)])
+def test_repulsion_ends_within_the_cutoff(model, reach):
+    with pytest.raises(ConfigError, match=rf"at most {reach} Å"):
+        set_repulsion(model(), {"O-O": reach + 0.01})
+    student = model()
+    set_repulsion(student, {"O-O": reach})
+    assert student.zbl[1][1][1] == reach
+
+
 @pytest.mark.parametrize("word", ["repulsion_A.HO=1.5", "repulsion_A.H-O=0"])
 def test_a_pair_or_a_distance_that_is_none(word):
     with pytest.raises(ConfigError, match=r"repulsion_A\.H"):

@@ -5,7 +5,6 @@ from mlff_distiller.kernels.nep.reference import (
     Parameters,
     Repulsion,
     Shape,
-    Slots,
     descriptors,
     energies_and_gradients,
 )
@@ -15,7 +14,6 @@ __all__ = [
     "Parameters",
     "Repulsion",
     "Shape",
-    "Slots",
     "descriptors",
     "energies_and_gradients",
 ]
