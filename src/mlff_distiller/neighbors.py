@@ -8,6 +8,8 @@ On the CPU the search is vesin's; small systems on a GPU are searched there, all
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -47,6 +49,38 @@ class Neighbors:
         return Neighbors(self.i.to(device), self.j.to(device), self.shifts.to(device))
 
 
+class _Searches:
+    """Searches under way in any thread. A fork waits for them.
+
+    The library locks something meanwhile, which a child would find locked for ever.
+    """
+
+    def __init__(self) -> None:
+        self._changed, self._n = threading.Condition(), 0
+        os.register_at_fork(
+            before=self._wait,
+            after_in_parent=self._changed.release,
+            after_in_child=self._changed.release,
+        )
+
+    def _wait(self) -> None:
+        self._changed.acquire()
+        while self._n:
+            self._changed.wait()
+
+    def __enter__(self) -> None:
+        with self._changed:
+            self._n += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._n -= 1
+            self._changed.notify_all()
+
+
+_searches = _Searches()
+
+
 def find_pairs(
     positions: np.ndarray,  # (n_atoms, 3) Å
     cell: np.ndarray,  # (3, 3) Å
@@ -59,13 +93,15 @@ def find_pairs(
     ``n_threads`` 0: as many as ``OMP_NUM_THREADS`` says, or as there are cores.
     """
     box = complete_cell(cell) if pbc.any() else np.zeros((3, 3))
-    search = NeighborList(cutoff=cutoff, full_list=True, sorted=True, n_threads=n_threads)
-    i, j, shifts = search.compute(
-        points=np.ascontiguousarray(positions, dtype=np.float64),
-        box=box,
-        periodic=[bool(axis) for axis in pbc],
-        quantities="ijS",
-    )
+    with _searches:
+        search = NeighborList(cutoff=cutoff, full_list=True, sorted=True, n_threads=n_threads)
+        i, j, shifts = search.compute(
+            points=np.ascontiguousarray(positions, dtype=np.float64),
+            box=box,
+            periodic=[bool(axis) for axis in pbc],
+            quantities="ijS",
+        )
+        del search
     return i.astype(np.int64), j.astype(np.int64), shifts.astype(np.float64)
 
 

@@ -1,6 +1,9 @@
 """The neighbour list against a brute-force sum over images."""
 
 import itertools
+import os
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -142,3 +145,31 @@ def test_edge_vectors_differentiate_by_positions_and_cell():
 
     inputs = batch.positions.clone().requires_grad_(), batch.cell.clone().requires_grad_()
     assert torch.autograd.gradcheck(vectors, inputs)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_fork_waits_for_searches_of_other_threads(monkeypatch):
+    begun, done = threading.Event(), []
+
+    class Slow:
+        def __init__(self, **_):
+            pass
+
+        def compute(self, **_):
+            begun.set()
+            time.sleep(0.2)
+            done.append(True)
+            return np.zeros(0, int), np.zeros(0, int), np.zeros((0, 3))
+
+    monkeypatch.setattr("mlff_distiller.neighbors.NeighborList", Slow)
+    nothing = np.zeros((1, 3)), np.zeros((3, 3)), np.zeros(3, dtype=bool), 3.0
+    thread = threading.Thread(target=find_pairs, args=nothing)
+    thread.start()
+    begun.wait()
+    child = os.fork()
+    if child == 0:
+        in_time = len(done)
+        find_pairs(*nothing)  # nothing is locked here
+        os._exit(in_time)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+    thread.join()
