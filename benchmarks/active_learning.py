@@ -28,7 +28,6 @@ import torch
 from ase import Atoms
 from ase.io import read
 
-from mlff_distiller.config import Config
 from mlff_distiller.dataset import Dataset, split_by_group
 from mlff_distiller.durable import EventLog, write_json
 from mlff_distiller.labeling import Labeler, open_labels
@@ -36,6 +35,7 @@ from mlff_distiller.sampling import DynamicsSettings, RattleSettings, walk, walk
 from mlff_distiller.sampling.dynamics import relative_error, run_segment
 from mlff_distiller.students import load_student, nep_for, save_student
 from mlff_distiller.training import train
+from mlff_distiller.workflows.config import Config
 
 STRATEGIES = ("tree", "dynamics", "active")
 SIZES = (75, 150, 300)
@@ -72,8 +72,8 @@ def settings(strategy: str) -> Config:
 
 
 def label(teachers: Path, water: Path, work: Path, only: str | None) -> None:
-    from mlff_distiller.pipeline import label_stage
     from mlff_distiller.teachers import TeacherCalculator
+    from mlff_distiller.workflows.distill import label_stage
 
     committee, member = teacher_specs(teachers)
 

@@ -14,7 +14,7 @@ from ase.build import bulk
 from lean_calculator import student
 
 from mlff_distiller import StudentCalculator
-from mlff_distiller.evaluate.benchmark import ms_per_step
+from mlff_distiller.validation.benchmark import ms_per_step
 
 
 def main():

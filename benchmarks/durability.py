@@ -36,7 +36,7 @@ N_STRUCTURES = 200
 
 
 def command(structures, out):
-    words = ["-m", "mlff_distiller.cli", "label", str(structures), "--teacher", TEACHER]
+    words = ["-m", "mlff_distiller.cli.main", "label", str(structures), "--teacher", TEACHER]
     words += ["--batch-size", "96", "--device", "cpu", "--quiet"]
     return [sys.executable, *words, "--out", str(out)]
 

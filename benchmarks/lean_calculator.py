@@ -26,7 +26,7 @@ from ase.md.verlet import VelocityVerlet
 
 from mlff_distiller import StudentCalculator
 from mlff_distiller.batch import Batch
-from mlff_distiller.evaluate.stability import thermalise
+from mlff_distiller.structure import thermalise
 from mlff_distiller.students import NEPSettings, nep_for
 
 

@@ -17,10 +17,10 @@ from ase import Atoms, units
 from ase.build import bulk
 from ase.md.verlet import VelocityVerlet
 
-from mlff_distiller.deploy import Ensemble, Simulation
-from mlff_distiller.deploy.calculator import ready_student
-from mlff_distiller.deploy.forces import choose_forces
-from mlff_distiller.evaluate.stability import thermalise
+from mlff_distiller.engines.forces import choose_forces
+from mlff_distiller.engines.loading import ready_student
+from mlff_distiller.md import Ensemble, Simulation
+from mlff_distiller.structure import thermalise
 from mlff_distiller.students import read_nep
 
 MODELS = {

@@ -11,7 +11,7 @@ from ase.md.verlet import VelocityVerlet
 from md_bench import crystal, evaluator_of
 
 from mlff_distiller.deploy import StudentCalculator
-from mlff_distiller.evaluate.stability import thermalise
+from mlff_distiller.structure import thermalise
 
 SIZES = (64, 63, 216, 200, 512)
 

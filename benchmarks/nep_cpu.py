@@ -30,7 +30,7 @@ import numpy as np
 from ase.build import bulk
 from calorine.calculators import CPUNEP
 
-from mlff_distiller.kernels.nep.evaluator import NEPEvaluator
+from mlff_distiller.engines.nep import NEPEvaluator
 from mlff_distiller.students import read_nep
 
 MODELS = {

@@ -22,11 +22,11 @@ from painn_md import WAYS, median_ms, rattled
 from training_sets import load_set
 
 import mlff_distiller
-from mlff_distiller.config import load_config
-from mlff_distiller.deploy.calculator import ready_student
-from mlff_distiller.deploy.forces import TorchForces
+from mlff_distiller.engines.forces import TorchForces
+from mlff_distiller.engines.loading import ready_student
 from mlff_distiller.students import load_student
 from mlff_distiller.training import train
+from mlff_distiller.workflows.config import load_config
 
 TRAININGS = [
     *(("water", "painn-64x2", 192, f"painn.max_moment={order}") for order in (3, 4, 8)),

@@ -21,10 +21,11 @@ from ase import units
 from ase.md.verlet import VelocityVerlet
 from md_bench import crystal
 
-from mlff_distiller.deploy import Ensemble, Simulation, StudentCalculator
-from mlff_distiller.deploy.calculator import ready_student
-from mlff_distiller.deploy.forces import TorchForces
-from mlff_distiller.evaluate.stability import thermalise
+from mlff_distiller.deploy import StudentCalculator
+from mlff_distiller.engines.forces import TorchForces
+from mlff_distiller.engines.loading import ready_student
+from mlff_distiller.md import Ensemble, Simulation
+from mlff_distiller.structure import thermalise
 from mlff_distiller.students.painn import PaiNN
 from mlff_distiller.students.painn_setup import initialise
 

@@ -32,9 +32,9 @@ import torch
 from ase.io import read
 
 from mlff_distiller.batch import Batch
-from mlff_distiller.evaluate.accuracy import compare
 from mlff_distiller.students import NEPSettings, PaiNNSettings, nep_for, painn_for
 from mlff_distiller.training import TrainingSettings, train
+from mlff_distiller.validation.accuracy import compare
 
 TARGETS = (200, 150, 100, 80, 60, 50, 40, 35, 30, 25, 20, 15, 10)
 """meV/Å."""

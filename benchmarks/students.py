@@ -28,9 +28,9 @@ import numpy as np
 import torch
 from training_sets import load_extra, load_set
 
-from mlff_distiller.config import load_config
 from mlff_distiller.students import save_student
 from mlff_distiller.training import batches_of, train, validate
+from mlff_distiller.workflows.config import load_config
 
 _VALIDATION_FRAMES = 40
 

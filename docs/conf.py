@@ -12,9 +12,9 @@ import typer
 import yaml
 
 from mlff_distiller import cli
-from mlff_distiller.config import Config, to_plain
-from mlff_distiller.evaluate.criteria import CRITERIA
-from mlff_distiller.evaluate.validation.settings import ValidationSettings
+from mlff_distiller.validation.criteria import CRITERIA
+from mlff_distiller.validation.settings import ValidationSettings
+from mlff_distiller.workflows.config import Config, to_plain
 
 project = "MLFF Distiller"
 author = "MLFF Distiller contributors"

@@ -82,7 +82,7 @@ def start() -> Callable[..., multiprocessing.Process]:
     many can be started, and killed at work rather than while they import.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mlff_distiller.cli", "mlff_distiller.pipeline"])
+    context.set_forkserver_preload(["mlff_distiller.cli.main", "mlff_distiller.workflows.distill"])
 
     def start(function: Callable, *arguments: Any) -> multiprocessing.Process:
         process = context.Process(target=function, args=arguments, daemon=True)

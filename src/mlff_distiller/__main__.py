@@ -1,6 +1,6 @@
 """``python -m mlff_distiller``: the command, for launchers such as torchrun."""
 
-from mlff_distiller.cli import main
+from mlff_distiller.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -22,7 +22,7 @@ from tests.conftest import Done, alone, command
 from typer.testing import CliRunner
 
 from mlff_distiller import StudentCalculator
-from mlff_distiller.cli import app
+from mlff_distiller.cli.main import app
 from mlff_distiller.dataset import Dataset, verify
 
 COUNTED = '''
@@ -76,7 +76,7 @@ class Bench:
 
     def start(self, out: str) -> subprocess.Popen:
         return subprocess.Popen(
-            [sys.executable, "-m", "mlff_distiller.cli", *self.words(out)],
+            [sys.executable, "-m", "mlff_distiller.cli.main", *self.words(out)],
             cwd=self.folder,
             env={**os.environ, **self.environment(out)},
             stdout=subprocess.PIPE,
@@ -350,7 +350,7 @@ def test_help_is_quick_and_has_an_example():
         ["md"],
     ):
         done = subprocess.run(
-            [sys.executable, "-X", "importtime", "-m", "mlff_distiller.cli", *words, "--help"],
+            [sys.executable, "-X", "importtime", "-m", "mlff_distiller.cli.main", *words, "--help"],
             capture_output=True,
             text=True,
             timeout=60,
@@ -363,7 +363,7 @@ def test_help_is_quick_and_has_an_example():
 
 def test_distill_from_python(tmp_path):
     from mlff_distiller import distill
-    from mlff_distiller.config import load_config
+    from mlff_distiller.workflows.config import load_config
 
     seed = bulk("Cu", cubic=True)
     news = []

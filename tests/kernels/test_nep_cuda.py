@@ -15,9 +15,9 @@ from tests.kernels.test_nep_warp import (
     run,
 )
 
-from mlff_distiller.deploy import Ensemble, Simulation
-from mlff_distiller.deploy.calculator import ready_student
-from mlff_distiller.deploy.forces import choose_forces
+from mlff_distiller.engines.forces import choose_forces
+from mlff_distiller.engines.loading import ready_student
+from mlff_distiller.md import Ensemble, Simulation
 from mlff_distiller.students import read_nep
 
 pytestmark = pytest.mark.gpu

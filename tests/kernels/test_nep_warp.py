@@ -10,8 +10,8 @@ from tests.conftest import random_nep, rattled, structures
 from tests.kernels.test_nep_reference import FILES, crystals
 
 from mlff_distiller.batch import Batch
+from mlff_distiller.engines.nep import NEPEvaluator
 from mlff_distiller.errors import DeviceMemoryError
-from mlff_distiller.kernels.nep.evaluator import NEPEvaluator
 from mlff_distiller.kernels.nep.warp_lanes import N_NEAR, WARP
 from mlff_distiller.neighbors import neighbor_list
 from mlff_distiller.students import NEP, read_nep

@@ -9,10 +9,10 @@ from ase.build import bulk
 from scipy import stats
 from tests.conftest import random_nep, rattled
 
-from mlff_distiller.deploy import Ensemble, Simulation
-from mlff_distiller.deploy.forces import choose_forces
+from mlff_distiller.engines.forces import choose_forces
 from mlff_distiller.kernels.compiling import warp_device
 from mlff_distiller.kernels.dynamics import warp as integrators
+from mlff_distiller.md import Ensemble, Simulation
 
 N_ATOMS, TEMPERATURE, VOLUME_EACH = 8, 400.0, 1e4
 

@@ -1,15 +1,5 @@
-"""Ways to run a student."""
+"""Ways to run a student in other programs."""
 
-from mlff_distiller.deploy.calculator import StudentCalculator, resolve_device
-from mlff_distiller.deploy.ensembles import Ensemble
-from mlff_distiller.deploy.md import MDResult, run_md
-from mlff_distiller.deploy.simulation import Simulation
+from mlff_distiller.deploy.calculator import StudentCalculator
 
-__all__ = [
-    "Ensemble",
-    "MDResult",
-    "Simulation",
-    "StudentCalculator",
-    "resolve_device",
-    "run_md",
-]
+__all__ = ["StudentCalculator"]

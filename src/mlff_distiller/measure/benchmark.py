@@ -14,7 +14,6 @@ from ase import Atoms
 from numpy.typing import NDArray
 
 from mlff_distiller.errors import ConfigError, DistillerError
-from mlff_distiller.evaluate.stability import default_time_step_fs, thermalise
 from mlff_distiller.measure import statistics
 from mlff_distiller.measure.contenders import Contender, Model, contender, distinct
 from mlff_distiller.measure.machine import describe
@@ -23,6 +22,7 @@ from mlff_distiller.measure.nvml import open_nvml
 from mlff_distiller.measure.results import SCHEMA, Result
 from mlff_distiller.measure.systems import System, build_system
 from mlff_distiller.measure.trial import Clock, EnsembleName, Plan, Trial, run_ase, run_student
+from mlff_distiller.structure import default_time_step_fs, thermalise
 
 Engine = Literal["ase", "run_md"]
 Progress = Callable[[str, int, int, str], None]

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from ase.calculators.calculator import BaseCalculator
 
-from mlff_distiller.deploy import StudentCalculator, resolve_device
+from mlff_distiller.deploy import StudentCalculator
+from mlff_distiller.engines.loading import resolve_device
 from mlff_distiller.errors import ConfigError
 from mlff_distiller.students import Student, load_student
 from mlff_distiller.teachers import TeacherCalculator, load_teacher

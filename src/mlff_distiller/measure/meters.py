@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import torch
 
-from mlff_distiller.evaluate.validation.statistics import growth
+from mlff_distiller.md.statistics import growth
 from mlff_distiller.measure.nvml import Nvml, Reading, open_nvml
 
 MOST_POINTS = 200

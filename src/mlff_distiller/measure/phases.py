@@ -13,9 +13,11 @@ from ase import Atoms
 from ase.calculators import calculator as ase_calculator
 from ase.md.md import MolecularDynamics
 
-from mlff_distiller.deploy import Simulation, StudentCalculator, backends
-from mlff_distiller.deploy.forces import Forces
+from mlff_distiller.deploy import StudentCalculator
+from mlff_distiller.engines import backends
+from mlff_distiller.engines.forces import Forces
 from mlff_distiller.errors import TeacherError
+from mlff_distiller.md import Simulation
 from mlff_distiller.teachers.registry import parse_spec
 
 COMPARING, BOOKKEEPING, INTEGRATOR = "comparing atoms", "bookkeeping", "integrator"

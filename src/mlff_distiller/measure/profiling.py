@@ -19,12 +19,10 @@ from ase import Atoms
 from torch.profiler import ProfilerActivity, record_function
 from torch.profiler import profile as torch_profile
 
-from mlff_distiller.deploy import Ensemble, Simulation
-from mlff_distiller.deploy.calculator import ready_student
-from mlff_distiller.deploy.forces import choose_forces
-from mlff_distiller.durable import write_json
+from mlff_distiller.engines.forces import choose_forces
+from mlff_distiller.engines.loading import ready_student
 from mlff_distiller.errors import ConfigError
-from mlff_distiller.evaluate.stability import default_time_step_fs
+from mlff_distiller.md import Ensemble, Simulation
 from mlff_distiller.measure.benchmark import named_systems, start_of
 from mlff_distiller.measure.contenders import Contender, Model, contender, distinct
 from mlff_distiller.measure.findings import findings
@@ -46,6 +44,7 @@ from mlff_distiller.measure.trial import (
     Plan,
     ase_dynamics,
 )
+from mlff_distiller.structure import default_time_step_fs
 
 SCHEMA = 1
 KEPT = 0.5
@@ -83,15 +82,6 @@ class Profile:
     @property
     def cases(self) -> list[dict[str, Any]]:
         return self.content["cases"]  # type: ignore[no-any-return]
-
-    def write(self, folder: str | Path) -> dict[str, Path]:
-        """``profile.json`` and ``profile.html`` in ``folder``; the traces are there already."""
-        from mlff_distiller.measure.profile_page import write_page
-
-        paths = {name: Path(folder) / f"profile.{name}" for name in ("json", "html")}
-        write_json(paths["json"], self.content)
-        write_page(paths["html"], self)
-        return paths
 
 
 def profile(

@@ -50,15 +50,6 @@ class Result:
     def about(self) -> dict[str, Any]:
         return self.content["about"]  # type: ignore[no-any-return]
 
-    def write(self, folder: str | Path) -> dict[str, Path]:
-        """``benchmark.json`` and ``benchmark.html`` in ``folder``."""
-        from mlff_distiller.measure.page import write_page
-
-        paths = {name: Path(folder) / f"benchmark.{name}" for name in ("json", "html")}
-        write_json(paths["json"], self.content)
-        write_page(paths["html"], self)
-        return paths
-
 
 def read_result(path: str | Path) -> Result:
     """A result from its JSON, or from the folder that holds ``benchmark.json``."""

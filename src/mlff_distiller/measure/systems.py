@@ -13,7 +13,7 @@ from ase.build import bulk, diamond100, fcc111, molecule
 
 from mlff_distiller.errors import ConfigError
 from mlff_distiller.labeling.structures import read_frames
-from mlff_distiller.sampling import enlarge
+from mlff_distiller.structure import enlarge
 
 WATER_DENSITY = 0.997  # g/cm³ at 298 K
 LARGEST = 20_000_000

@@ -16,8 +16,8 @@ from ase.md.nose_hoover_chain import IsotropicMTKNPT
 from ase.md.verlet import VelocityVerlet
 from numpy.typing import NDArray
 
-from mlff_distiller.deploy import Simulation, run_md
 from mlff_distiller.errors import DynamicsError
+from mlff_distiller.md import Simulation, run_md
 from mlff_distiller.measure.meters import MemoryMeter
 from mlff_distiller.students import Student
 

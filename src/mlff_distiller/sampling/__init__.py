@@ -5,7 +5,6 @@ from mlff_distiller.sampling.dynamics import DynamicsSettings, Walker, explore, 
 from mlff_distiller.sampling.probes import probes
 from mlff_distiller.sampling.rattle import Labeler, RattleSettings, grow
 from mlff_distiller.sampling.scans import ScanSettings, scan
-from mlff_distiller.sampling.seeds import enlarge
 from mlff_distiller.sampling.select import descriptors, select
 from mlff_distiller.sampling.similar import find_similar
 
@@ -18,7 +17,6 @@ __all__ = [
     "Walker",
     "approach",
     "descriptors",
-    "enlarge",
     "explore",
     "find_similar",
     "grow",

@@ -17,7 +17,8 @@ from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
 from tests.conftest import random_nep, rattled, structures
 
-from mlff_distiller.deploy import StudentCalculator, resolve_device
+from mlff_distiller.deploy import StudentCalculator
+from mlff_distiller.engines.loading import resolve_device
 from mlff_distiller.errors import StructureError, StudentError, UnknownElementError
 
 

@@ -346,7 +346,15 @@ def test_a_charge_that_is_none_is_quarantined_alone(here):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_keeps_what_is_in_work(here, number):
-    words = [sys.executable, "-m", "mlff_distiller.cli", "label", "copper.xyz", "--out", "labels"]
+    words = [
+        sys.executable,
+        "-m",
+        "mlff_distiller.cli.main",
+        "label",
+        "copper.xyz",
+        "--out",
+        "labels",
+    ]
     process = subprocess.Popen(
         [*words, "--teacher", "ase:factories:Slow", "--device", "cpu"],
         stdout=subprocess.PIPE,

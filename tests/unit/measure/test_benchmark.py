@@ -12,19 +12,19 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from tests.conftest import random_nep, random_painn
-from tests.unit.evaluate.test_report import ATTACK, Page, browse
 from tests.unit.measure.clocks import Clock, Failing, Leaky, Timed
+from tests.unit.reports.test_report import ATTACK, Page, browse
 from typer.testing import CliRunner
 
-from mlff_distiller.cli import app
-from mlff_distiller.deploy import Simulation
+from mlff_distiller.cli.main import app
 from mlff_distiller.errors import ConfigError, DistillerError
+from mlff_distiller.md import Simulation
 from mlff_distiller.measure import MDBenchmark, Settings, check, compare, read_result, record
 from mlff_distiller.measure.contenders import contender
 from mlff_distiller.measure.meters import MemoryMeter
-from mlff_distiller.measure.page import write_page
 from mlff_distiller.measure.results import speed_ups
 from mlff_distiller.measure.trial import Plan, run_student
+from mlff_distiller.reports.benchmark import write_page
 from mlff_distiller.students import write_nep
 
 GAS = Atoms("Ar4", np.diag([0.0, 1, 2, 3])[:, :3] * 4.0, cell=[20.0] * 3, pbc=True)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from mlff_distiller.cli import app
+from mlff_distiller.cli.main import app
 from mlff_distiller.errors import ConfigError
 from mlff_distiller.measure import doctor, warp_probe
 from mlff_distiller.measure.nvml import open_nvml

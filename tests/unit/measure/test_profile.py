@@ -11,18 +11,18 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators import calculator as ase_calculator
 from tests.conftest import random_nep, random_painn
-from tests.unit.evaluate.test_report import ATTACK, Page, browse
 from tests.unit.measure.clocks import Clock, Timed
+from tests.unit.reports.test_report import ATTACK, Page, browse
 from typer.testing import CliRunner
 
-from mlff_distiller.cli import app
-from mlff_distiller.deploy import backends
+from mlff_distiller.cli.main import app
+from mlff_distiller.engines import backends
 from mlff_distiller.errors import ConfigError, TeacherError
 from mlff_distiller.measure import phases as p
 from mlff_distiller.measure.findings import findings
-from mlff_distiller.measure.profile_page import write_page
 from mlff_distiller.measure.profiling import ProfileSettings, profile
 from mlff_distiller.measure.trace import STEP, analyse, union
+from mlff_distiller.reports.profile import write_page
 from mlff_distiller.students import write_nep
 
 COPPER = bulk("Cu", cubic=True) * (2, 2, 2)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mlff_distiller.evaluate.validation.statistics import growth
+from mlff_distiller.md.statistics import growth
 from mlff_distiller.measure import statistics
 
 

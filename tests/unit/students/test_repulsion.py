@@ -8,9 +8,9 @@ from ase.build import molecule
 from tests.conftest import random_nep, random_painn
 from tests.unit.students.test_painn import energies, labelled
 
-from mlff_distiller.config import load_config
 from mlff_distiller.errors import ConfigError
 from mlff_distiller.students import set_repulsion
+from mlff_distiller.workflows.config import load_config
 
 
 @pytest.mark.parametrize("model", [random_nep, random_painn])

@@ -18,7 +18,7 @@ from ase.build import bulk
 from ase.io import write
 from typer.testing import CliRunner
 
-from mlff_distiller.cli import app
+from mlff_distiller.cli.main import app
 from mlff_distiller.dataset import Dataset
 from mlff_distiller.errors import TeacherError
 from mlff_distiller.teachers import load_teacher

@@ -1,0 +1,144 @@
+"""``mlff-distiller label``: a teacher's labels for many structures, by one worker or many."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from mlff_distiller.cli.progress import Display
+from mlff_distiller.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mlff_distiller.labeling import Cluster, Finding
+
+console = Console(highlight=False)
+
+_SHOWN = 10  # findings of each check, on the screen
+
+
+def label(
+    structures: Annotated[list[str], typer.Argument(help="Files ASE reads, or datasets.")],
+    teacher: Annotated[
+        str, typer.Option(help="A name from 'teachers', FAMILY:PATH, or ase:module:factory.")
+    ],
+    out: Annotated[Path, typer.Option(help="Dataset to make; the same command continues it.")],
+    shard: Annotated[
+        str | None, typer.Option(help="i/n: label the i-th of n parts, in a job of its own.")
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Teachers side by side here; cuda: one GPU each, in turn.")
+    ] = 1,
+    cluster: Annotated[
+        Path | None, typer.Option(help="YAML of a batch scheduler whose jobs are the workers.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Most atoms in one pass of the teacher.")
+    ] = None,
+    teacher_python: Annotated[
+        str | None, typer.Option(help="Python of another environment for the teacher.")
+    ] = None,
+    allow_download: Annotated[
+        bool, typer.Option(help="Let the teacher fetch its weights.")
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option(help="Ask again for structures that are in quarantine.")
+    ] = False,
+    max_failed: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of failures that is still a success.")
+    ] = 0.05,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.")] = False,
+) -> None:
+    """Label STRUCTURES by a teacher, once each, whatever is killed meanwhile.
+
+    In a Slurm array: --shard $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT (--array=1-n). The part
+    that ends last collects all of them.
+    """
+    from mlff_distiller import labeling
+    from mlff_distiller.dataset import Dataset
+
+    if workers > 1:  # read when a teacher starts: together they take the cores there are
+        cores = len(os.sched_getaffinity(0))
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // workers)))
+    jobs = None if cluster is None else _cluster(cluster)
+    request = labeling.Request(teacher, device, teacher_python, allow_download, batch_size)
+    found = labeling.read_structures(structures)
+    with Display(console, quiet=quiet) as display:
+        outcome = labeling.label(
+            found,
+            request,
+            out,
+            shard=None if shard is None else parse_shard(shard),
+            workers=workers,
+            cluster=jobs,
+            retry_failed=retry_failed,
+            on_progress=lambda done, total, news: display("label", done, total, news),
+        )
+    if not quiet:
+        repeated = f"; {found.n_repeated} repeated" if found.n_repeated else ""
+        console.print(
+            f"{outcome.n_labelled} of {outcome.n_structures} labelled in {out}{repeated}; "
+            f"teacher {outcome.teacher_seconds:.0f} s",
+            soft_wrap=True,
+        )
+        if not outcome.collected:
+            console.print("other parts are not done; the last one collects all", soft_wrap=True)
+    if outcome.collected:
+        findings = labeling.check_labels(Dataset(out))
+        _report(findings, out, quiet=quiet)
+    if outcome.n_failed:
+        console.print(
+            f"{outcome.n_failed} failed and are named in quarantine.jsonl; "
+            "--retry-failed asks again",
+            soft_wrap=True,
+        )
+    if outcome.n_failed > max_failed * outcome.n_structures:
+        raise typer.Exit(1)
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """``3/10`` as (3, 10); `ConfigError` unless 1 <= 3 <= 10."""
+    match = re.fullmatch(r"(\d{1,5})/(\d{1,5})", text)
+    number, count = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= number <= count:
+        raise ConfigError("--shard is wrong", expected="i/n with i from 1 to n", found=text)
+    return number, count
+
+
+def _cluster(path: Path) -> Cluster:
+    from mlff_distiller.labeling import Cluster
+    from mlff_distiller.workflows.config import read_yaml
+
+    content = read_yaml(path)
+    unknown = content.keys() - {"scheduler", "workers", "options"}
+    options = content.get("options") or {}
+    if unknown or "scheduler" not in content or not isinstance(options, dict):
+        raise ConfigError(
+            f"{path} describes no cluster",
+            expected="scheduler, workers and options (those of dask-jobqueue)",
+            found=", ".join(content) or "nothing",
+        )
+    return Cluster(str(content["scheduler"]), content.get("workers", 1), options)
+
+
+def _report(findings: list[Finding], out: Path, *, quiet: bool) -> None:
+    from dataclasses import asdict
+
+    from mlff_distiller.durable import write_json
+
+    write_json(out / "findings.json", [asdict(finding) for finding in findings])
+    if quiet:
+        return
+    for check in sorted({finding.check for finding in findings}):
+        own = [finding for finding in findings if finding.check == check]
+        console.print(f"[yellow]warning:[/] {check}: {len(own)} labels", soft_wrap=True)
+        for finding in own[:_SHOWN]:
+            console.print(f"  {escape(str(finding))}", soft_wrap=True)
+        if len(own) > _SHOWN:
+            console.print(f"  and {len(own) - _SHOWN} more in {out / 'findings.json'}")

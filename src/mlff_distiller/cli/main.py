@@ -1,0 +1,240 @@
+"""``mlff-distiller``: parses, calls, shows progress. What does the work is imported when needed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mlff_distiller.cli import benchmark as cli_measure
+from mlff_distiller.cli import data as cli_data
+from mlff_distiller.cli import label as cli_label
+from mlff_distiller.cli import md as cli_md
+from mlff_distiller.cli import sample as cli_sample
+from mlff_distiller.cli import train as cli_train
+from mlff_distiller.cli import validate as cli_validate
+from mlff_distiller.cli.progress import Display
+from mlff_distiller.errors import DistillerError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Turn a slow, accurate force field into a fast one for your chemistry.",
+)
+app.add_typer(cli_data.app, name="data")
+app.command(
+    "sample",
+    epilog="Examples: mlff-distiller sample a.xyz --method md --student run/student --out new.xyz"
+    "\n\nmlff-distiller sample pool.xyz --method pool --select 500 --out few.xyz",
+)(cli_sample.sample)
+app.command("plan", epilog="Example: mlff-distiller plan run --teacher 7net-0")(cli_sample.plan)
+app.command(
+    "label",
+    epilog="Example: mlff-distiller label frames.xyz --teacher 7net-0 --out labels --workers 2",
+)(cli_label.label)
+app.command(
+    "train",
+    epilog="Examples: mlff-distiller train labels --student painn-64x2 --out run"
+    "\n\nmlff-distiller train labels --tune 30 --max-us-per-atom 20 --out run",
+)(cli_train.train)
+app.command(
+    "md",
+    epilog="Example: mlff-distiller md silicon.extxyz --student run/student --ensemble nvt"
+    " --temperature 300 --time-ps 100 --out md.extxyz",
+)(cli_md.md)
+app.command("validate", epilog=cli_validate.EPILOG)(cli_validate.validate)
+app.add_typer(cli_measure.benchmark, name="benchmark")
+app.command(
+    "profile",
+    epilog="Example: mlff-distiller profile --student run --teacher 7net-0 --system silicon:64"
+    " --system silicon:1000 --out prof",
+)(cli_measure.profile)
+app.command("doctor", epilog="Example: mlff-distiller doctor --require cuda --disk runs")(
+    cli_measure.doctor
+)
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+
+
+@app.command(epilog="Example: mlff-distiller distill silicon.extxyz --teacher 7net-0 --out run")
+def distill(
+    structures: Annotated[
+        list[str],
+        typer.Argument(help="Files ASE reads; every frame is a seed. KEY=VALUE: a setting."),
+    ],
+    teacher: Annotated[
+        str, typer.Option(help="A name from 'teachers', FAMILY:PATH, or ase:module:factory.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the run; the same command continues it.")],
+    student: Annotated[
+        str | None, typer.Option(help="The student: nep, or painn-32x2, painn-64x2, painn-128x3.")
+    ] = None,
+    temperature: Annotated[
+        list[float] | None, typer.Option(help="Sampling temperature, K; repeatable.")
+    ] = None,
+    labels: Annotated[
+        int | None, typer.Option(help="How many structures the teacher labels.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings.")] = None,
+    teacher_python: Annotated[
+        str | None, typer.Option(help="Python of another environment for the teacher.")
+    ] = None,
+    allow_download: Annotated[
+        bool, typer.Option(help="Let the teacher fetch its weights.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Distil a teacher on STRUCTURES: sample, label, train, test, report."""
+    from mlff_distiller.workflows import distill as pipeline
+    from mlff_distiller.workflows.config import load_config
+
+    files = [word for word in structures if not _is_setting(word)]
+    settings = load_config(
+        config,
+        [word for word in structures if _is_setting(word)],
+        student=student,
+        sampling__temperature_K=temperature or None,
+        labels=labels,
+        device=device,
+    )
+    with Display(console, quiet=quiet) as display:
+        report = pipeline.distill(
+            files,
+            teacher,
+            out,
+            settings,
+            teacher_python=teacher_python,
+            allow_download=allow_download,
+            on_progress=display,
+        )
+    if not quiet:
+        _print_verdict(report, out)
+
+
+def _is_setting(word: str) -> bool:
+    return "=" in word and not Path(word).exists()
+
+
+def _print_verdict(report: dict[str, Any], out: Path) -> None:
+    status = report["verdict"]["status"]
+    colour = "green" if status == "approved" else "red"
+    table = Table(
+        title=f"[bold {colour}]{status}[/]", title_justify="left", box=None, padding=(0, 2)
+    )
+    for heading in ("", "check", "measured", "limit"):
+        table.add_column(heading, justify="right" if heading in ("measured", "limit") else "left")
+    for check in report["verdict"]["checks"]:
+        mark = "[green]✓[/]" if check["passed"] else "[red]✗[/]"
+        value = "not measured" if check["value"] is None else f"{check['value']:.4g}"
+        table.add_row(mark, check["name"], value, f"{check['limit']:g}")
+    console.print(table)
+    console.print(f"\nreport   {out / 'report.html'}", soft_wrap=True)
+    console.print(f"student  {out / 'student'}", soft_wrap=True)
+
+
+@app.command(epilog="Example: mlff-distiller teachers")
+def teachers() -> None:
+    """List the teachers this version knows, and what each needs."""
+    from mlff_distiller.teachers import registered_teachers
+
+    table = Table(box=None, padding=(0, 2))
+    for heading in ("teacher", "family", "licence", "install", ""):
+        table.add_column(heading)
+    for row in registered_teachers():
+        table.add_row(row.name, row.family, row.licence, escape(row.install), row.description)
+    console.print(table)
+
+
+@app.command(epilog="Example: mlff-distiller info run/student")
+def info(
+    path: Annotated[Path, typer.Argument(help="A student's folder, a nep.txt, or a run.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Describe a student: elements, size, cutoff, teacher."""
+    from mlff_distiller.students import load_student, read_config
+
+    folder = path / "student" if (path / "student").is_dir() else path
+    student = load_student(folder)
+    about = read_config(folder)["about"] if folder.is_dir() else {}
+    facts = {
+        "architecture": student.architecture,
+        "elements": list(student.elements),
+        "n_parameters": sum(parameter.numel() for parameter in student.parameters()),
+        "cutoff": student.cutoff,
+        "reference_energies": dict(
+            zip(student.elements, student.reference_energies.tolist(), strict=True)
+        ),
+        "teacher": about.get("teacher", {}).get("name"),
+        "n_labels": about.get("n_labels"),
+        "temperature_K": about.get("temperature_K"),
+    }
+    cli_data.print_facts(facts, as_json)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        console.print(version("mlff-distiller"))
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", is_eager=True, callback=_version),
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point: errors as text, exit codes for scripts (130 and 143 when interrupted)."""
+
+    def terminated(signum: int, frame: object) -> None:
+        raise SystemExit(128 + signum)
+
+    signal.signal(signal.SIGTERM, terminated)
+    # Idle OpenMP threads that spin make a shared machine's every small operation wait for a time
+    # slice: a step was seen to slow down twentyfold. Read when torch loads, here and in teachers.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        app(standalone_mode=True)
+    except DistillerError as error:
+        if "--debug" in sys.argv:
+            raise
+        errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        _print_interrupted()
+        sys.exit(130)
+    except SystemExit as end:
+        if end.code in (128 + signal.SIGINT, 128 + signal.SIGTERM):  # typer turns ctrl-C into it
+            _print_interrupted()
+        raise
+
+
+def _print_interrupted() -> None:
+    errors.print(
+        "interrupted; distill, label, train, md and data import continue"
+        " if the command is repeated",
+        soft_wrap=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

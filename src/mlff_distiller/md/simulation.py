@@ -1,0 +1,511 @@
+"""``Simulation``: systems that stay on the device, step by step."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import warp as wp
+from ase import Atoms, units
+from ase.constraints import FixAtoms
+from numpy.typing import NDArray
+
+from mlff_distiller.batch import check_structure
+from mlff_distiller.engines.forces import Forces
+from mlff_distiller.errors import DynamicsError
+from mlff_distiller.kernels.compiling import Launch, load
+from mlff_distiller.kernels.dynamics import warp as integrators
+from mlff_distiller.md.ensemble import Ensemble
+from mlff_distiller.md.files import Frame
+
+STEPS_A_GRAPH = 16
+LARGEST_BLOCK = 512
+"""Steps between two looks of the host at a GPU."""
+BLOCK_SECONDS = 0.5
+"""So that an interruption is answered soon."""
+
+Array = NDArray[np.float64]
+_MODES = {
+    "isotropic": integrators.ISOTROPIC,
+    "anisotropic": integrators.ANISOTROPIC,
+    "triclinic": integrators.TRICLINIC,
+}
+
+
+@dataclass(frozen=True)
+class Observables:
+    """Of each system (n_systems,); energies in eV. Pressure and volume are NaN without a volume."""
+
+    potential_energy: Array
+    kinetic_energy: Array
+    temperature_K: Array
+    pressure_GPa: Array
+    volume: Array  # Å³
+    stress: Array  # (n_systems, 3, 3) eV/Å³, of the potential alone
+
+
+@dataclass(frozen=True)
+class State:
+    """All that the next step depends on."""
+
+    step: int
+    positions: Array  # (n_atoms, 3) Å, not wrapped
+    velocities: Array  # (n_atoms, 3) Å / ASE's unit of time
+    cell: Array  # (n_systems, 3, 3) Å
+    listed: tuple[Array, Array] | None = None
+    """Positions and cell when neighbours were last found, where forces depend on them."""
+
+
+class Simulation:
+    """Dynamics of one or several systems under one student, on the device.
+
+    Parameters
+    ----------
+    forces
+        Made for the same ``frames``; see ``choose_forces``.
+    frames
+        Momenta are taken as they are; where all are zero, new ones are drawn. ``FixAtoms`` holds
+        atoms in place; other constraints are refused.
+
+    Raises
+    ------
+    DynamicsError
+        The settings do not fit the structures.
+    """
+
+    def __init__(self, forces: Forces, frames: Sequence[Atoms], ensemble: Ensemble) -> None:
+        self.forces, self.ensemble = forces, ensemble
+        self.device = forces.device
+        self.templates = [_template(atoms) for atoms in frames]
+        self._check(frames)
+        sizes = [len(atoms) for atoms in frames]
+        self._ends = np.cumsum(sizes)
+        self._pbc = np.stack([atoms.pbc for atoms in frames])
+        masses = np.concatenate([atoms.get_masses() for atoms in frames])
+        fixed = np.concatenate([_fixed(atoms) for atoms in frames])
+        self.time_step_fs = time_step_fs(frames, ensemble)
+        self._with_graphs = self.device.is_cuda and forces.capturable
+        self._steps_listed = self.seconds_a_step = 0.0
+        self._block = STEPS_A_GRAPH
+        self._n_rebuilds = 0
+        self._begin: list[Callable[[], None]] = []
+        self._end: list[Callable[[], None]] = []
+        self._graphs: dict[int, Any] = {}
+        self._allocate(masses, fixed)
+        cell = np.stack([atoms.cell.array for atoms in frames])
+        positions = np.concatenate([atoms.positions for atoms in frames])
+        velocities = self._first_velocities(frames, fixed)
+        self._n_dof = self._degrees(masses, velocities, fixed)
+        self._dof_on_device.assign(self._n_dof)
+        self.load(State(0, positions, velocities, cell))
+        hottest = max(*self._temperatures(), self.observables().temperature_K.max(), 300.0)
+        self.max_temperature_K = ensemble.max_temperature_K or 10.0 * hottest
+
+    # -- setting up ----------------------------------------------------------------------------
+
+    def _check(self, frames: Sequence[Atoms]) -> None:
+        n = len(frames)
+        for index, atoms in enumerate(frames):
+            name = f"structure {index}"
+            check_structure(atoms, name)
+            for constraint in atoms.constraints:
+                if not isinstance(constraint, FixAtoms):
+                    raise DynamicsError(
+                        f"{name} has a constraint that is not supported",
+                        expected="FixAtoms, or none",
+                        found=type(constraint).__name__,
+                        remedy="remove it with atoms.set_constraint(), or use ASE's dynamics",
+                    )
+            if not (atoms.get_masses() > 0).all():
+                raise DynamicsError(f"{name} has an atom without mass")
+            if self.ensemble.ensemble == "npt":
+                if not atoms.pbc.all():
+                    raise DynamicsError(
+                        f"{name} has no pressure: it is not periodic along all three vectors",
+                        expected="pbc = [True, True, True] for npt",
+                        found=atoms.pbc.tolist(),
+                        remedy="take nvt",
+                    )
+                if atoms.constraints:
+                    raise DynamicsError(
+                        f"{name} has fixed atoms, which a changing cell would move",
+                        remedy="take nvt, or remove the constraint",
+                    )
+            if _fixed(atoms).all():
+                raise DynamicsError(f"all atoms of {name} are fixed")
+        for name in ("temperature_K", "pressure_GPa"):
+            values = getattr(self.ensemble, name)
+            if len(values) not in (1, n):
+                raise DynamicsError(f"{name} has {len(values)} values", expected=f"1 or {n}")
+
+    def _temperatures(self) -> Array:
+        values = np.array(self.ensemble.temperature_K)
+        return np.broadcast_to(values, len(self.templates)).astype(np.float64)
+
+    def _first_velocities(self, frames: Sequence[Atoms], fixed: NDArray[np.bool_]) -> Array:
+        parts = []
+        for k, (atoms, temperature) in enumerate(zip(frames, self._temperatures(), strict=True)):
+            masses, held = atoms.get_masses()[:, None], _fixed(atoms)
+            velocities = np.array(atoms.get_velocities())
+            if not velocities.any():
+                rng = np.random.default_rng([self.ensemble.seed + k])
+                spread = np.sqrt(units.kB * temperature / masses)
+                velocities = spread * rng.standard_normal((len(atoms), 3))
+                if not held.any() and len(atoms) > 1:
+                    velocities -= (masses * velocities).sum(0) / masses.sum()
+            parts.append(np.where(held[:, None], 0.0, velocities))
+        return np.concatenate(parts)
+
+    def _degrees(self, masses: Array, velocities: Array, fixed: NDArray[np.bool_]) -> Array:
+        """Degrees of freedom: the centre of mass has none where it is at rest for good."""
+        degrees = []
+        for start, end in zip([0, *self._ends[:-1]], self._ends, strict=True):
+            own = slice(start, end)
+            momentum = (masses[own, None] * velocities[own]).sum(0)
+            scale = float((masses[own, None] * np.abs(velocities[own])).sum())
+            rests = np.abs(momentum).max() <= 1e-8 * max(scale, 1e-300)
+            is_bound = fixed[own].any() or self.ensemble.has_langevin or end - start == 1
+            n_free = int((~fixed[own]).sum())
+            degrees.append(3 * n_free - (3 if rests and not is_bound else 0))
+        return np.array(degrees, dtype=np.float64)
+
+    def _allocate(self, masses: Array, fixed: NDArray[np.bool_]) -> None:
+        e, systems = self.ensemble, self.forces.systems
+        n, n_systems = systems.n_atoms, systems.n_systems
+        self._is_coupled = e.has_bussi or e.ensemble == "npt"
+        self._kernels = integrators.build(
+            "cpu" if self.device.is_cpu else "cuda",
+            langevin=e.has_langevin,
+            coupled=self._is_coupled,
+        )
+        load(self._kernels.module, self.device)
+        pressures = np.broadcast_to(np.array(e.pressure_GPa), n_systems) * units.GPa
+        seeds = np.uint64(e.seed) + np.arange(n_systems, dtype=np.uint64)
+        one = np.broadcast_to(np.eye(3), (n_systems, 3, 3)).copy()
+        with wp.ScopedDevice(self.device):
+            self.velocities = wp.zeros(n, dtype=wp.vec3d)
+            self._masses = wp.array(masses, dtype=wp.float64)
+            self._inverse_masses = wp.array(np.where(fixed, 0.0, 1.0 / masses), dtype=wp.float64)
+            self._step, self._halt, self._broken = (
+                wp.zeros(1, dtype=dtype) for dtype in (wp.int64, int, int)
+            )
+            self._partial = wp.zeros(systems.n_chunks, dtype=integrators.vec6d)
+            self._seeds = wp.array(seeds, dtype=wp.uint64)
+            self._thermal = wp.array(units.kB * self._temperatures(), dtype=wp.float64)
+            self._pressures = wp.array(pressures, dtype=wp.float64)
+            self._dof_on_device = wp.zeros(n_systems, dtype=wp.float64)
+            self._factor = wp.array(np.ones(n_systems), dtype=wp.float64)
+            self._growth, self._shrinkage = (wp.array(one, dtype=wp.mat33d) for _ in range(2))
+            self._kept_positions, self._kept_velocities = (
+                wp.zeros(n, dtype=wp.vec3d) for _ in range(2)
+            )
+            self._kept_lattice = wp.zeros(n_systems, dtype=wp.mat33d)
+        self._kept_step = 0
+        self._last_listed: tuple[wp.array, Array] | None = None
+
+    def _record(self) -> None:
+        """The launches of a step; again when arrays were replaced."""
+        e, f, near, k = self.ensemble, self.forces, self.forces.neighbors, self._kernels
+        systems, dt = f.systems, wp.float64(self.time_step_fs * units.fs)
+        n, is_npt = systems.n_atoms, e.ensemble == "npt"
+
+        def launch(kernel: wp.Kernel, size: int, *arguments: object) -> Launch:
+            return Launch([(kernel, arguments)], size, self.device, f.n_threads)
+
+        moving = (self._masses, self.velocities, self._partial)
+        self._kinetic = launch(k.kinetic, systems.n_chunks, self._halt, systems.chunks, *moving)
+        begin: list[Callable[[], None]] = []
+        if self._is_coupled:
+            decay = np.exp(-self.time_step_fs / e.thermostat_time_fs) if e.has_bussi else 1.0
+            rate = e.compressibility_per_GPa / units.GPa * self.time_step_fs / e.barostat_time_fs
+            couple = (
+                *(self._halt, self._step, self._seeds, systems.first_chunk, self._partial),
+                *(self._thermal, self._dof_on_device, wp.float64(decay), f.totals),
+                *(_MODES[e.pressure_coupling] if is_npt else integrators.FIXED, self._pressures),
+                *(wp.float64(rate), wp.float64(near.cutoff), wp.float64(near.skin)),
+                *(near.dual, near.lattice, near.stretch, near.limit_squared),
+                *(self._factor, self._growth, self._shrinkage, near.moved, self._broken),
+            )
+            begin += [self._kinetic, launch(k.couple, systems.n_systems, *couple)]
+            if is_npt:
+                begin.append(near.shifting(self._halt))
+        kept = wp.float64(np.exp(-1e-3 * e.friction_per_ps * self.time_step_fs))
+        advance = (
+            *(self._halt, self._step, self._seeds, dt, kept, self._thermal),
+            *(self._factor, self._growth, self._shrinkage, wp.float64(e.max_step_A**2)),
+            *(systems.system_idx, systems.first_atom, self._inverse_masses, f.forces),
+            *(f.positions, self.velocities, near.lattice, near.stretch, near.limit_squared),
+            *(near.laps, near.built, near.inside, near.moved, self._broken),
+        )
+        self._begin = [*begin, launch(k.advance, n, *advance)]
+        kick = (dt, self._inverse_masses, f.forces, self.velocities, near.moved)
+        self._end = [f.compute]
+        self._end += [f.total] if is_npt else []
+        self._end.append(launch(k.kick, n, *kick, self._halt, self._step))
+        self._graphs = {}
+
+    # -- steps ---------------------------------------------------------------------------------
+
+    @property
+    def step(self) -> int:
+        """Number of steps done."""
+        return int(self._step.numpy()[0])
+
+    @property
+    def time_ps(self) -> float:
+        return 1e-3 * self.time_step_fs * self.step
+
+    @property
+    def n_rebuilds(self) -> int:
+        """How often neighbours were found anew."""
+        return self._n_rebuilds
+
+    def advance(self, n_steps: int) -> None:
+        """Do ``n_steps`` steps.
+
+        Raises
+        ------
+        DynamicsError
+            A position or velocity is not finite, or exceeds its limit. The state is then the last
+            good one, some steps earlier.
+        """
+        done, target = self.step, self.step + n_steps
+        while done < target:
+            self._keep(done)
+            block = min(target - done, self._block_size())
+            began = time.perf_counter()
+            for start in range(done, done + block):
+                if self._with_graphs:
+                    self._launch_graphs(block)
+                    break
+                _call(self._begin)
+                _call(self._end)
+                if self.forces.neighbors.moved.numpy()[0]:
+                    self._find_neighbors(start)
+            now = self._settle(done)
+            self.seconds_a_step = (time.perf_counter() - began) / max(1, now - done)
+            self._steps_listed += now - done
+            done = now
+
+    def _block_size(self) -> int:
+        size = self._block if self._with_graphs else LARGEST_BLOCK
+        if self.seconds_a_step > 0:
+            size = min(size, max(1, int(BLOCK_SECONDS / self.seconds_a_step)))
+        return size
+
+    def _launch_graphs(self, n_steps: int) -> None:
+        """A graph of many steps as often as it fits, then one of a single step."""
+        for size in (STEPS_A_GRAPH, 1):
+            for _ in range(n_steps // size):
+                if size not in self._graphs and not self._capture(size):
+                    return
+                wp.capture_launch(self._graphs[size])
+            n_steps %= size
+
+    def _capture(self, n_steps: int) -> bool:
+        try:
+            with wp.ScopedCapture(device=self.device, force_module_load=False) as capture:
+                for _ in range(n_steps):
+                    _call(self._begin)
+                    _call(self._end)
+            self._graphs[n_steps] = capture.graph
+        except Exception as error:
+            warnings.warn(f"steps go without a CUDA graph, slower: {error}", stacklevel=4)
+            self._with_graphs = False
+        return self._with_graphs
+
+    def _settle(self, before: int) -> int:
+        """Look at what the device has done; find neighbours and finish a step that wants them."""
+        self._kinetic()
+        if self.forces.neighbors.moved.numpy()[0]:
+            self._block = int(np.clip(self._steps_listed // 2, 4, LARGEST_BLOCK))
+            self._find_neighbors(self.step)
+            self._kinetic()
+        elif self._steps_listed > 2 * self._block:
+            self._block = min(2 * self._block, LARGEST_BLOCK)
+        now = self.step
+        temperatures = self._temperature(self._kinetic_energy())
+        if not (temperatures <= self.max_temperature_K).all():
+            system = int(np.argmax(~(temperatures <= self.max_temperature_K)))
+            self._fail(
+                f"system {system} has {temperatures[system]:.4g} K",
+                f"at most {self.max_temperature_K:.4g} K",
+                now,
+            )
+        return now
+
+    def _find_neighbors(self, step: int) -> None:
+        """Find neighbours anew, and finish the step that an atom's leaving its skin has halted."""
+        broken = int(self._broken.numpy()[0])
+        if broken >= integrators.CELL_BROKE:
+            system = broken - integrators.CELL_BROKE
+            limit = f"a strain of at most {integrators.LARGEST_STRAIN} a step"
+            self._fail(f"the cell of system {system} changes too fast", limit, step)
+        if broken:
+            system = int(np.searchsorted(self._ends, broken - 1, side="right"))
+            atom = broken - 1 - (self._ends[system - 1] if system else 0)
+            limit = f"at most {self.ensemble.max_step_A} Å a step"
+            self._fail(f"atom {atom} of system {system} moves too far", limit, step)
+        self._list()
+        self._halt.zero_()
+        _call(self._end)
+
+    def _list(self, cell: Array | None = None) -> None:
+        self._steps_listed = 0
+        self._n_rebuilds += 1
+        cell = self.cell() if cell is None else cell
+        if not self.forces.exact:
+            self._last_listed = (wp.clone(self.forces.positions), cell)
+        if self.forces.rebuild(cell, self._pbc) or not self._begin:
+            self._record()
+
+    def _fail(self, found: str, expected: str, step: int) -> None:
+        good = State(
+            self._kept_step,
+            self._kept_positions.numpy(),
+            self._kept_velocities.numpy(),
+            self._kept_cell(),
+        )
+        self.load(good)
+        raise DynamicsError(
+            f"the simulation has blown up near step {step} ({step * self.time_step_fs:g} fs)",
+            expected=expected,
+            found=found,
+            remedy=f"the state of step {good.step} is kept: look for atoms too close to each "
+            "other, take a shorter time step, or a student that knows such structures",
+        )
+
+    # -- what can be seen and set --------------------------------------------------------------
+
+    def observables(self) -> Observables:
+        """Energies, temperature and pressure of the present state."""
+        self._kinetic()
+        if self.ensemble.ensemble != "npt":
+            self.forces.total()
+        kinetic, totals = self._kinetic_energy(), self.forces.totals.numpy()
+        cell = self.cell()
+        volume = np.abs(np.linalg.det(cell))
+        volume = np.where(self._pbc.all(1) & (volume > 0), volume, np.nan)
+        virial = totals[:, [1, 6, 5, 6, 2, 4, 5, 4, 3]].reshape(-1, 3, 3)
+        trace = 2.0 * kinetic + np.trace(virial, axis1=1, axis2=2)
+        pressure = trace / (3.0 * volume) / units.GPa
+        temperature = self._temperature(kinetic)
+        stress = -virial / volume[:, None, None]
+        return Observables(totals[:, 0].copy(), kinetic, temperature, pressure, volume, stress)
+
+    def state(self) -> State:
+        """A copy of all that the next step depends on."""
+        listed = self._last_listed and (self._last_listed[0].numpy(), self._last_listed[1])
+        positions, velocities = self.forces.positions.numpy(), self.velocities.numpy()
+        return State(self.step, positions.copy(), velocities.copy(), self.cell(), listed)
+
+    def load(self, state: State) -> None:
+        """Go on from ``state``, exactly as if never interrupted."""
+        self._cell = np.array(state.cell)
+        self.velocities.assign(state.velocities)
+        self._step.fill_(state.step)
+        self._halt.zero_()
+        self._broken.zero_()
+        at, cell = state.listed or (state.positions, state.cell)
+        self.forces.positions.assign(at)
+        self._list(cell)
+        self.forces.positions.assign(state.positions)
+        near = self.forces.neighbors
+        if state.listed is not None and self.ensemble.ensemble == "npt":
+            near.lattice.assign(state.cell)
+            near.shifting()()
+        near.follow()
+        near.moved.zero_()
+        self.forces.compute()
+        self.forces.total()
+
+    def cell(self) -> Array:
+        """(n_systems, 3, 3) Å."""
+        if self.ensemble.ensemble == "npt" and self._begin:
+            self._cell = self.forces.neighbors.lattice.numpy().copy()
+        return self._cell.copy()
+
+    def atoms(self, system: int = 0) -> Atoms:
+        """One system as it is now, with momenta, energy, forces and stress."""
+        return self.frames()[system]
+
+    def frames(self) -> list[Atoms]:
+        """All systems as they are now."""
+        return self.snapshot().to_atoms(self.templates)
+
+    def snapshot(self) -> Frame:
+        """The same as arrays."""
+        seen = self.observables()
+        return Frame(
+            self.step,
+            self.time_ps,
+            self.forces.positions.numpy().copy(),
+            self.velocities.numpy().copy(),
+            self.forces.forces.numpy().copy(),
+            self.cell(),
+            seen.potential_energy,
+            seen.stress,
+        )
+
+    def set_cell(self, cell: Array, system: int = 0) -> None:
+        """Give a system another cell (3, 3), its atoms moving along."""
+        state = self.state()
+        own = slice(self._ends[system] - len(self.templates[system]), self._ends[system])
+        positions, cells = state.positions, state.cell
+        positions[own] = positions[own] @ np.linalg.solve(cells[system], cell)
+        cells[system] = cell
+        self.load(State(state.step, positions, state.velocities, cells))
+
+    # -- between device and host ---------------------------------------------------------------
+
+    def _keep(self, step: int) -> None:
+        """The state that an explosion leads back to."""
+        wp.copy(self._kept_positions, self.forces.positions)
+        wp.copy(self._kept_velocities, self.velocities)
+        wp.copy(self._kept_lattice, self.forces.neighbors.lattice)
+        self._kept_step = step
+
+    def _kept_cell(self) -> Array:
+        if self.ensemble.ensemble != "npt":
+            return self._cell
+        cell: Array = self._kept_lattice.numpy().copy()
+        return cell
+
+    def _kinetic_energy(self) -> Array:
+        """(n_systems,) eV, after ``_kinetic`` was launched."""
+        chunks = self._partial.numpy()[:, :3].sum(1)
+        energy: Array = np.add.reduceat(chunks, self.forces.systems.first_chunk.numpy()[:-1])
+        return energy
+
+    def _temperature(self, kinetic_energy: Array) -> Array:
+        temperature: Array = 2.0 * kinetic_energy / (self._n_dof * units.kB)
+        return temperature
+
+
+def time_step_fs(frames: Sequence[Atoms], ensemble: Ensemble) -> float:
+    """The ensemble's, or what hydrogen, or its absence, allows."""
+    hydrogen = any((atoms.numbers == 1).any() for atoms in frames)
+    return ensemble.time_step_fs or (0.5 if hydrogen else 1.0)
+
+
+def _call(launches: Sequence[Callable[[], None]]) -> None:
+    for launch in launches:
+        launch()
+
+
+def _template(atoms: Atoms) -> Atoms:
+    copy: Atoms = atoms.copy()  # without its calculator
+    for name in ("momenta", "velocities"):
+        copy.arrays.pop(name, None)
+    return copy
+
+
+def _fixed(atoms: Atoms) -> NDArray[np.bool_]:
+    fixed = np.zeros(len(atoms), dtype=bool)
+    for constraint in atoms.constraints:
+        fixed[constraint.get_indices()] = True
+    return fixed

@@ -1,0 +1,149 @@
+"""Whether a run eats memory: the host's and a GPU's, step by step."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+import warp as wp
+from ase import Atoms
+
+from mlff_distiller.deploy import StudentCalculator
+from mlff_distiller.errors import DistillerError
+from mlff_distiller.md import Ensemble
+from mlff_distiller.md.statistics import Estimate, growth
+from mlff_distiller.validation.runs import Runs, thermostat
+from mlff_distiller.validation.settings import ValidationSettings
+from mlff_distiller.validation.trajectory import ForceField, OnStep, steps_of
+from mlff_distiller.validation.verdict import Finding
+
+_N_MARKS = 100
+_WARM_UP = 0.1
+"""Of the steps, in which caches fill."""
+
+
+def memory_findings(
+    force_field: ForceField,
+    runs: Runs,
+    settings: ValidationSettings,
+    on_step: OnStep = lambda done, total: None,
+) -> tuple[dict[str, Finding], dict[str, Any]]:
+    """From the end of the thermostatted run; a leak's slope beyond three of its errors."""
+    name = "memory_growth_kB_per_step"
+    if not runs.nvt.completed:
+        return {name: Finding(None, "the run from which it would begin broke off")}, {}
+    kelvin, n = settings.temperature_K[0], settings.memory_steps
+    ensemble = thermostat(kelvin, settings, settings.seed + 4000)[0]
+    try:
+        found = memory_growth(force_field, runs.nvt.frame(-1), ensemble, n, on_step)
+    except DistillerError as error:
+        return {name: Finding(None, str(error).split("\n")[0])}, {}
+    worst = Finding(None, f"{n} steps are too few")
+    for place, one in found.items():
+        if one["grows"] is None:
+            continue
+        slope = Estimate(1e-3 * one["growth_bytes_per_step"], 1e-3 * one["growth_error"])
+        beyond = slope.beyond_noise(0.0) if one["grows"] else 0.0
+        if worst.value is None or beyond > worst.value:
+            worst = Finding(beyond, f"{place}: {slope.value:.3g} ± {slope.error:.2g} kB a step")
+    return {name: worst}, {"memory": found}
+
+
+def memory_growth(
+    force_field: ForceField,
+    atoms: Atoms,
+    ensemble: Ensemble,
+    n_steps: int,
+    on_step: OnStep = lambda done, total: None,
+) -> dict[str, dict[str, Any]]:
+    """`growth` of ``host`` and, where one is used, ``gpu``, over a run that keeps no frames.
+
+    The host's is the resident memory of this process and its children (teachers have one of their
+    own); the GPU's what torch and Warp hold in this process.
+    """
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    device = _gpu(force_field)
+    every = max(1, n_steps // _N_MARKS)
+    heap = _heap()
+    reads: dict[str, Callable[[], int]] = {"host": lambda: _resident(processes)}
+    reads |= {"heap": heap} if heap is not None else {}
+    reads |= {"gpu": lambda: _held(device)} if device is not None else {}
+    steps: list[int] = []
+    marks: dict[str, list[int]] = {place: [] for place in reads}
+    gc.freeze()  # what is there already needs no look at each mark, which takes 0.1 s
+    try:
+        for row in steps_of(force_field, atoms, ensemble, n_steps, every):
+            on_step(row[0], n_steps)
+            if row[0] < _WARM_UP * n_steps:
+                continue
+            gc.collect()  # Python's cycles are no leak, however long it waits to free them
+            steps.append(row[0])
+            for place, read in reads.items():
+                marks[place].append(read())
+    finally:
+        gc.unfreeze()
+    return {
+        place: {
+            **growth(np.array(steps, float), np.array(own, float)),
+            "step": steps,
+            "MB": [round(1e-6 * mark, 3) for mark in own],
+        }
+        for place, own in marks.items()
+    }
+
+
+class _MallInfo(ctypes.Structure):
+    """glibc's ``mallinfo2``; of all arenas."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    )
+
+
+def _heap() -> Callable[[], int] | None:
+    """Reads the bytes that malloc has given out; None where the C library does not tell."""
+    try:
+        mallinfo = ctypes.CDLL(None).mallinfo2
+    except (OSError, AttributeError, TypeError):  # not glibc, or one older than 2.33
+        return None
+    mallinfo.restype = _MallInfo
+
+    def read() -> int:
+        now = mallinfo()
+        return int(now.uordblks + now.hblkhd)
+
+    return read
+
+
+def _resident(processes: list[psutil.Process]) -> int:
+    total = 0
+    for process in processes:
+        try:
+            total += process.memory_info().rss
+        except psutil.Error:  # it has ended
+            continue
+    return total
+
+
+def _gpu(force_field: ForceField) -> torch.device | None:
+    calculator = force_field.calculator
+    if isinstance(calculator, StudentCalculator):
+        device = calculator.student.device
+        return device if device.type == "cuda" else None
+    return torch.device("cuda") if torch.cuda.is_initialized() else None
+
+
+def _held(device: torch.device) -> int:
+    index = device.index or 0
+    return int(
+        torch.cuda.memory_allocated(index) + wp.get_mempool_used_mem_current(f"cuda:{index}")
+    )

@@ -1,0 +1,183 @@
+"""The settings of a whole run: the stages' own dataclasses, composed; strict YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as validated
+
+from mlff_distiller.batch import Batch
+from mlff_distiller.errors import ConfigError
+from mlff_distiller.sampling import (
+    ApproachSettings,
+    DynamicsSettings,
+    RattleSettings,
+    ScanSettings,
+)
+from mlff_distiller.sampling.active import ActiveSettings
+from mlff_distiller.students import (
+    NEPSettings,
+    PaiNNSettings,
+    Student,
+    nep_for,
+    painn_for,
+    set_repulsion,
+)
+from mlff_distiller.training import TrainingSettings
+from mlff_distiller.validation.assess import EvaluationSettings
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Pair = Annotated[str, Field(pattern=r"^[A-Z][a-z]?-[A-Z][a-z]?$")]
+_STRICT = ConfigDict(extra="forbid")
+
+
+@validated(frozen=True, config=_STRICT)
+class Config:
+    """Everything ``distill`` depends on, besides the structures and the teacher.
+
+    ``max_disagreement_eV_per_A``: where a committee's members differ by more on the force of some
+    atom, their mean is no label to learn; such structures are tested on alone.
+    ``repulsion_A``: where ZBL begins, Å by pair of elements such as ``O-O``; else the data decide.
+    """
+
+    labels: Annotated[int, Field(ge=10)] = 300
+    student: Annotated[str, Field(pattern=r"^(nep|painn(-\d+x\d+)?)$")] = "nep"
+    device: str = "auto"
+    seed: Annotated[int, Field(ge=0)] = 0
+    test_fraction: Fraction = 0.1
+    validation_fraction: Fraction = 0.1
+    max_disagreement_eV_per_A: Annotated[float, Field(gt=0)] = 6.0
+    repulsion_A: dict[Pair, Annotated[float, Field(gt=0)]] = field(default_factory=dict)
+    sampling: RattleSettings = field(default_factory=RattleSettings)
+    scan: ScanSettings = field(default_factory=lambda: ScanSettings(volumes=0, strains=0))
+    approach: ApproachSettings = field(default_factory=ApproachSettings)
+    dynamics: DynamicsSettings = field(default_factory=DynamicsSettings)
+    active: ActiveSettings = field(default_factory=ActiveSettings)
+    nep: NEPSettings = field(default_factory=NEPSettings)
+    painn: PaiNNSettings = field(default_factory=PaiNNSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+
+    def new_student(self, frames: Sequence[Batch]) -> Student:
+        """The untrained student for ``frames``, on the CPU."""
+        architecture, _, preset = self.student.partition("-")
+        student: Student
+        if architecture == "nep":
+            student = nep_for(frames, self.nep, self.seed)
+        else:
+            student = painn_for(frames, self.painn, self.seed, preset)
+        set_repulsion(student, self.repulsion_A)
+        return student
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML (no tags that build objects) in which a repeated key is an error."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key {key!r} is given twice", node.start_mark
+            )
+    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping; tags, repeated keys and anything but a mapping are refused."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}", found=error.strerror) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not plain YAML", found=error) from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"{path} is no mapping", expected="lines of 'key: value'", found=type(content).__name__
+        )
+    return content
+
+
+def load_config(file: Path | None, overrides: Sequence[str] = (), **direct: Any) -> Config:
+    """Defaults, then ``file``, then ``direct`` dotted keys, then ``KEY=VALUE`` overrides.
+
+    A key of ``direct`` uses ``__`` for the dot; its value None means "not given".
+    """
+    content = read_yaml(file) if file is not None else {}
+    for name, value in direct.items():
+        if value is not None:
+            _set(content, name.replace("__", "."), value)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(
+                f"cannot read the setting {override!r}",
+                expected="KEY=VALUE, for example training.learning_rate=0.002",
+            )
+        try:
+            _set(content, key, yaml.load(text, Loader=_Loader))
+        except yaml.YAMLError as error:
+            raise ConfigError(f"cannot read the value of {key}", found=text) from error
+    try:
+        return TypeAdapter(Config).validate_python(content)
+    except ValidationError as error:
+        raise _readable(error) from error
+
+
+def _set(content: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        content = content.setdefault(parent, {})
+        if not isinstance(content, dict):
+            raise ConfigError(f"{parent} in {dotted} is a value, not a section")
+    content[last] = value
+
+
+def _readable(error: ValidationError) -> ConfigError:
+    lines = []
+    for problem in error.errors(include_url=False):
+        where = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "unexpected_keyword_argument":
+            lines.append(f"{where}: there is no such setting")
+        else:
+            lines.append(f"{where}: {problem['msg']} (found {problem['input']!r})")
+    return ConfigError(
+        "invalid settings:\n    " + "\n    ".join(lines),
+        remedy="docs/configuration.md lists every setting with its default",
+    )
+
+
+def to_plain(config: Config) -> dict[str, Any]:
+    """As nested dicts and lists that YAML and JSON can hold."""
+    return {key: _plain(value) for key, value in asdict(config).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(own) for key, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(own) for own in value]
+    return value
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """``key: old -> new`` for every leaf of two nested mappings that is not the same."""
+    lines = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key}: {a} -> {b}")
+    return lines

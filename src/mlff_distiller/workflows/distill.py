@@ -1,0 +1,312 @@
+"""The whole line: structures -> labels -> student -> evaluation -> report, resumable.
+
+Each stage reads files and writes one artefact durably. Running the same command again replays
+what is there, which costs next to nothing, and continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+
+from mlff_distiller.batch import Batch, check_structure
+from mlff_distiller.dataset import Dataset, Split, structure_hash
+from mlff_distiller.deploy import StudentCalculator
+from mlff_distiller.durable import EventLog, write_json, write_text
+from mlff_distiller.engines.loading import resolve_device
+from mlff_distiller.errors import StructureError, TeacherError
+from mlff_distiller.labeling import (
+    Labeler,
+    check_labels,
+    open_labels,
+    read_frames,
+)
+from mlff_distiller.reports.card import model_card
+from mlff_distiller.reports.page import write_report
+from mlff_distiller.sampling import approach, grow, scan, walk, walkers
+from mlff_distiller.sampling.active import Round, learn_actively
+from mlff_distiller.structure import enlarge
+from mlff_distiller.students import Student, load_student, read_config, save_student
+from mlff_distiller.teachers import TeacherCalculator
+from mlff_distiller.training import train
+from mlff_distiller.validation.assess import Assessment, assess
+from mlff_distiller.workflows.config import Config
+from mlff_distiller.workflows.folder import fix_inputs, only_one
+from mlff_distiller.workflows.train import OnProgress, split_labels, train_stage
+
+_SCORED_AT_ONCE = 8
+
+
+def distill(
+    structures: Sequence[str | Path | Atoms],
+    teacher: str,
+    out: str | Path,
+    config: Config | None = None,
+    *,
+    teacher_python: str | None = None,
+    allow_download: bool = False,
+    on_progress: OnProgress = lambda stage, done, total, news: None,
+) -> dict[str, Any]:
+    """Distil ``teacher`` on ``structures`` into ``out``; returns the content of report.json.
+
+    Continues an interrupted run in the same folder; refuses one begun with other inputs.
+
+    Parameters
+    ----------
+    structures
+        Files that ASE reads (every frame in them), or ``Atoms``.
+    teacher
+        A registered name, ``FAMILY:PATH`` or ``ase:package.module:factory``.
+
+    Raises
+    ------
+    ConfigError
+        ``out`` holds a run with other settings, structures or teacher; the difference is shown.
+    """
+    config = config or Config()
+    out = Path(out)
+    seeds = read_structures(structures)
+    out.mkdir(parents=True, exist_ok=True)
+    with only_one(out):
+        inputs = {"teacher": teacher, "structures": [structure_hash(atoms) for atoms in seeds]}
+        fix_inputs(out, config, inputs)
+        if (out / "report.json").exists():
+            report: dict[str, Any] = json.loads((out / "report.json").read_text(encoding="utf-8"))
+            if (out / "report.html").exists():
+                on_progress("report", 1, 1, "finished earlier; nothing to do")
+                return report
+        log = EventLog(out / "log.jsonl")
+        smallest = config.sampling.min_atoms
+        seeds = [enlarge(atoms, smallest) if atoms.pbc.any() else atoms for atoms in seeds]
+        with TeacherCalculator(
+            teacher, device=config.device, python=teacher_python, allow_download=allow_download
+        ) as source:
+            on_progress("teacher", 0, 1, f"starting {teacher}")
+            on_progress("teacher", 1, 1, source.identity.name)
+            labels = label_stage(out, seeds, source, config, log, on_progress)
+            split = split_labels(labels, config)
+            student = train_stage(out, labels, split, config, log, on_progress)
+            done = assess_stage(out, seeds, labels, split, student, source, config, on_progress)
+        card = model_card(done.report, read_config(out / "student"))
+        write_text(out / "student" / "README.md", card)
+        write_report(
+            out / "report.html", done.report, done.evidence(log.rows("train"), log.rows("round"))
+        )
+        write_json(out / "report.json", done.report)
+        log.write("report", status=done.report["verdict"]["status"])
+        on_progress("report", 1, 1, done.report["verdict"]["status"])
+        return done.report
+
+
+def read_structures(sources: Sequence[str | Path | Atoms]) -> list[Atoms]:
+    """Every frame of every source, checked; exact repeats are dropped."""
+    frames: dict[str, Atoms] = {}
+    for source in sources:
+        found = [source] if isinstance(source, Atoms) else read_frames(source)
+        for index, atoms in enumerate(found):
+            check_structure(atoms, f"structure {index} of {source}")
+            bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+            frames.setdefault(structure_hash(bare), bare)
+    if not frames:
+        raise StructureError("no structures were given", expected="at least one")
+    return list(frames.values())
+
+
+def label_stage(
+    out: Path,
+    seeds: Sequence[Atoms],
+    teacher: TeacherCalculator,
+    config: Config,
+    log: EventLog,
+    on_progress: OnProgress,
+) -> Dataset:
+    """Label ``config.labels`` structures in ``out/dataset``.
+
+    First the trees, with scans of the cell if asked for, and pairs pushed together; then the
+    teacher's own dynamics, if it has a share; then the student's, in rounds of active learning.
+    """
+    temperatures = config.sampling.temperature_K
+    with open_labels(out / "dataset", teacher.identity) as writer:
+        label = Labeler(writer, teacher)
+
+        def counting(start: int) -> Callable[[int], None]:
+            return lambda n: on_progress("label", start + n, config.labels, label.news)
+
+        frames, origins = scan(seeds, config.scan)
+        n_close = round(config.approach.share * config.labels)
+        close, theirs = approach(seeds, n_close, config.approach, config.seed)
+        frames, origins = frames + close, origins + theirs
+        n_student = round(config.active.share * config.labels)
+        n_dynamics = round(config.dynamics.share * config.labels)
+        n_trees = max(len(seeds), config.labels - n_student - n_dynamics - len(frames))
+        n = grow(seeds, label, n_trees, config.sampling, config.seed, counting(0))
+        for start in range(0, len(frames), 16):
+            label(frames[start : start + 16], origins[start : start + 16])
+            counting(n)(min(len(frames), start + 16))
+        n += len(frames)
+        if n_dynamics:
+            group = walkers(seeds, temperatures, config.dynamics)
+            known = labelled_walks(out / "dataset")
+            walk(
+                group, teacher, label, n_dynamics, config.dynamics, config.seed, known, counting(n)
+            )
+            n += n_dynamics
+        if n_student:
+            rounds = learn_actively(
+                out / "rounds",
+                seeds,
+                label,
+                lambda number, folder, previous: _fit_round(
+                    out, number, folder, previous, config, on_progress
+                ),
+                n_student,
+                temperatures,
+                config.active,
+                config.dynamics,
+                config.seed,
+                lambda done, news: on_progress("label", n + done, config.labels, news),
+            )
+            _log_rounds(log, rounds)
+    labels = Dataset(out / "dataset")
+    if not log.rows("label_checks"):
+        log.write("label_checks", findings=[f"{f.check}: {f}" for f in check_labels(labels)])
+    return labels
+
+
+def labelled_walks(folder: Path) -> dict[tuple[int, int], Atoms]:
+    """Structures that the teacher's dynamics has labelled already, by walker and segment."""
+    found: dict[tuple[int, int], Atoms] = {}
+    dataset = Dataset(folder)
+    for start in range(0, len(dataset), 512):
+        for record in dataset.records(np.arange(start, min(start + 512, len(dataset)))):
+            origin = record.provenance
+            if origin.get("source") == "dynamics":
+                found[origin["walker"], origin["segment"]] = record.atoms
+    return found
+
+
+def _fit_round(
+    out: Path,
+    number: int,
+    folder: Path,
+    previous: Path | None,
+    config: Config,
+    on_progress: OnProgress,
+) -> tuple[StudentCalculator, float]:
+    """Train a round's student on all labels so far, or load it; see `learn_actively`."""
+    device = resolve_device(config.device)
+    if not (folder / "config.json").exists():
+        labels = Dataset(out / "dataset")
+        split = split_labels(labels, config)
+        training = labels.read(split.train).systems()
+        validation = labels.read(split.validation).systems()
+        updates = config.active.updates
+        student = config.new_student(training).to(device)
+        if previous is None:
+            updates *= 2
+        else:
+            student.load_state_dict(load_student(previous).state_dict())
+        rows = train(
+            student,
+            training,
+            validation,
+            dataclasses.replace(config.training, epochs=None, updates=updates),
+            seed=config.seed + number,
+            on_validation=lambda row, updates: on_progress(
+                f"round {number + 1}",
+                int(row["updates"]),
+                updates,
+                f"fidelity {row['validation_forces_fidelity']:.4f}",
+            ),
+        )
+        error = min(1.0 - row["validation_forces_fidelity"] for row in rows)
+        save_student(
+            student,
+            folder,
+            about={"round": number, "n_labels": len(labels), "forces_error": error},
+            card="# A student of a round of active learning\n\nNot for use.\n",
+            frames=training,
+        )
+    error = float(read_config(folder)["about"]["forces_error"])
+    return StudentCalculator(folder, device=config.device), error
+
+
+def _log_rounds(log: EventLog, rounds: Sequence[Round]) -> None:
+    shown = {row["round"] for row in log.rows("round")}
+    for done in rounds:
+        if done.number not in shown:
+            log.write(
+                "round",
+                round=done.number,
+                n_labels=len(done.errors),
+                reach_fs=done.reach_fs,
+                **done.quartiles(),
+            )
+
+
+def assess_stage(
+    out: Path,
+    seeds: Sequence[Atoms],
+    labels: Dataset,
+    split: Split,
+    student: Student,
+    teacher: TeacherCalculator,
+    config: Config,
+    on_progress: OnProgress,
+) -> Assessment:
+    """Measure the student; its own MD frames are labelled into ``out/student_md``."""
+    settings = config.evaluation
+    temperature = settings.temperature_K or max(config.sampling.temperature_K)
+    calculator = StudentCalculator(student, device=config.device)
+    with open_labels(out / "student_md", teacher.identity) as writer:
+        label = Labeler(writer, teacher)
+
+        def score(frames: Sequence[Atoms]) -> list[Batch]:
+            scored = []
+            for start in range(0, len(frames), _SCORED_AT_ONCE):
+                part = frames[start : start + _SCORED_AT_ONCE]
+                origins = [
+                    {"source": "student_md", "seed": 0, "frame": start + k}
+                    for k in range(len(part))
+                ]
+                for atoms, answer in zip(part, label(part, origins), strict=True):
+                    if answer is not None:
+                        scored.append(_labelled(atoms, answer))
+                on_progress("re-score", start + len(part), len(frames), label.news)
+            if not scored and frames:
+                raise TeacherError("the teacher gave no label for any frame of the student's MD")
+            return scored
+
+        return assess(
+            seeds,
+            labels,
+            split,
+            student,
+            calculator,
+            teacher,
+            score,
+            settings,
+            temperature,
+            config.seed,
+            on_progress,
+        )
+
+
+def _labelled(atoms: Atoms, labels: dict[str, np.ndarray]) -> Batch:
+    batch = Batch.from_atoms([atoms])
+    tensors = {
+        "energy": torch.tensor([float(labels["energy"])], dtype=torch.float64),
+        "forces": torch.as_tensor(labels["forces"]),
+        "stress": torch.as_tensor(
+            labels.get("stress", np.full((3, 3), math.nan)), dtype=torch.float64
+        ).reshape(1, 3, 3),
+    }
+    return dataclasses.replace(batch, labels=tensors)

@@ -1,0 +1,56 @@
+"""A run's folder: one process at a time, and the same inputs whenever the command is repeated."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mlff_distiller.durable import write_text
+from mlff_distiller.errors import ConfigError
+from mlff_distiller.workflows.config import Config, differences, read_yaml, to_plain
+
+SCHEMA = 1
+
+
+@contextmanager
+def only_one(out: Path) -> Iterator[None]:
+    """Hold ``out`` for this process; another command there is refused at once."""
+    with (out / ".lock").open("a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            stream.seek(0)
+            raise ConfigError(
+                f"{out} is in use",
+                found=f"process {stream.read().strip() or '?'}",
+                remedy="wait for it, or choose another --out",
+            ) from error
+        stream.truncate(0)
+        stream.write(str(os.getpid()))
+        stream.flush()
+        yield
+
+
+def fix_inputs(out: Path, config: Config, inputs: Mapping[str, Any]) -> None:
+    """Write config.yaml, or check that the one there says the same."""
+    now = {"schema": SCHEMA, "inputs": dict(inputs), "config": to_plain(config)}
+    path = out / "config.yaml"
+    if path.exists():
+        before = read_yaml(path)
+        before.pop("versions", None)
+        changed = differences(before, now)
+        if changed:
+            raise ConfigError(
+                f"{out} holds a run with other inputs:\n    " + "\n    ".join(changed),
+                remedy="give the same inputs to continue it, or another --out to begin anew",
+            )
+        return
+    versions = {name: version(name) for name in ("mlff-distiller", "torch", "numpy", "ase")}
+    write_text(path, yaml.safe_dump({**now, "versions": versions}, sort_keys=False))

@@ -1,0 +1,231 @@
+"""Labels become a student: the split, the training, and ``mlff-distiller train``."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mlff_distiller.batch import Batch
+from mlff_distiller.dataset import Dataset, Split, split_by_group
+from mlff_distiller.deploy import StudentCalculator
+from mlff_distiller.durable import EventLog, sha256_of_file, write_json
+from mlff_distiller.engines.loading import resolve_device
+from mlff_distiller.errors import DatasetError
+from mlff_distiller.labeling import BRANCHES_PER_SEED
+from mlff_distiller.neighbors import neighbor_list
+from mlff_distiller.students import Student, load_student, save_student, set_repulsion
+from mlff_distiller.training import ALONE, Trackers, Workers, train, workers_of_torchrun
+from mlff_distiller.training.sources import NO_SOURCES, Sources
+from mlff_distiller.validation.accuracy import compare
+from mlff_distiller.validation.stability import stays_up
+from mlff_distiller.workflows.config import Config, to_plain
+from mlff_distiller.workflows.folder import fix_inputs, only_one
+
+OnProgress = Callable[[str, int, int, str], None]
+"""Called with stage, done, total and a few words of news."""
+
+
+def fit(
+    labels: Path,
+    out: Path,
+    config: Config,
+    *,
+    init: Path | None = None,
+    sources: Sources = NO_SOURCES,
+    on_progress: OnProgress = lambda stage, done, total, news: None,
+) -> dict[str, Any]:
+    """Train a student on the dataset ``labels``; returns its errors on the held-out groups.
+
+    ``out`` gets ``student/``, ``errors.json``, ``log.jsonl``, the ``best/`` weights and what the
+    trackers write; the same call continues an interrupted one. ``init`` is a student to begin with,
+    whose architecture and sizes stay: trained on more labels of the same kind, or on few of a
+    better level. ``sources`` add frames that only train. Of several processes that torchrun
+    started, each learns from its share of every minibatch.
+
+    Raises
+    ------
+    ConfigError
+        ``out`` holds a run with other settings or labels; the difference is shown.
+    StudentError
+        ``init`` cannot be read.
+    UnknownElementError
+        ``init`` does not know an element of the labels.
+    """
+    dataset = Dataset(labels)
+    out.mkdir(parents=True, exist_ok=True)
+    with (
+        workers_of_torchrun(config.device) as workers,
+        only_one(out) if workers.leads else nullcontext(),
+    ):
+        inputs = {"labels": dataset.key_hash} | sources.inputs()
+        start = None if init is None else load_student(init)
+        if init is not None:
+            file = init if init.is_file() else init / "weights.safetensors"
+            inputs["init"] = sha256_of_file(file)
+        if workers.leads:
+            fix_inputs(out, config, inputs)
+        return train_and_test(out, dataset, config, on_progress, start, sources, workers)
+
+
+def train_and_test(
+    out: Path,
+    labels: Dataset,
+    config: Config,
+    on_progress: OnProgress,
+    init: Student | None = None,
+    sources: Sources = NO_SOURCES,
+    workers: Workers = ALONE,
+) -> dict[str, Any]:
+    """``out/student`` trained, and its errors on the held-out groups, as ``out/errors.json``.
+
+    What an earlier call left there is taken as it is; the caller holds ``out`` and its inputs.
+    """
+    split = split_labels(labels, config)
+    log = EventLog(out / "log.jsonl")
+    student = train_stage(out, labels, split, config, log, on_progress, init, sources, workers)
+    if workers.leads and not (out / "errors.json").exists():
+        held_out = compare(student, labels.read(split.test).systems())
+        write_json(out / "errors.json", held_out.errors)
+    workers.wait()
+    errors: dict[str, Any] = json.loads((out / "errors.json").read_text(encoding="utf-8"))
+    return errors
+
+
+def split_labels(labels: Dataset, config: Config) -> Split:
+    """Whole trees to each part; the seeds themselves train, and labels in dispute do not."""
+    rest = 1.0 - config.test_fraction - config.validation_fraction
+    alone = frozenset(int(group) for group in labels.groups if group % BRANCHES_PER_SEED == 0)
+    split = split_by_group(
+        labels.groups,
+        (rest, config.validation_fraction, config.test_fraction),
+        config.seed,
+        always_train=alone,
+    )
+    limit = config.max_disagreement_eV_per_A
+    disputed = labels.disagreement > limit
+    agreed = replace(
+        split,
+        train=split.train[~disputed[split.train]],
+        validation=split.validation[~disputed[split.validation]],
+    )
+    if not len(agreed.train) or not len(agreed.validation):
+        raise DatasetError(
+            "the committee agrees on too few structures to train on",
+            expected=f"forces on which its members differ by at most {limit:g} eV/Å",
+            found=f"{disputed.sum()} of {len(labels)} structures with others",
+            remedy="take another teacher, or raise max_disagreement_eV_per_A",
+        )
+    return agreed
+
+
+def train_stage(
+    out: Path,
+    labels: Dataset,
+    split: Split,
+    config: Config,
+    log: EventLog,
+    on_progress: OnProgress,
+    init: Student | None = None,
+    sources: Sources = NO_SOURCES,
+    workers: Workers = ALONE,
+) -> Student:
+    """Train, or load what an earlier call trained, as ``out/student``.
+
+    From ``init``, if given, whose reference energies are fitted anew.
+    """
+    folder, device = out / "student", workers.device(resolve_device(config.device))
+    if not (folder / "config.json").exists():
+        training = labels.read(split.train).systems()
+        validation = labels.read(split.validation).systems()
+        if init is None:
+            student = config.new_student(training)
+        else:
+            set_repulsion(init, config.repulsion_A)
+            student = rebased(init, training)
+        extra = sources.read(student, [*validation, *labels.read(split.test).systems()])
+        student = student.to(device)
+        shown = {row["updates"] for row in log.rows("train")}
+        trackers = Trackers(
+            config.training.trackers if workers.leads else (), out, to_plain(config)
+        )
+
+        def on_validation(row: dict[str, float], updates: int) -> None:
+            if not workers.leads:
+                return
+            if row["updates"] not in shown:
+                log.write("train", **row)
+                trackers(row)
+            news = (
+                f"loss {row['train_loss']:.3g}, "
+                f"{row['validation_forces_mae_meV_per_A']:.1f} meV/Å, "
+                f"fidelity {row['validation_forces_fidelity']:.4f}"
+            )
+            on_progress("train", int(row["updates"]), updates, news)
+
+        try:
+            train(
+                student,
+                [*training, *extra.frames],
+                validation,
+                config.training,
+                seed=config.seed,
+                probes=[(len(training) + a, len(training) + b) for a, b in extra.probes],
+                frame_weights=[*(1.0 for _ in training), *extra.weights],
+                checkpoint=out / "checkpoint.safetensors",
+                workers=workers,
+                check=lambda own: _short_md(own, validation, config),
+                on_validation=on_validation,
+            )
+        finally:
+            trackers.close()
+        about = {
+            "teacher": labels.metadata.get("teacher"),
+            "n_labels": len(labels),
+            "n_train": len(training),
+            "n_probes": len(extra.probes),
+            "n_other_labels": len(extra.frames) - 2 * len(extra.probes),
+            "temperature_K": list(config.sampling.temperature_K),
+            "config": to_plain(config),
+            "versions": {name: version(name) for name in ("mlff-distiller", "torch", "numpy")},
+        }
+        card = "# A student, not yet evaluated\n\nIts run only trained, or has not finished.\n"
+        if workers.leads:
+            save_student(student, folder, about=about, card=card, frames=training)
+        workers.wait()
+    return load_student(folder).to(device)
+
+
+def _short_md(student: Student, frames: Sequence[Batch], config: Config) -> dict[str, float]:
+    """Whether the student in training holds a smallest frame together, at the highest T."""
+    atoms = min(frames, key=lambda frame: frame.n_atoms).to_atoms()[0]
+    calculator = StudentCalculator(copy.deepcopy(student).eval(), device=str(student.device))
+    temperature = max(config.sampling.temperature_K)
+    return stays_up(atoms, calculator, temperature, config.training.md_steps, config.seed)
+
+
+@torch.no_grad()
+def rebased(student: Student, frames: Sequence[Batch]) -> Student:
+    """``student`` in float32, its reference energies moved to what ``frames`` are relative to.
+
+    Least squares of what it leaves of their energies on composition; levels of theory differ by
+    energies of the elements above all. An element that no frame holds keeps its own.
+    """
+    student = student.cpu().float().eval()
+    left, composition = [], []
+    for frame in frames:
+        types = student.types(frame.atomic_numbers)
+        prediction = student(frame, neighbor_list(frame, student.cutoff))
+        left.append(float(frame.labels["energy"] - prediction.energy))
+        composition.append(torch.bincount(types, minlength=len(student.elements)))
+    shift = np.linalg.lstsq(torch.stack(composition).double().numpy(), np.array(left), rcond=None)
+    student.reference_energies += torch.from_numpy(shift[0])
+    return student
