@@ -3,44 +3,47 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from ase.data import chemical_symbols, covalent_radii
 from ase.data.colors import jmol_colors
 
-from mlff_distiller.validation.runs import Runs, plain
+from mlff_distiller.validation.findings import plain
+from mlff_distiller.validation.subject import Subject
 from mlff_distiller.validation.trajectory import Array, Trajectory
 
 _MOST_POINTS = 2000
-"""Of one series: as many as a wide screen has columns."""
+"""Points of one series: as many as a wide screen has columns."""
 _MOST_FRAMES = 100
 _MOST_ATOMS = 2000
-"""That a browser draws smoothly."""
+"""Atoms that a browser draws smoothly."""
 _MOST_PLACES = 100_000
 """Atoms times frames: 0.8 MB of a page."""
 _OUTSIDE = 0.1
-"""Of a lattice vector: so far an atom may leave the cell before it is drawn at the other side."""
+"""Fraction of a lattice vector that an atom may leave the cell by before it is wrapped."""
 
 
-def series(runs: Sequence[Runs]) -> dict[str, Any]:
-    """``runs``, one entry a temperature, and ``movie``, None for too many atoms; fit for JSON."""
-    broken = [run for run in runs if run.nvt.why or (run.nve is not None and run.nve.why)]
-    shown = (broken or list(runs))[0]
-    return {
-        "runs": [_of_run(run) for run in runs],
-        "movie": movie(shown.nve if shown.nve is not None and shown.nve.why else shown.nvt),
-    }
+def series(subject: Subject) -> dict[str, Any]:
+    """``runs``, one entry per temperature, and ``movie``, None for too many atoms; fit for JSON.
 
-
-def _of_run(run: Runs) -> dict[str, Any]:
-    return {
-        "target_K": run.nvt.temperature_K,
-        "n_degrees": run.nvt.n_degrees,
-        "nvt": _columns(run.nvt),
-        "nve": None if run.nve is None else _columns(run.nve),
-    }
+    Only runs that a check has asked for are there.
+    """
+    made = vars(subject)
+    nvt = made.get("nvt", [None] * len(subject.settings.temperature_K))
+    nve = made.get("nve", [None] * len(nvt))
+    rows = [
+        {
+            "target_K": before.temperature_K,
+            "n_degrees": before.n_degrees,
+            "nvt": None if warm is None else _columns(warm),
+            "nve": None if free is None else _columns(free),
+        }
+        for before, warm, free in zip(made.get("equilibrations", []), nvt, nve, strict=False)
+    ]
+    runs = [run for run in (*nvt, *nve) if run is not None]
+    shown = next((run for run in runs if run.why), runs[0] if runs else None)
+    return {"runs": rows, "movie": None if shown is None else movie(shown)}
 
 
 def _columns(trajectory: Trajectory) -> dict[str, list[float | None]]:

@@ -29,7 +29,7 @@ from mlff_distiller.students import (
     set_repulsion,
 )
 from mlff_distiller.training import TrainingSettings
-from mlff_distiller.validation.assess import EvaluationSettings
+from mlff_distiller.validation.settings import EvaluationSettings
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Pair = Annotated[str, Field(pattern=r"^[A-Z][a-z]?-[A-Z][a-z]?$")]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from ase import Atoms
@@ -15,7 +15,13 @@ from ase.data import covalent_radii
 from ase.geometry import find_mic
 
 from mlff_distiller.neighbors import find_pairs
+from mlff_distiller.validation.check import Check, Measured
+from mlff_distiller.validation.subject import Subject
 from mlff_distiller.validation.trajectory import Array, Trajectory
+from mlff_distiller.validation.verdict import Finding
+
+_MOST = 100
+"""Incidents that are listed."""
 
 Kind = Literal["ended", "hot", "clash", "evaporated", "bond"]
 
@@ -127,3 +133,26 @@ def _bonds(trajectory: Trajectory, note: Callable[[Kind, int, int | None, str], 
             f" Å apart, {change[frame, bond]:+.2f} Å from their mean"
         )
         note("bond", frame, int(i[bond]), text)
+
+
+def _measure(subject: Subject) -> Measured:
+    runs = [run for pair in zip(subject.nvt, subject.nve, strict=True) for run in pair]
+    happened = [one for run in runs if run is not None for one in incidents(run)]
+    words = "; ".join(one.text for one in happened[:3])
+    return Measured(
+        {"incidents": Finding(float(len(happened)), words)},
+        {"incidents": [_row(one) for one in happened[:_MOST]]},
+    )
+
+
+def _row(incident: Incident) -> dict[str, Any]:
+    return {
+        "kind": incident.kind,
+        "frame": incident.frame,
+        "time_ps": incident.time_ps,
+        "atom": incident.atom,
+        "text": incident.text,
+    }
+
+
+CHECK = Check(("incidents",), _measure)
