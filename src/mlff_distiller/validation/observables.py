@@ -8,14 +8,13 @@ from itertools import combinations_with_replacement
 
 import numpy as np
 from ase import Atoms, units
-from ase.data import covalent_radii
 from scipy.signal import welch
 
 from mlff_distiller.md.statistics import N_BLOCKS, Estimate
-from mlff_distiller.neighbors import find_pairs
+from mlff_distiller.neighbors import pair_vectors
+from mlff_distiller.structure import BONDED, radii_of_pairs
 from mlff_distiller.validation.trajectory import Array, Trajectory
 
-_BONDED = 1.25
 """Times the sum of covalent radii, or the first nearest distance if that is more."""
 
 
@@ -114,21 +113,20 @@ def bond_angles(
 ) -> list[Distribution]:
     """Angles between bonds, for every element at the vertex, named ``angle at A``; density in 1/°.
 
-    Bonds are pairs within 1.25 times the sum of covalent radii, or the nearest distance of the
-    first frame where that is longer.
+    Bonds are pairs within `BONDED` times the sum of covalent radii, or times the nearest distance
+    of the first frame where that is longer.
     """
     atoms, edges = trajectory.atoms, np.linspace(0.0, 180.0, bins + 1)
     symbols = np.array(atoms.get_chemical_symbols())
     i, _, d = _pairs(atoms, trajectory.positions[0], 6.0)
     nearest = float(d.min()) if len(i) else 0.0
-    radii = covalent_radii[atoms.numbers]
-    reach = _BONDED * max(2.0 * float(radii.max()), nearest)
+    every = np.arange(len(atoms))
+    reach = BONDED * max(radii_of_pairs(atoms.numbers, every, every).max(), nearest)
     rows = {symbol: np.zeros((len(trajectory.time_ps), bins)) for symbol in dict.fromkeys(symbols)}
     for frame, positions in enumerate(trajectory.positions):
-        i, j, shifts = find_pairs(positions, atoms.cell.array, atoms.pbc, reach)
-        vectors = positions[j] - positions[i] + shifts @ atoms.cell.array
+        i, j, vectors = pair_vectors(atoms, reach, positions)
         d = np.linalg.norm(vectors, axis=1)
-        bonded = d < _BONDED * np.maximum(radii[i] + radii[j], nearest)
+        bonded = d < BONDED * np.maximum(radii_of_pairs(atoms.numbers, i, j), nearest)
         i, unit = i[bonded], vectors[bonded] / d[bonded, None]
         first, second = _same(i)
         angle = np.degrees(np.arccos(np.clip((unit[first] * unit[second]).sum(1), -1.0, 1.0)))
@@ -213,8 +211,7 @@ THZ_PER_WAVENUMBER = units._c * 1e-10
 
 
 def _pairs(atoms: Atoms, positions: Array, reach: float) -> tuple[np.ndarray, np.ndarray, Array]:
-    i, j, shifts = find_pairs(positions, atoms.cell.array, atoms.pbc, reach)
-    vectors = positions[j] - positions[i] + shifts @ atoms.cell.array
+    i, j, vectors = pair_vectors(atoms, reach, positions)
     return i, j, np.asarray(np.linalg.norm(vectors, axis=1))
 
 

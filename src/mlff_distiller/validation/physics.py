@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from ase import Atoms
 
-from mlff_distiller.neighbors import find_pairs
+from mlff_distiller.neighbors import pair_vectors
 
 
 def rdf(
@@ -22,8 +22,7 @@ def rdf(
     shells = 4.0 / 3.0 * np.pi * np.diff(edges**3)
     total = np.zeros(bins)
     for atoms in frames:
-        i, j, shifts = find_pairs(atoms.positions, atoms.cell.array, atoms.pbc, r_max)
-        vectors = atoms.positions[j] - atoms.positions[i] + shifts @ atoms.cell.array
+        vectors = pair_vectors(atoms, r_max)[2]
         counts = np.histogram(np.linalg.norm(vectors, axis=1), edges)[0] / len(atoms)
         periodic = bool(atoms.pbc.all())
         total += counts / (shells * len(atoms) / atoms.get_volume() if periodic else np.diff(edges))
