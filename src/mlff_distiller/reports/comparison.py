@@ -25,8 +25,9 @@ from mlff_distiller.plotting import (
 )
 from mlff_distiller.reports.front import non_dominated
 from mlff_distiller.reports.validation import render
-from mlff_distiller.reports.validation_plots import distribution_panel, energies
 from mlff_distiller.reports.validation_tables import checks_table
+from mlff_distiller.validation.checks.conservation import energies
+from mlff_distiller.validation.checks.distributions import panel as distribution_panel
 from mlff_distiller.validation.classes import Class, class_of
 
 _LOOKS = {
@@ -45,6 +46,11 @@ class Validated:
     content: Mapping[str, Any]
     """That of its certificate."""
     series: Mapping[str, Any]
+    page: Path = Path("report.html")
+
+    @property
+    def certificate(self) -> Path:
+        return self.page.parent / "certificate.json"
 
     @property
     def use(self) -> Class:

@@ -23,7 +23,7 @@ from mlff_distiller.plotting import (
     log_axis,
     markers,
 )
-from mlff_distiller.validation.evidence import Array
+from mlff_distiller.reports.evidence import Array
 
 _LOOKS = {"nep": (BLUE, "circle"), "painn": (ORANGE, "diamond")}
 

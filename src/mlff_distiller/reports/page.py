@@ -24,7 +24,7 @@ from plotly.offline import get_plotlyjs
 
 from mlff_distiller.durable import write_text
 from mlff_distiller.reports.distillation_plots import all_panels, column, rows
-from mlff_distiller.validation.evidence import Evidence
+from mlff_distiller.reports.evidence import Evidence
 
 MISSING = Markup('<span class="missing">not measured</span>')
 

@@ -114,7 +114,7 @@ def student_errors(student: Student, frames: Sequence[Batch]) -> dict[str, Any]:
     """
     if not frames:
         raise DistillerError("nothing to compare on", expected="at least one frame", found="none")
-    found = []
+    found: list[tuple[float, Array, Array]] = []
     for group in _groups(frames):
         batch = Batch.concatenate(group)
         pairs = neighbor_list(batch, student.cutoff)

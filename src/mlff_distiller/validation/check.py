@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,12 +64,13 @@ def merged(one: Tree, other: Tree) -> dict[str, Any]:
         mine = whole.get(key)
         if isinstance(mine, Mapping) and isinstance(value, Mapping):
             whole[key] = merged(mine, value)
-        elif _are_rows(mine) and _are_rows(value) and len(mine) == len(value):
-            whole[key] = [merged(a, b) for a, b in zip(mine, value, strict=True)]
+        elif _are_rows(mine, value):
+            whole[key] = [merged(a, b) for a, b in zip(mine, value, strict=True)]  # type: ignore[arg-type]
         else:
             whole[key] = value
     return whole
 
 
-def _are_rows(value: Any) -> bool:
-    return isinstance(value, Sequence) and all(isinstance(row, Mapping) for row in value)
+def _are_rows(one: Any, other: Any) -> bool:
+    both = isinstance(one, list) and isinstance(other, list) and len(one) == len(other)
+    return both and all(isinstance(row, Mapping) for row in [*one, *other])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,26 +25,34 @@ _OUTSIDE = 0.1
 """Fraction of a lattice vector that an atom may leave the cell by before it is wrapped."""
 
 
-def series(subject: Subject) -> dict[str, Any]:
+def series(nvt: Sequence[Trajectory | None], nve: Sequence[Trajectory | None]) -> dict[str, Any]:
     """``runs``, one entry per temperature, and ``movie``, None for too many atoms; fit for JSON.
 
-    Only runs that a check has asked for are there.
+    None stands for a run that was not made.
     """
-    made = vars(subject)
-    nvt = made.get("nvt", [None] * len(subject.settings.temperature_K))
-    nve = made.get("nve", [None] * len(nvt))
-    rows = [
-        {
-            "target_K": before.temperature_K,
-            "n_degrees": before.n_degrees,
-            "nvt": None if warm is None else _columns(warm),
-            "nve": None if free is None else _columns(free),
-        }
-        for before, warm, free in zip(made.get("equilibrations", []), nvt, nve, strict=False)
-    ]
     runs = [run for run in (*nvt, *nve) if run is not None]
     shown = next((run for run in runs if run.why), runs[0] if runs else None)
-    return {"runs": rows, "movie": None if shown is None else movie(shown)}
+    return {
+        "runs": [_entry(warm, free) for warm, free in zip(nvt, nve, strict=True) if warm or free],
+        "movie": None if shown is None else movie(shown),
+    }
+
+
+def series_of(subject: Subject) -> dict[str, Any]:
+    """The `series` of those runs that a check has asked for."""
+    nothing = [None] * len(subject.settings.temperature_K)
+    made = vars(subject)
+    return series(made.get("nvt", nothing), made.get("nve", nothing))
+
+
+def _entry(warm: Trajectory | None, free: Trajectory | None) -> dict[str, Any]:
+    either = warm or free
+    return {
+        "target_K": either and either.temperature_K,
+        "n_degrees": warm and warm.n_degrees,
+        "nvt": warm and _columns(warm),
+        "nve": free and _columns(free),
+    }
 
 
 def _columns(trajectory: Trajectory) -> dict[str, list[float | None]]:

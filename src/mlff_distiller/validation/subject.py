@@ -184,5 +184,7 @@ def some_frames(trajectory: Trajectory, n: int, *, skip_first: bool = False) -> 
     """At most ``n``, evenly spaced, with momenta."""
     last = len(trajectory.time_ps) - 1
     first = min(1, last) if skip_first else 0
-    places = np.unique(np.linspace(first, last, n).round().astype(int)) if last >= 0 else []
-    return [trajectory.frame(int(k)) for k in places]
+    if last < 0:
+        return []
+    places = np.unique(np.linspace(first, last, n).round().astype(int))
+    return [trajectory.frame(k) for k in places.tolist()]

@@ -12,7 +12,7 @@ from ase import Atoms
 from mlff_distiller.validation.check import merged
 from mlff_distiller.validation.checks import CHECKS
 from mlff_distiller.validation.criteria import CRITERIA
-from mlff_distiller.validation.series import series
+from mlff_distiller.validation.series import series_of
 from mlff_distiller.validation.settings import ValidationSettings
 from mlff_distiller.validation.subject import OnProgress, Subject
 from mlff_distiller.validation.trajectory import ForceField
@@ -41,7 +41,8 @@ def examine(subject: Subject, profile: Profile = "full", known: Examined = NOTHI
     not made again: the same question has one answer.
     """
     judge({}, subject.settings.limits)
-    measured, of_teacher = dict(known.measurements), {}
+    measured = dict(known.measurements)
+    of_teacher: dict[str, Finding] = {}
     for check in CHECKS:
         if profile == "short" and not check.short:
             continue
@@ -88,7 +89,7 @@ def validate(
         force_field, atoms, settings, teacher, training, test, on_progress=on_progress
     )
     found = examine(subject, profile, known)
-    return {**summary(subject, found, profile), "series": series(subject)}
+    return {**summary(subject, found, profile), "series": series_of(subject)}
 
 
 def summary(subject: Subject, found: Examined, profile: Profile) -> dict[str, Any]:

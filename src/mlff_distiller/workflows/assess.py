@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,9 @@ from mlff_distiller.reports.evidence import Trajectory as Drawn
 from mlff_distiller.students import Student
 from mlff_distiller.teachers import TeacherCalculator
 from mlff_distiller.validation.accuracy import Answers, Compared, no_errors
+from mlff_distiller.validation.checks import CHECKS
 from mlff_distiller.validation.checks.distributions import rdfs
-from mlff_distiller.validation.series import series
+from mlff_distiller.validation.series import series_of
 from mlff_distiller.validation.settings import ValidationSettings
 from mlff_distiller.validation.subject import Subject
 from mlff_distiller.validation.trajectory import ForceField, Trajectory
@@ -107,7 +107,7 @@ def assess(
         "data": _data_block(labels, split),
         "accuracy": _accuracy(subjects),
         "stability": _stability(subjects, found),
-        "observables": _observables(subjects[0]),
+        "observables": observables(subjects[0].nve[0]),
         "speed": found[0].measurements.get("speeds", []),
         "verdict": verdict,
     }
@@ -118,13 +118,13 @@ def assess(
         "dtype": field.dtype,
         "teacher": asdict(teacher.identity),
         "structures": [
-            _structure_block(subject, one) for subject, one in zip(subjects, found, strict=True)
+            structure_block(subject, one) for subject, one in zip(subjects, found, strict=True)
         ],
     }
     return Assessment(
         report,
         certificate,
-        series(subjects[0]),
+        series_of(subjects[0]),
         _evidence(subjects, found, report, sampling_evidence(labels, split, student), student),
     )
 
@@ -184,14 +184,16 @@ def _scorer(
 
 
 def _accuracy(subjects: Sequence[Subject]) -> dict[str, Any]:
-    own = [
-        subject.compared["student_md"] for subject in subjects if "student_md" in subject.compared
-    ]
+    own = _own_frames(subjects)
     test = subjects[0].compared.get("test")
     return {
         "test": test.errors if test is not None else no_errors(),
         "student_md": _joined(own).errors if own else no_errors(),
     }
+
+
+def _own_frames(subjects: Sequence[Subject]) -> list[Compared]:
+    return [one.compared["student_md"] for one in subjects if "student_md" in one.compared]
 
 
 def _joined(parts: Sequence[Compared]) -> Compared:
@@ -230,9 +232,11 @@ def _stability(subjects: Sequence[Subject], found: Sequence[Examined]) -> dict[s
     }
 
 
-def _observables(subject: Subject) -> dict[str, Any]:
-    """The radial distribution function of all pairs, and the mean squared displacement."""
-    run = subject.nve[0]
+def observables(run: Trajectory | None) -> dict[str, Any]:
+    """The radial distribution function of all pairs, and the mean squared displacement.
+
+    The motion of the centre of mass is taken out of the latter.
+    """
     if run is None or len(run.time_ps) < 2:
         return {}
     thin = _thinned(run)
@@ -287,7 +291,8 @@ def _data_block(labels: Dataset, split: Split) -> dict[str, Any]:
 # -- certificate.json -----------------------------------------------------------------------------
 
 
-def _structure_block(subject: Subject, found: Examined) -> dict[str, Any]:
+def structure_block(subject: Subject, found: Examined) -> dict[str, Any]:
+    """What a certificate says of one structure."""
     return {
         "sha256": structure_hash(subject.atoms),
         "formula": subject.atoms.get_chemical_formula(),
@@ -299,32 +304,55 @@ def _structure_block(subject: Subject, found: Examined) -> dict[str, Any]:
 
 
 def known_of(
-    certificate: Any, atoms: Atoms, settings: ValidationSettings, dtype: str
-) -> Examined | None:
-    """What a run's certificate says of ``atoms``; None if it was made otherwise, or says nothing.
+    certificate: Mapping[str, Any], atoms: Atoms, settings: ValidationSettings, dtype: str
+) -> tuple[Examined | None, list[dict[str, Any]]]:
+    """What a certificate says of ``atoms`` by short checks, and its blocks of other structures.
 
-    `validate` takes it over: a question that `distill` asked has the answer that it found.
+    None if it was made with other settings, or does not know ``atoms``. `validate` takes it over:
+    a question that `distill` asked has the answer that it found.
     """
-    if not isinstance(certificate, dict) or certificate.get("dtype") != dtype:
-        return None
-    before = certificate.get("settings") or {}
-    now = dataclasses.asdict(settings)
-    asked = ("temperature_K", "nve_ps", "equilibration_ps", "time_step_fs", "friction_per_ps")
-    asked += ("record_every", "rescored", "speed_sizes", "seed")
-    if any(_plain(before.get(name)) != _plain(now[name]) for name in asked):
-        return None
-    own = structure_hash(atoms)
-    for block in certificate.get("structures") or []:
-        if block.get("sha256") == own:
-            findings = {
-                name: Finding(one["value"], one["words"]) for name, one in block["findings"].items()
-            }
-            return Examined(findings, block["measurements"])
-    return None
+    before, now = _resolved(certificate.get("settings") or {}), _resolved(asdict(settings))
+    blocks = certificate.get("structures") or []
+    alike = all(before.get(name) == now[name] for name in _ASKED)
+    own, sha256 = None, structure_hash(atoms)
+    for block in blocks if alike and certificate.get("dtype") == dtype else []:
+        if block["sha256"] == sha256:
+            own = block
+    if own is None:
+        return None, []
+    short = {name for check in CHECKS if check.short for name in check.criteria}
+    findings = {
+        name: Finding(one["value"], one["words"])
+        for name, one in own["findings"].items()
+        if name in short
+    }
+    return Examined(findings, _short_part(own["measurements"])), [
+        block for block in blocks if block is not own
+    ]
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+def _short_part(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """What short checks measured, without the rest of a full certificate."""
+    kept = {
+        name: measured[name]
+        for name in ("accuracy", "dynamics", "speed", "speeds")
+        if name in measured
+    }
+    own = (measured.get("teacher") or {}).get("student_md")
+    return {**kept, **({"teacher": {"student_md": own}} if own else {})}
+
+
+_ASKED = (
+    *("temperature_K", "nve_ps", "equilibration_ps", "time_step_fs", "friction_per_ps"),
+    *("record_every", "rescored", "speed_sizes", "seed"),
+)
+"""Settings that short checks depend on."""
+
+
+def _resolved(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON has them, with the length of the run at constant energy."""
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+    return {**plain, "nve_ps": plain.get("nve_ps") or 0.5 * plain.get("time_ps", 0.0)}
 
 
 # -- what the report draws ------------------------------------------------------------------------
@@ -340,11 +368,8 @@ def _evidence(
     run = subjects[0].nve[0] or subjects[0].equilibrations[0]
     rdf, msd = (report["observables"].get(name) for name in ("rdf", "msd"))
     drift = report["stability"]["nve_drift_meV_per_atom_per_ps"]
-    own = [
-        subject.compared["student_md"] for subject in subjects if "student_md" in subject.compared
-    ]
     sets = {"test": [s.compared["test"] for s in subjects[:1] if "test" in s.compared]}
-    sets["student_md"] = own
+    sets["student_md"] = _own_frames(subjects)
     return Evidence(
         {name: _parity(_joined(parts), student) for name, parts in sets.items() if parts},
         (),

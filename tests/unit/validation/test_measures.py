@@ -3,17 +3,15 @@
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk, molecule
+from ase.build import bulk
 from ase.calculators.emt import EMT
-from ase.calculators.lj import LennardJones
+from mlff_distiller.validation.physics import msd, rdf
 from tests.conftest import random_nep, rattled, structures
 
 from mlff_distiller.batch import Batch
 from mlff_distiller.deploy import StudentCalculator
-from mlff_distiller.structure import default_time_step_fs, enlarge
 from mlff_distiller.validation.accuracy import compare, force_errors
 from mlff_distiller.validation.benchmark import speed_table
-from mlff_distiller.validation.physics import msd, rdf
 from mlff_distiller.validation.stability import run_nve
 from mlff_distiller.validation.verdict import Limits, verdict
 
@@ -128,27 +126,6 @@ def test_msd_leaves_out_the_centre_of_mass():
         atoms.positions += 5.0 * step
         frames.append(atoms)
     assert msd(frames) == pytest.approx([0, 0.01, 0.04, 0.09])
-
-
-def test_enlarge():
-    assert len(enlarge(bulk("Si", cubic=True), 60)) == 64
-    assert len(enlarge(bulk("Si", cubic=True), 8)) == 8
-    slab = bulk("Si", cubic=True)
-    slab.pbc = [True, True, False]
-    assert enlarge(slab, 30).cell.lengths()[2] == slab.cell.lengths()[2]
-    many = enlarge(molecule("H2O"), 20)
-    assert len(many) >= 20
-    assert not many.pbc.any()
-    alone, together = molecule("H2O"), many
-    for atoms in (alone, together):
-        atoms.calc = LennardJones(rc=6.0)
-    expected = alone.get_potential_energy() * len(many) / 3
-    assert together.get_potential_energy() == pytest.approx(expected)
-
-
-def test_time_step_follows_hydrogen():
-    assert default_time_step_fs(molecule("H2O")) == 0.5
-    assert default_time_step_fs(bulk("Si")) == 1.0
 
 
 def test_speed_table_has_one_row_a_size():

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.data import covalent_radii
 from scipy.signal import welch
 
 from mlff_distiller import plotting
 from mlff_distiller.md.statistics import N_BLOCKS
-from mlff_distiller.neighbors import find_pairs
+from mlff_distiller.neighbors import pair_vectors
 from mlff_distiller.plotting import GREY, Panel
+from mlff_distiller.structure import BONDED, radii_of_pairs
 from mlff_distiller.validation.check import Check, Measured, Tree
 from mlff_distiller.validation.findings import plain
 from mlff_distiller.validation.subject import Subject
@@ -36,8 +36,6 @@ _MOST_FRAMES = 400
 """Frames that distributions are counted over."""
 _MOST_NOISE_PERCENT = 10.0
 """Halves of the teacher's run that differ by so much are no yardstick."""
-_BONDED = 1.25
-"""Times the sum of covalent radii, or the first nearest distance if that is more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,21 +133,20 @@ def bond_angles(
 ) -> list[Distribution]:
     """Angles between bonds, for every element at the vertex, named ``angle at A``; density in 1/°.
 
-    Bonds are pairs within 1.25 times the sum of covalent radii, or the nearest distance of the
-    first frame where that is longer.
+    Bonds are pairs within `BONDED` times the sum of covalent radii, or times the nearest distance
+    of the first frame where that is longer.
     """
     atoms, edges = trajectory.atoms, np.linspace(0.0, 180.0, bins + 1)
     symbols = np.array(atoms.get_chemical_symbols())
     i, _, d = _pairs(atoms, trajectory.positions[0], 6.0)
     nearest = float(d.min()) if len(i) else 0.0
-    radii = covalent_radii[atoms.numbers]
-    reach = _BONDED * max(2.0 * float(radii.max()), nearest)
+    every = np.arange(len(atoms))
+    reach = BONDED * max(radii_of_pairs(atoms.numbers, every, every).max(), nearest)
     rows = {symbol: np.zeros((len(trajectory.time_ps), bins)) for symbol in dict.fromkeys(symbols)}
     for frame, positions in enumerate(trajectory.positions):
-        i, j, shifts = find_pairs(positions, atoms.cell.array, atoms.pbc, reach)
-        vectors = positions[j] - positions[i] + shifts @ atoms.cell.array
+        i, j, vectors = pair_vectors(atoms, reach, positions)
         d = np.linalg.norm(vectors, axis=1)
-        bonded = d < _BONDED * np.maximum(radii[i] + radii[j], nearest)
+        bonded = d < BONDED * np.maximum(radii_of_pairs(atoms.numbers, i, j), nearest)
         i, unit = i[bonded], vectors[bonded] / d[bonded, None]
         first, second = _same(i)
         angle = np.degrees(np.arccos(np.clip((unit[first] * unit[second]).sum(1), -1.0, 1.0)))
@@ -188,8 +185,7 @@ def vibrational_spectrum(
 
 
 def _pairs(atoms: Atoms, positions: Array, reach: float) -> tuple[np.ndarray, np.ndarray, Array]:
-    i, j, shifts = find_pairs(positions, atoms.cell.array, atoms.pbc, reach)
-    vectors = positions[j] - positions[i] + shifts @ atoms.cell.array
+    i, j, vectors = pair_vectors(atoms, reach, positions)
     return i, j, np.asarray(np.linalg.norm(vectors, axis=1))
 
 

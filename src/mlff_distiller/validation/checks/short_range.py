@@ -16,7 +16,7 @@ from ase.data import chemical_symbols, covalent_radii
 
 from mlff_distiller import plotting
 from mlff_distiller.errors import DistillerError
-from mlff_distiller.neighbors import find_pairs
+from mlff_distiller.neighbors import pair_vectors
 from mlff_distiller.plotting import Panel
 from mlff_distiller.validation.check import Check, Measured, Tree
 from mlff_distiller.validation.findings import plain
@@ -71,10 +71,8 @@ def shortest_distances(frames: Sequence[Atoms]) -> dict[Pair, float]:
     """Shortest distance (Å) of every pair of elements that comes within 6 Å in ``frames``."""
     found: dict[Pair, float] = {}
     for atoms in frames:
-        i, j, shifts = find_pairs(atoms.positions, atoms.cell.array, atoms.pbc, _REACH_A)
-        d = np.linalg.norm(
-            atoms.positions[j] - atoms.positions[i] + shifts @ atoms.cell.array, axis=1
-        )
+        i, j, vectors = pair_vectors(atoms, _REACH_A)
+        d = np.linalg.norm(vectors, axis=1)
         a, b = np.sort([atoms.numbers[i], atoms.numbers[j]], axis=0)
         for code in np.unique(200 * a + b):
             pair = (chemical_symbols[code // 200], chemical_symbols[code % 200])

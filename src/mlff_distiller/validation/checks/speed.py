@@ -19,11 +19,11 @@ def _measure(subject: Subject) -> Measured:
     """The smallest system judges: launch and bookkeeping weigh most there."""
     field, kelvin = subject.force_field, subject.settings.temperature_K[0]
     calculator = field.calculator
-    is_student = isinstance(calculator, StudentCalculator)
     own, theirs = ms_per_step(field, subject.atoms, kelvin), None
     found: dict[str, Finding] = {}
     rows: list[dict[str, Any]] = []
-    device = device_name(str(calculator.student.device)) if is_student else ""
+    is_student = isinstance(calculator, StudentCalculator)
+    device = str(calculator.student.device) if isinstance(calculator, StudentCalculator) else ""
     if subject.teacher is not None:
         teacher = unremembered(subject.teacher.calculator)
         reference = ForceField(subject.teacher.name, teacher)
@@ -34,7 +34,7 @@ def _measure(subject: Subject) -> Measured:
                 teacher,
                 calculator,
                 subject.settings.speed_sizes,
-                str(calculator.student.device),
+                device,
                 subject.progress("speed"),
             )
             found["speedup"] = Finding(rows[0]["speedup"], f"{rows[0]['n_atoms']} atoms, ASE")
@@ -44,7 +44,7 @@ def _measure(subject: Subject) -> Measured:
             "speed": {
                 "n_atoms": len(subject.atoms),
                 "dynamics": "run_md" if is_student else "ase",
-                "device": device,
+                "device": device_name(device) if device else "",
                 "ms_per_step": own,
                 "teacher_ms_per_step": theirs,
                 "speedup": theirs / own if theirs and own else None,

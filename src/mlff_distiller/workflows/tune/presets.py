@@ -10,7 +10,7 @@ from typing import Any
 from mlff_distiller.dataset import Dataset
 from mlff_distiller.durable import EventLog, read_json, replacing, write_json
 from mlff_distiller.errors import ConfigError, TrainingError
-from mlff_distiller.validation.accuracy import compare
+from mlff_distiller.validation.accuracy import student_errors
 from mlff_distiller.workflows.config import Config
 from mlff_distiller.workflows.folder import fix_inputs, only_one
 from mlff_distiller.workflows.train import OnProgress, split_labels, train_and_test, train_stage
@@ -133,7 +133,7 @@ def _train_preset(
             EventLog(folder / "log.jsonl"),
             lambda stage, done, total, news: on_progress(name, done, total, news),
         )
-        errors = compare(student, bench.validation).errors
+        errors = student_errors(student, bench.validation)
         row["ms_per_step"] = bench.ms_per_step(student, trained=True)
         row["us_per_atom"] = bench.us_per_atom(row["ms_per_step"])
         for key in ("forces_fidelity", "forces_mae_meV_per_A"):
