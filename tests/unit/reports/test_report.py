@@ -18,6 +18,7 @@ import pytest
 
 from mlff_distiller.plotting import MAX_POINTS
 from mlff_distiller.reports.distillation_plots import all_panels
+from mlff_distiller.reports.evidence import Curve, Evidence, ParitySet, Sampling, Trajectory
 from mlff_distiller.reports.page import (
     CHECKS,
     _duration,
@@ -29,7 +30,6 @@ from mlff_distiller.reports.page import (
     write_report,
 )
 from mlff_distiller.validation.criteria import CRITERIA
-from mlff_distiller.validation.evidence import Curve, Evidence, ParitySet, Sampling, Trajectory
 
 ATTACK = "</script><script>alert(1)</script><img src=x onerror=alert(1)><!--"
 BLOCKS = ("teacher", "student", "data", "accuracy", "stability", "observables", "speed", "verdict")

@@ -92,7 +92,7 @@ def _measure(subject: Subject) -> Measured:
                 for run, before in zip(subject.nve, subject.equilibrations, strict=True)
             ]
         ),
-        _DRIFT: worst([_drift(one, subject) for one in kept], subject),
+        _DRIFT: worst([drift_of(one, subject.limit(_DRIFT)) for one in kept], subject),
     }
     rows = [
         _row(before, run, one)
@@ -112,11 +112,11 @@ def _row(before: Trajectory, run: Trajectory | None, kept: Conservation | None) 
     }
 
 
-def _drift(one: Conservation | None, subject: Subject) -> float | None:
-    """The drift beyond three standard errors; None where these exceed ten times the limit."""
+def drift_of(one: Conservation | None, allowed: float) -> float | None:
+    """The drift beyond three standard errors; None where these exceed ten times ``allowed``."""
     if one is None or one.drift is None:
         return None
-    allowed, beyond = subject.limit(_DRIFT), one.drift.beyond_noise(0.0)
+    beyond = one.drift.beyond_noise(0.0)
     return None if one.drift.error > 10.0 * allowed and beyond <= allowed else beyond
 
 
