@@ -151,9 +151,9 @@ def short_settings(config: Config, n_structures: int = 1) -> ValidationSettings:
 
 
 def save_structures(path: Path, structures: Sequence[Atoms]) -> None:
-    """Write what was examined as extended XYZ."""
+    """Write what was examined as ASE's ``.traj``, which keeps every digit."""
     with replacing(path) as temporary:
-        write(temporary, list(structures), format="extxyz")
+        write(temporary, list(structures), format="traj")
 
 
 def _scorer(

@@ -106,7 +106,7 @@ def _write(out: Path, done: Assessment, structures: Sequence[Atoms], log: EventL
         done.evidence, learning=log.rows("train"), rounds=log.rows("round")
     )
     write_report(out / "report.html", done.report, evidence)
-    save_structures(out / "structures.extxyz", structures)
+    save_structures(out / "structures.traj", structures)
     write_json(out / "series.json", done.series)
     write_certificate(out / "certificate.json", done.certificate, files_of_run(out))
     write_json(out / "report.json", done.report)

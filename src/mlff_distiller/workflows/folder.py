@@ -67,7 +67,7 @@ def files_of_student(folder: Path) -> dict[str, Path]:
 def files_of_run(out: Path) -> dict[str, Path]:
     """What the certificate that `distill` writes into ``out`` has the hashes of."""
     return {
-        "structure": out / "structures.extxyz",
+        "structure": out / "structures.traj",
         **files_of_student(out / "student"),
         "dataset": out / "dataset" / "manifest.json",
         "report": out / "report.html",

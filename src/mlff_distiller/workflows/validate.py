@@ -180,13 +180,13 @@ def _only_run(students: Sequence[str | Path]) -> Path | None:
 
 
 def _structure_of(run: Path | None) -> Path:
-    if run is None or not (run / "structures.extxyz").is_file():
+    if run is None or not (run / "structures.traj").is_file():
         raise ConfigError(
             "no structure was given",
             expected="a file that ASE reads",
             remedy="name one; only a run of distill brings its own",
         )
-    return run / "structures.extxyz"
+    return run / "structures.traj"
 
 
 def _student(
