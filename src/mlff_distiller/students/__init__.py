@@ -2,12 +2,12 @@
 
 from mlff_distiller.students.artefact import load_student, read_config, save_student
 from mlff_distiller.students.base import Prediction, Student
-from mlff_distiller.students.data import set_repulsion
 from mlff_distiller.students.nep import NEP
 from mlff_distiller.students.nep_file import read_nep, write_nep
 from mlff_distiller.students.nep_setup import NEPSettings, nep_for
 from mlff_distiller.students.painn import PaiNN
 from mlff_distiller.students.painn_setup import PaiNNSettings, painn_for
+from mlff_distiller.students.repulsion import set_repulsion
 
 __all__ = [
     "NEP",

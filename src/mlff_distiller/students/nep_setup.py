@@ -16,8 +16,9 @@ from mlff_distiller.batch import Batch
 from mlff_distiller.errors import TrainingError
 from mlff_distiller.kernels.nep import Shape
 from mlff_distiller.neighbors import edge_vectors, neighbor_list
-from mlff_distiller.students.data import elements_of, reference_energies, repulsion, some_of
+from mlff_distiller.students.data import elements_of, reference_energies, some_of
 from mlff_distiller.students.nep import NEP
+from mlff_distiller.students.repulsion import repulsion
 
 _LARGEST_DESCRIPTOR = 103  # GPUMD's limit
 Length = Annotated[float, Field(gt=0.5, le=12.0)]

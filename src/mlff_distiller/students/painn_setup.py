@@ -15,8 +15,9 @@ from torch import nn
 from mlff_distiller.batch import Batch
 from mlff_distiller.errors import TrainingError
 from mlff_distiller.neighbors import edge_vectors, neighbor_list
-from mlff_distiller.students.data import elements_of, reference_energies, repulsion, some_of
+from mlff_distiller.students.data import elements_of, reference_energies, some_of
 from mlff_distiller.students.painn import PaiNN, bessel
+from mlff_distiller.students.repulsion import repulsion
 
 DEFAULT_PRESET = "64x2"
 

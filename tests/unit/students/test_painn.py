@@ -14,9 +14,9 @@ from mlff_distiller.errors import TrainingError
 from mlff_distiller.kernels.slots import Slots
 from mlff_distiller.neighbors import edge_vectors, neighbor_list
 from mlff_distiller.students import PaiNN, PaiNNSettings, painn_for
-from mlff_distiller.students.data import repulsion
 from mlff_distiller.students.painn import bessel, saturated, solid_harmonics
 from mlff_distiller.students.painn_setup import initialise
+from mlff_distiller.students.repulsion import repulsion
 
 
 def labelled(atoms: Atoms, n: int) -> list[Batch]:
