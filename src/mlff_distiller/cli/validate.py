@@ -312,13 +312,11 @@ def _source(spec: str) -> dict[str, Path]:
 
 def _data_of_run(run: Path) -> dict[str, list[Atoms]]:
     """Structures that a run's student was trained and tested on, with their labels."""
-    from pydantic import TypeAdapter
-
     from mlff_distiller.dataset import Dataset
-    from mlff_distiller.workflows.config import Config, read_yaml
+    from mlff_distiller.workflows.config import config_of, read_yaml
     from mlff_distiller.workflows.train import split_labels
 
-    config = TypeAdapter(Config).validate_python(read_yaml(run / "config.yaml")["config"])
+    config = config_of(read_yaml(run / "config.yaml")["config"])
     labels = Dataset(run / "dataset")
     split = split_labels(labels, config)
     return {

@@ -46,6 +46,8 @@ class Student(nn.Module, ABC):
     """
 
     architecture: ClassVar[str]
+    kernels: ClassVar[str | None] = None
+    """Compiled kernels that run it beside PyTorch, by name."""
     weight_decay: ClassVar[float] = 0.0
     """That suits it, times the learning rate, in an update."""
     max_neighbors: int | None = None

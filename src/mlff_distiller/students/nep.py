@@ -38,6 +38,7 @@ class NEP(Student):
     """
 
     architecture: ClassVar[str] = "nep"
+    kernels: ClassVar[str | None] = "nep"
     cutoff_radial: Tensor  # (T, T) Å
     cutoff_angular: Tensor  # (T, T) Å
     scaler: Tensor  # (D,)
