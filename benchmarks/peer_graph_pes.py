@@ -101,8 +101,9 @@ def ours(name, updates, parts, arguments):
     if architecture == "nep":
         student = nep_for(training, NEPSettings(), arguments.seed)
     else:
-        settings = PaiNNSettings(cutoff_A=arguments.cutoff)
-        student = painn_for(training, settings, arguments.seed, preset)
+        channels, layers = map(int, preset.split("x"))
+        settings = PaiNNSettings(cutoff_A=arguments.cutoff, channels=channels, layers=layers)
+        student = painn_for(training, settings, arguments.seed)
     student = student.to(arguments.device)
     given = {"updates": updates, **arguments.training}
     per_update = TrainingSettings(**given).atoms_in_batch(student.device.type)

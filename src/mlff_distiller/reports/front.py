@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,8 @@ from mlff_distiller.plotting import (
 )
 from mlff_distiller.reports.evidence import Array
 
-_LOOKS = {"nep": (BLUE, "circle"), "painn": (ORANGE, "diamond")}
+_LOOKS = ((BLUE, "circle"), (ORANGE, "diamond"), (BLUE, "square"), (ORANGE, "cross"))
+"""Of architectures by name, from the first on."""
 
 
 def non_dominated(points: Array) -> NDArray[np.bool_]:
@@ -62,10 +64,10 @@ def front_panel(
     if len(front) > 1:
         x, y = _places(front)
         traces.append(line(x, y, "front", GREEN, line_shape="hv", hoverinfo="skip"))
-    for architecture, look in _LOOKS.items():
-        own = [row for row in drawn if row["settings"]["student"].startswith(architecture)]
-        if own:
-            traces.append(_cloud(own, (architecture, *look)))
+    of = [row["settings"]["student"].partition("-")[0] for row in drawn]
+    for architecture, look in zip(sorted(set(of)), cycle(_LOOKS), strict=False):
+        own = [row for row, name in zip(drawn, of, strict=True) if name == architecture]
+        traces.append(_cloud(own, (architecture, *look)))
     chosen = [row for row in drawn if row["number"] == best]
     if chosen:
         ring = {"symbol": "circle-open", "size": 18, "color": PURPLE, "line": {"width": 2.5}}

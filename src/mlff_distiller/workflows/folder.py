@@ -45,6 +45,10 @@ def fix_inputs(out: Path, config: Config, inputs: Mapping[str, Any]) -> None:
     if path.exists():
         before = read_yaml(path)
         before.pop("versions", None)
+        # Architectures that have been installed since count as they are by default.
+        defaults = to_plain(Config())
+        new = {name: defaults[name] for name in config.architectures}
+        before["config"] = new | before.get("config", {})
         changed = differences(before, now)
         if changed:
             raise ConfigError(

@@ -30,7 +30,7 @@ from mlff_distiller.validation.trajectory import ForceField
 from mlff_distiller.validation.validate import NOTHING, Examined, examine, summary, worst_of
 from mlff_distiller.validation.verdict import Finding, judge
 from mlff_distiller.workflows.assess import known_of, short_settings, structure_block
-from mlff_distiller.workflows.config import Config, read_yaml
+from mlff_distiller.workflows.config import Config, config_of, read_yaml
 from mlff_distiller.workflows.folder import files_of_student
 from mlff_distiller.workflows.train import split_labels
 
@@ -319,7 +319,7 @@ def _source(spec: str) -> dict[str, Path]:
 
 
 def _config_of_run(run: Path) -> Config:
-    return TypeAdapter(Config).validate_python(read_yaml(run / "config.yaml")["config"])
+    return config_of(read_yaml(run / "config.yaml")["config"])
 
 
 def _data_of_run(run: Path, config: Config) -> dict[str, list[Atoms]]:
