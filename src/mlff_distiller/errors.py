@@ -1,5 +1,12 @@
 """Errors a user can act on: what is wrong, what was expected, what was found, what to do."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class DistillerError(Exception):
     """Base of every error this package raises on purpose.
@@ -65,3 +72,17 @@ class TrainingError(DistillerError, RuntimeError):
 
 class ConfigError(DistillerError, ValueError):
     """A setting is unknown, of the wrong type or out of range; or inputs changed on resume."""
+
+
+def from_pydantic(
+    error: ValidationError, problem: str = "invalid settings", *, remedy: str = ""
+) -> ConfigError:
+    """``error`` in our words: under ``problem``, one line per setting that is wrong."""
+    lines = [f"{problem}:"]
+    for one in error.errors(include_url=False):
+        where = ".".join(map(str, one["loc"]))
+        if one["type"] == "unexpected_keyword_argument":
+            lines.append(f"{where}: there is no such setting")
+        else:
+            lines.append(f"{where}: {one['msg']} (found {one['input']!r})")
+    return ConfigError("\n    ".join(lines), remedy=remedy)

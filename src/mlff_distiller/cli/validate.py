@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mlff_distiller.cli.progress import Display
-from mlff_distiller.errors import ConfigError
+from mlff_distiller.errors import ConfigError, from_pydantic
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -283,11 +283,7 @@ def _settings(
     try:
         return TypeAdapter(ValidationSettings).validate_python(content)
     except ValidationError as error:
-        lines = [
-            f"{'.'.join(map(str, one['loc']))}: {one['msg']} (found {one['input']!r})"
-            for one in error.errors(include_url=False)
-        ]
-        raise ConfigError("invalid settings:\n    " + "\n    ".join(lines)) from error
+        raise from_pydantic(error) from error
 
 
 def _files_of(folder: Path) -> list[Path]:

@@ -1,6 +1,11 @@
 """Students: small models of per-atom energies with exact forces and stress."""
 
-from mlff_distiller.students.artefact import load_student, read_config, save_student
+from mlff_distiller.students.artefact import (
+    load_student,
+    read_config,
+    save_student,
+    student_folder,
+)
 from mlff_distiller.students.base import Prediction, Student
 from mlff_distiller.students.data import set_repulsion
 from mlff_distiller.students.nep import NEP
@@ -23,5 +28,6 @@ __all__ = [
     "read_nep",
     "save_student",
     "set_repulsion",
+    "student_folder",
     "write_nep",
 ]
