@@ -12,7 +12,8 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
 
 from mlff_distiller.batch import Batch
-from mlff_distiller.errors import ConfigError
+from mlff_distiller.errors import ConfigError, from_pydantic
+from mlff_distiller.labeling import Cluster
 from mlff_distiller.sampling import (
     ApproachSettings,
     DynamicsSettings,
@@ -109,6 +110,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_cluster(path: Path) -> Cluster:
+    """A batch scheduler whose jobs label: YAML with ``scheduler``, ``workers``, ``options``."""
+    content = read_yaml(path)
+    unknown = content.keys() - {"scheduler", "workers", "options"}
+    options = content.get("options") or {}
+    if unknown or "scheduler" not in content or not isinstance(options, dict):
+        raise ConfigError(
+            f"{path} does not describe a cluster",
+            expected="scheduler, workers and options (those of dask-jobqueue)",
+            found=", ".join(content) or "nothing",
+        )
+    return Cluster(str(content["scheduler"]), content.get("workers", 1), options)
+
+
 def load_config(file: Path | None, overrides: Sequence[str] = (), **direct: Any) -> Config:
     """Defaults, then ``file``, then ``direct`` dotted keys, then ``KEY=VALUE`` overrides.
 
@@ -132,7 +147,9 @@ def load_config(file: Path | None, overrides: Sequence[str] = (), **direct: Any)
     try:
         return TypeAdapter(Config).validate_python(content)
     except ValidationError as error:
-        raise _readable(error) from error
+        raise from_pydantic(
+            error, remedy="docs/configuration.md lists every setting with its default"
+        ) from error
 
 
 def _set(content: dict[str, Any], dotted: str, value: Any) -> None:
@@ -142,20 +159,6 @@ def _set(content: dict[str, Any], dotted: str, value: Any) -> None:
         if not isinstance(content, dict):
             raise ConfigError(f"{parent} in {dotted} is a value, not a section")
     content[last] = value
-
-
-def _readable(error: ValidationError) -> ConfigError:
-    lines = []
-    for problem in error.errors(include_url=False):
-        where = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "unexpected_keyword_argument":
-            lines.append(f"{where}: there is no such setting")
-        else:
-            lines.append(f"{where}: {problem['msg']} (found {problem['input']!r})")
-    return ConfigError(
-        "invalid settings:\n    " + "\n    ".join(lines),
-        remedy="docs/configuration.md lists every setting with its default",
-    )
 
 
 def to_plain(config: Config) -> dict[str, Any]:
