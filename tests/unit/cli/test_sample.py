@@ -97,8 +97,8 @@ def test_teachers_may_be_allowed_to_download(command, copper, tmp_path, monkeypa
     def calculator(spec, **options):
         raise Asked(options["allow_download"])
 
-    monkeypatch.setattr("mlff_distiller.teachers.TeacherCalculator", calculator)
-    monkeypatch.setattr("mlff_distiller.dataset.Dataset", lambda folder: None)
+    monkeypatch.setattr(f"mlff_distiller.workflows.{command}.TeacherCalculator", calculator)
+    monkeypatch.setattr("mlff_distiller.workflows.plan.Dataset", lambda folder: None)
     words = [command, str(copper), "--teacher", "mace-mp-0"]
     words += ["--out", str(tmp_path / "new.xyz")] if command == "sample" else []
     for extra, allowed in (([], False), (["--allow-download"], True)):
