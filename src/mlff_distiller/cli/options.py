@@ -12,7 +12,7 @@ Teacher = Annotated[
 ]
 TeacherPython = Annotated[
     str | None,
-    typer.Option(help="Python interpreter of the teacher, if it is not installed in this one."),
+    typer.Option(help="Python interpreter of another environment, for the teacher."),
 ]
 AllowDownload = Annotated[bool, typer.Option(help="Let the teacher download its weights.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]

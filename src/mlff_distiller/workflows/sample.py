@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -180,8 +181,12 @@ class _FileLabeler:
 
 
 def _append(out: Path, frames: Sequence[Atoms]) -> None:
+    """All of ``frames`` in one piece, so that an interruption cuts none in two."""
     if frames:
-        write(out, list(frames), format="extxyz", append=True)
+        text = StringIO()
+        write(text, list(frames), format="extxyz")
+        with out.open("a", encoding="utf-8") as stream:
+            stream.write(text.getvalue())
 
 
 def _evaluate(
