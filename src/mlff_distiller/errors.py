@@ -1,5 +1,12 @@
 """Errors a user can act on: what is wrong, what was expected, what was found, what to do."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class DistillerError(Exception):
     """Base of every error this package raises on purpose.
@@ -65,3 +72,25 @@ class TrainingError(DistillerError, RuntimeError):
 
 class ConfigError(DistillerError, ValueError):
     """A setting is unknown, of the wrong type or out of range; or inputs changed on resume."""
+
+
+NO_SUCH_SETTING = "there is no such setting"
+
+
+def setting_problems(error: ValidationError, *section: str) -> list[str]:
+    """``error`` in our words: a line for each setting of ``section`` that is wrong."""
+    lines = []
+    for one in error.errors(include_url=False):
+        where = ".".join(map(str, (*section, *one["loc"])))
+        if one["type"] == "unexpected_keyword_argument":
+            lines.append(f"{where}: {NO_SUCH_SETTING}")
+        else:
+            lines.append(f"{where}: {one['msg']} (found {one['input']!r})")
+    return lines
+
+
+def from_pydantic(
+    error: ValidationError, problem: str = "invalid settings", *, remedy: str = ""
+) -> ConfigError:
+    """A `ConfigError` with the `setting_problems` under ``problem``."""
+    return ConfigError("\n    ".join([f"{problem}:", *setting_problems(error)]), remedy=remedy)

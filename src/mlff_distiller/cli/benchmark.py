@@ -1,4 +1,4 @@
-"""``mlff-distiller doctor``, ``benchmark`` and ``profile``: what works here, and what it costs."""
+"""``mlff-distiller benchmark`` and ``profile``: how fast molecular dynamics is, and why."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from mlff_distiller.cli.options import AsJson, Device, Dtype, Quiet, Seed, TeacherPython, TimeStep
 from mlff_distiller.cli.progress import Display
+from mlff_distiller.cli.shown import console, table
 
 if TYPE_CHECKING:
     from mlff_distiller.measure import Result
-
-console = Console(highlight=False)
 
 benchmark = typer.Typer(
     invoke_without_command=True,
@@ -25,56 +23,6 @@ benchmark = typer.Typer(
     epilog="Example: mlff-distiller benchmark --student run --teacher 7net-0 --system silicon:64"
     " --ensemble nve --ensemble nvt --out bench",
 )
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-_MARKS = {"ok": "[green]✓[/]", "absent": "[yellow]–[/]", "failed": "[red]✗[/]"}
-
-
-def doctor(
-    disk: Annotated[
-        Path, typer.Option(help="A folder on the disk whose write speed is wanted.")
-    ] = Path(),
-    require: Annotated[
-        list[str] | None,
-        typer.Option(help="A check that must be ok, by its name or its beginning; repeatable."),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Try what this machine can do: compilers, GPU, teachers, disk. Exit code 1: something failed.
-
-    What is merely not there is no failure, unless it is required: --require cuda --require teachers
-    """
-    from mlff_distiller.errors import ConfigError
-    from mlff_distiller.measure.doctor import Check, checks
-
-    done: list[Check] = []
-    for check in checks(disk):
-        done.append(check)
-        if not as_json:
-            # A table's columns would wait for the slowest check.
-            console.print(
-                f"{_MARKS[check.status]} [bold]{check.name:<16}[/] {escape(check.found)}",
-                soft_wrap=True,
-            )
-            if check.remedy:
-                console.print(f"{'':19}→ {escape(check.remedy)}", soft_wrap=True)
-    bad = [check.name for check in done if check.status == "failed"]
-    for wanted in require or []:
-        own = [check for check in done if check.name.startswith(wanted)]
-        if not own:
-            raise ConfigError(
-                f"there is no check {wanted!r}", expected=", ".join(check.name for check in done)
-            )
-        bad += [check.name for check in own if check.status == "absent"]
-    if as_json:
-        console.print_json(json.dumps({"schema": 1, "ok": not bad, "checks": [*map(asdict, done)]}))
-    elif bad:
-        console.print(f"\n[bold red]not in order:[/] {', '.join(bad)}")
-    else:
-        console.print("\n[bold green]all in order[/]")
-    if bad:
-        raise typer.Exit(1)
 
 
 @benchmark.callback()
@@ -119,19 +67,15 @@ def run_benchmark(
     ] = None,
     temperature: Annotated[float, typer.Option(help="K.")] = 300.0,
     pressure: Annotated[float, typer.Option(help="GPa, of npt.")] = 0.0,
-    time_step: Annotated[
-        float | None, typer.Option(help="fs; 0.5 with hydrogen and 1 without if not given.")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of velocities and thermostats.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="Of students: float32 or float64.")] = "float32",
+    time_step: TimeStep = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
     compile: Annotated[
         bool, typer.Option("--compile", help="Fuse the kernels of students that PyTorch runs.")
     ] = False,
-    teacher_python: Annotated[
-        str | None, typer.Option(help="Python of another environment for the teachers.")
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.")] = False,
+    teacher_python: TeacherPython = None,
+    quiet: Quiet = False,
 ) -> None:
     """Measure molecular dynamics as users run it: whole trajectories, side by side."""
     if context.invoked_subcommand is not None:
@@ -248,14 +192,10 @@ def compare(a: AResult, b: AResult, as_json: AsJson = False) -> None:
         return
     if machine_of(before) != machine_of(after):
         console.print(f"A ran on {machine_of(before)}, B on {machine_of(after)}", soft_wrap=True)
-    table = Table(box=None, padding=(0, 2))
-    table.add_column("case")
-    for heading in ("A, ms", "B, ms", "B / A", "95 %"):
-        table.add_column(heading, justify="right")
-    table.add_column("B is")
+    ratios = table(("case", "A, ms", "B, ms", "B / A", "95 %", "B is"), left=("case", "B is"))
     colors = {"slower": "red", "faster": "green", "same": "dim"}
     for row in rows:
-        table.add_row(
+        ratios.add_row(
             escape(name_of(row.key)),
             f"{row.a_ms:.4g}",
             f"{row.b_ms:.4g}",
@@ -263,7 +203,7 @@ def compare(a: AResult, b: AResult, as_json: AsJson = False) -> None:
             f"{row.low:.3f} – {row.high:.3f}",
             f"[{colors[row.verdict]}]{row.verdict}[/]",
         )
-    console.print(table)
+    console.print(ratios)
 
 
 Database = Annotated[Path, typer.Option(help="Folder of baselines, one file a machine.")]

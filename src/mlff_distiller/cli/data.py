@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from mlff_distiller.cli.options import AsJson, Quiet, Seed
 from mlff_distiller.cli.progress import Display
-from mlff_distiller.errors import ConfigError, DatasetError
+from mlff_distiller.cli.shown import console, errors, print_facts, warn
+from mlff_distiller.errors import DatasetError
 
 if TYPE_CHECKING:
-    from mlff_distiller.dataset import Dataset, Record
+    import numpy as np
 
-app = typer.Typer(no_args_is_help=True, help="Look at, check, import and divide labels.")
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+    from mlff_distiller.dataset import Dataset
 
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+app = typer.Typer(no_args_is_help=True, help="Inspect, check, import, merge and divide labels.")
+
 Folder = Annotated[Path, typer.Argument(help="A dataset's folder.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+NewDataset = Annotated[Path, typer.Option(help="Dataset to make.")]
 
-_AT_ONCE = 1024
 _SHOWN = 10
 
 
@@ -56,22 +52,6 @@ def info(path: Folder, as_json: AsJson = False) -> None:
         "label_set_hash": dataset.label_set_hash(),
     }
     print_facts(facts, as_json)
-
-
-def print_facts(facts: dict[str, Any], as_json: bool) -> None:
-    """A table of two columns, or JSON."""
-    if as_json:
-        print(json.dumps(facts, indent=1))
-        return
-    table = Table(box=None, padding=(0, 2), show_header=False)
-    for key, value in facts.items():
-        if isinstance(value, dict):
-            value = [
-                f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in value.items()
-            ]
-        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-        table.add_row(key, escape(str(shown)) if value is not None else "unknown")
-    console.print(table)
 
 
 @app.command(epilog="Example: mlff-distiller data verify run/dataset")
@@ -172,69 +152,16 @@ def export(
 @app.command(epilog="Example: mlff-distiller data merge a b --out both")
 def merge(
     paths: Annotated[list[Path], typer.Argument(help="Datasets' folders.")],
-    out: Annotated[Path, typer.Option(help="Dataset to make.")],
+    out: NewDataset,
     allow_mixed: Annotated[
         bool, typer.Option(help="Merge labels of different teachers: seldom a good idea.")
     ] = False,
 ) -> None:
-    """Put datasets of one teacher together; labels that are in several are kept once."""
-    from mlff_distiller.dataset import Dataset
+    """Merge datasets of one teacher; a label that is in several is kept once."""
+    from mlff_distiller.dataset.merging import merge
 
-    parts = [Dataset(path) for path in paths]
-    teachers = [part.metadata.get("teacher") for part in parts]
-    others = [path for path, teacher in zip(paths, teachers, strict=True) if teacher != teachers[0]]
-    if others and not allow_mixed:
-        raise ConfigError(
-            f"{others[0]} and {paths[0]} have different teachers",
-            expected=_shown(teachers[0]),
-            found=_shown(teachers[paths.index(others[0])]),
-            remedy="--allow-mixed merges them all the same",
-        )
-    groups = _Renumbered()
-    records = (
-        groups.of(number, record) for number, part in enumerate(parts) for record in part.iterate()
-    )
-    metadata = {"teacher": teachers[0] if not others else {"name": "mixed", "of": teachers}}
-    n, repeated = _write(out, metadata, records)
+    n, repeated = merge(paths, out, allow_mixed=allow_mixed)
     console.print(f"{n} labels in {out}, {repeated} repeated", soft_wrap=True)
-
-
-def _shown(teacher: Any) -> str:
-    return json.dumps(teacher, sort_keys=True)
-
-
-class _Renumbered:
-    """Groups of several datasets, which may use the same numbers."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[tuple[int, int], int] = {}
-
-    def of(self, part: int, record: Record) -> Record:
-        from dataclasses import replace
-
-        own = self._numbers.setdefault((part, record.group), len(self._numbers))
-        return replace(record, group=own)
-
-
-def _write(out: Path, metadata: dict[str, Any], records: Iterable[Record]) -> tuple[int, int]:
-    """A new dataset of ``records``, each key once; numbers of records and of repetitions."""
-    from mlff_distiller.dataset import DatasetWriter
-
-    if out.exists():
-        raise ConfigError(f"{out} exists", remedy="remove it, or choose another --out")
-    waiting: dict[str, Record] = {}
-    repeated = 0
-    with DatasetWriter(out, metadata) as writer:
-        for record in records:
-            if record.key in waiting or record.key in writer:
-                repeated += 1
-                continue
-            waiting[record.key] = record
-            if len(waiting) == _AT_ONCE:
-                writer.append(list(waiting.values()))
-                waiting.clear()
-        writer.append(list(waiting.values()))
-        return len(writer), repeated
 
 
 @app.command(epilog="Example: mlff-distiller data split labels --out parts --test 0.1")
@@ -243,24 +170,20 @@ def split(
     out: Annotated[Path, typer.Option(help="Folder of train, validation and test.")],
     validation: Annotated[float, typer.Option(help="Its share, more than 0.")] = 0.1,
     test: Annotated[float, typer.Option(help="Its share, more than 0.")] = 0.1,
-    seed: Annotated[int, typer.Option(min=0, help="Of the choice.")] = 0,
+    seed: Seed = 0,
 ) -> None:
-    """Divide labels by whole groups of kin, and look for what is in two parts all the same."""
-    from mlff_distiller.dataset import Dataset, split_by_group
+    """Divide labels by whole groups, and warn of structures that are in two parts all the same."""
+    from mlff_distiller.dataset.merging import divide
 
-    dataset = Dataset(path)
-    parts = split_by_group(dataset.groups, (1.0 - validation - test, validation, test), seed)
-    names = {"train": parts.train, "validation": parts.validation, "test": parts.test}
-    for name, numbers in names.items():
-        n, _ = _write(out / name, dataset.metadata, dataset.iterate(numbers))
-        console.print(f"{n} labels in {out / name}", soft_wrap=True)
+    parts = divide(path, out, validation=validation, test=test, seed=seed)
+    for name, part in parts.items():
+        console.print(f"{len(part)} labels in {out / name}", soft_wrap=True)
     for name in ("validation", "test"):
-        found = _similar(Dataset(out / "train"), Dataset(out / name))
+        found = _similar(parts["train"], parts[name])
         if len(found):
-            console.print(
-                f"[yellow]warning:[/] {len(set(found[:, 1].tolist()))} structures of {name} are in "
-                f"train too, but for rotation, order or cell: see `data compare`",
-                soft_wrap=True,
+            warn(
+                f"{len(set(found[:, 1].tolist()))} structures of {name} are in train too, "
+                "but for rotation, order or cell: see `data compare`"
             )
 
 
@@ -272,12 +195,11 @@ def compare(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find structures that are the same, however turned or renumbered; exit code 1 if there are."""
+    """Find equal structures, however turned or renumbered; the exit code is 1 if there are any."""
     from mlff_distiller.dataset import Dataset
 
-    first = Dataset(path)
-    second = None if other is None else Dataset(other)
-    found = _similar(first, second).tolist()
+    parts = [path] if other is None else [path, other]
+    found = _similar(*map(Dataset, parts)).tolist()
     if as_json:
         print(json.dumps({"n_pairs": len(found), "pairs": found}))
     else:
@@ -291,31 +213,25 @@ def compare(
         raise typer.Exit(1)
 
 
-def _similar(first: Dataset, second: Dataset | None) -> Any:
+def _similar(*parts: Dataset) -> np.ndarray:
     from mlff_distiller.sampling import find_similar
 
-    frames = [
-        [record.atoms for record in part.iterate()] for part in (first, second) if part is not None
-    ]
-    return find_similar(*frames, threads=_cores())
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
+    return find_similar(*([record.atoms for record in part.iterate()] for part in parts))
 
 
 @app.command(epilog="Example: mlff-distiller data select labels --number 500 --out few")
 def select(
     path: Folder,
-    out: Annotated[Path, typer.Option(help="Dataset to make.")],
+    out: NewDataset,
     number: Annotated[int, typer.Option("--number", "-n", min=1, help="Labels to keep.")],
-    seed: Annotated[int, typer.Option(min=0, help="Decides ties.")] = 0,
+    seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
     """Keep the labels whose structures are farthest from each other."""
     import numpy as np
 
     from mlff_distiller.dataset import Dataset
+    from mlff_distiller.dataset.merging import write_dataset
     from mlff_distiller.sampling import descriptors
     from mlff_distiller.sampling import select as farthest
 
@@ -329,11 +245,10 @@ def select(
         features = descriptors(
             (record.atoms for record in dataset.iterate()),
             elements,
-            threads=_cores(),
             on_frame=lambda n: display("describe", n, len(dataset), ""),
         )
     chosen = np.sort(farthest(features, number, seed))
-    n, _ = _write(out, dataset.metadata, dataset.iterate(chosen))
+    n, _ = write_dataset(out, dataset.metadata, dataset.iterate(chosen))
     if not quiet:
         console.print(f"{n} labels in {out}", soft_wrap=True)
 

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
+from mlff_distiller.cli.options import AllowDownload, Quiet, Teacher, TeacherPython
 from mlff_distiller.cli.progress import Display
+from mlff_distiller.cli.shown import console, warn
 from mlff_distiller.errors import ConfigError
 
 if TYPE_CHECKING:
-    from mlff_distiller.labeling import Cluster, Finding
-
-console = Console(highlight=False)
+    from mlff_distiller.labeling import Finding
 
 _SHOWN = 10  # findings of each check, on the screen
 
 
 def label(
     structures: Annotated[list[str], typer.Argument(help="Files ASE reads, or datasets.")],
-    teacher: Annotated[
-        str, typer.Option(help="A name from 'teachers', FAMILY:PATH, or ase:module:factory.")
-    ],
+    teacher: Teacher,
     out: Annotated[Path, typer.Option(help="Dataset to make; the same command continues it.")],
     shard: Annotated[
         str | None, typer.Option(help="i/n: label the i-th of n parts, in a job of its own.")
@@ -41,32 +39,31 @@ def label(
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Most atoms in one pass of the teacher.")
     ] = None,
-    teacher_python: Annotated[
-        str | None, typer.Option(help="Python of another environment for the teacher.")
-    ] = None,
-    allow_download: Annotated[
-        bool, typer.Option(help="Let the teacher fetch its weights.")
-    ] = False,
+    teacher_python: TeacherPython = None,
+    allow_download: AllowDownload = False,
     retry_failed: Annotated[
         bool, typer.Option(help="Ask again for structures that are in quarantine.")
     ] = False,
     max_failed: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of failures that is still a success.")
     ] = 0.05,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.")] = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Label STRUCTURES by a teacher, once each, whatever is killed meanwhile.
+    """Label STRUCTURES with a teacher, each once; a killed run continues where it stopped.
 
     In a Slurm array: --shard $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT (--array=1-n). The part
     that ends last collects all of them.
     """
     from mlff_distiller import labeling
-    from mlff_distiller.dataset import Dataset
 
+    jobs = None
+    if cluster is not None:
+        from mlff_distiller.workflows.config import read_cluster
+
+        jobs = read_cluster(cluster)
     if workers > 1:  # read when a teacher starts: together they take the cores there are
         cores = len(os.sched_getaffinity(0))
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // workers)))
-    jobs = None if cluster is None else _cluster(cluster)
     request = labeling.Request(teacher, device, teacher_python, allow_download, batch_size)
     found = labeling.read_structures(structures)
     with Display(console, quiet=quiet) as display:
@@ -90,8 +87,9 @@ def label(
         if not outcome.collected:
             console.print("other parts are not done; the last one collects all", soft_wrap=True)
     if outcome.collected:
-        findings = labeling.check_labels(Dataset(out))
-        _report(findings, out, quiet=quiet)
+        findings = labeling.write_findings(out)
+        if not quiet:
+            _print_findings(findings, out)
     if outcome.n_failed:
         console.print(
             f"{outcome.n_failed} failed and are named in quarantine.jsonl; "
@@ -111,33 +109,10 @@ def parse_shard(text: str) -> tuple[int, int]:
     return number, count
 
 
-def _cluster(path: Path) -> Cluster:
-    from mlff_distiller.labeling import Cluster
-    from mlff_distiller.workflows.config import read_yaml
-
-    content = read_yaml(path)
-    unknown = content.keys() - {"scheduler", "workers", "options"}
-    options = content.get("options") or {}
-    if unknown or "scheduler" not in content or not isinstance(options, dict):
-        raise ConfigError(
-            f"{path} describes no cluster",
-            expected="scheduler, workers and options (those of dask-jobqueue)",
-            found=", ".join(content) or "nothing",
-        )
-    return Cluster(str(content["scheduler"]), content.get("workers", 1), options)
-
-
-def _report(findings: list[Finding], out: Path, *, quiet: bool) -> None:
-    from dataclasses import asdict
-
-    from mlff_distiller.durable import write_json
-
-    write_json(out / "findings.json", [asdict(finding) for finding in findings])
-    if quiet:
-        return
+def _print_findings(findings: Sequence[Finding], out: Path) -> None:
     for check in sorted({finding.check for finding in findings}):
         own = [finding for finding in findings if finding.check == check]
-        console.print(f"[yellow]warning:[/] {check}: {len(own)} labels", soft_wrap=True)
+        warn(f"{check}: {len(own)} labels")
         for finding in own[:_SHOWN]:
             console.print(f"  {escape(str(finding))}", soft_wrap=True)
         if len(own) > _SHOWN:

@@ -9,21 +9,54 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from typer.core import TyperGroup
 
 from mlff_distiller.cli import benchmark as cli_measure
 from mlff_distiller.cli import data as cli_data
+from mlff_distiller.cli import doctor as cli_doctor
 from mlff_distiller.cli import label as cli_label
 from mlff_distiller.cli import md as cli_md
 from mlff_distiller.cli import sample as cli_sample
 from mlff_distiller.cli import train as cli_train
 from mlff_distiller.cli import validate as cli_validate
+from mlff_distiller.cli.options import (
+    AllowDownload,
+    AsJson,
+    ConfigFile,
+    DeviceSetting,
+    Quiet,
+    Teacher,
+    TeacherPython,
+)
 from mlff_distiller.cli.progress import Display
+from mlff_distiller.cli.shown import (
+    console,
+    errors,
+    print_facts,
+    print_files,
+    print_verdict,
+    table,
+)
 from mlff_distiller.errors import DistillerError
 
+_ORDER = (
+    "distill", "label", "train", "sample", "plan", "validate", "md", "benchmark", "profile",
+    "data", "info", "teachers", "students", "doctor",
+)  # fmt: skip
+
+
+class _Commands(TyperGroup):
+    """The commands in the order in which people need them; every one has its place."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        own = self.commands
+        self.commands = {name: own[name] for name in sorted(own, key=_ORDER.index)}
+
+
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -59,12 +92,8 @@ app.command(
     " --system silicon:1000 --out prof",
 )(cli_measure.profile)
 app.command("doctor", epilog="Example: mlff-distiller doctor --require cuda --disk runs")(
-    cli_measure.doctor
+    cli_doctor.doctor
 )
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
-
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 
 
 @app.command(epilog="Example: mlff-distiller distill silicon.extxyz --teacher 7net-0 --out run")
@@ -73,9 +102,7 @@ def distill(
         list[str],
         typer.Argument(help="Files ASE reads; every frame is a seed. KEY=VALUE: a setting."),
     ],
-    teacher: Annotated[
-        str, typer.Option(help="A name from 'teachers', FAMILY:PATH, or ase:module:factory.")
-    ],
+    teacher: Teacher,
     out: Annotated[Path, typer.Option(help="Folder of the run; the same command continues it.")],
     student: cli_train.StudentName = None,
     temperature: Annotated[
@@ -84,14 +111,10 @@ def distill(
     labels: Annotated[
         int | None, typer.Option(help="How many structures the teacher labels.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML file of settings.")] = None,
-    teacher_python: Annotated[
-        str | None, typer.Option(help="Python of another environment for the teacher.")
-    ] = None,
-    allow_download: Annotated[
-        bool, typer.Option(help="Let the teacher fetch its weights.")
-    ] = False,
+    device: DeviceSetting = None,
+    config: ConfigFile = None,
+    teacher_python: TeacherPython = None,
+    allow_download: AllowDownload = False,
     quiet: Quiet = False,
 ) -> None:
     """Distil a teacher on STRUCTURES: sample, label, train, test, report."""
@@ -118,28 +141,13 @@ def distill(
             on_progress=display,
         )
     if not quiet:
-        _print_verdict(report, out)
+        print_verdict(report["verdict"])
+        console.print()
+        print_files({"report": out / "report.html", "student": out / "student"})
 
 
 def _is_setting(word: str) -> bool:
     return "=" in word and not Path(word).exists()
-
-
-def _print_verdict(report: dict[str, Any], out: Path) -> None:
-    status = report["verdict"]["status"]
-    colour = "green" if status == "approved" else "red"
-    table = Table(
-        title=f"[bold {colour}]{status}[/]", title_justify="left", box=None, padding=(0, 2)
-    )
-    for heading in ("", "check", "measured", "limit"):
-        table.add_column(heading, justify="right" if heading in ("measured", "limit") else "left")
-    for check in report["verdict"]["checks"]:
-        mark = "[green]✓[/]" if check["passed"] else "[red]✗[/]"
-        value = "not measured" if check["value"] is None else f"{check['value']:.4g}"
-        table.add_row(mark, check["name"], value, f"{check['limit']:g}")
-    console.print(table)
-    console.print(f"\nreport   {out / 'report.html'}", soft_wrap=True)
-    console.print(f"student  {out / 'student'}", soft_wrap=True)
 
 
 @app.command(epilog="Example: mlff-distiller teachers")
@@ -147,12 +155,11 @@ def teachers() -> None:
     """List the teachers this version knows, and what each needs."""
     from mlff_distiller.teachers import registered_teachers
 
-    table = Table(box=None, padding=(0, 2))
-    for heading in ("teacher", "family", "licence", "install", ""):
-        table.add_column(heading)
+    headings = ("teacher", "family", "licence", "install", "")
+    known = table(headings, left=headings)
     for row in registered_teachers():
-        table.add_row(row.name, row.family, row.licence, escape(row.install), row.description)
-    console.print(table)
+        known.add_row(row.name, row.family, row.licence, escape(row.install), row.description)
+    console.print(known)
 
 
 @app.command(epilog="Example: mlff-distiller students")
@@ -160,26 +167,23 @@ def students() -> None:
     """List the students this version knows, and their sizes."""
     from mlff_distiller.students.registry import architectures
 
-    table = Table(box=None, padding=(0, 2))
-    for heading in ("student", "sizes", "runs by", ""):
-        table.add_column(heading)
+    made = table(("student", "sizes", "runs by", ""), left=("student", "sizes", "runs by", ""))
     for name, own in architectures().items():
         engine = f"{own.student.kernels} kernels" if own.student.kernels else "PyTorch"
-        table.add_row(name, ", ".join(own.presets), engine, own.description)
-    console.print(table)
+        made.add_row(name, ", ".join(own.presets), engine, own.description)
+    console.print(made)
 
 
 @app.command(epilog="Example: mlff-distiller info run/student")
 def info(
-    path: Annotated[Path, typer.Argument(help="A student's folder, a nep.txt, or a run.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    path: Annotated[Path, typer.Argument(help="A run, a student's folder, or a nep.txt.")],
+    as_json: AsJson = False,
 ) -> None:
     """Describe a student: elements, size, cutoff, teacher."""
     from mlff_distiller.students import load_student, read_config
 
-    folder = path / "student" if (path / "student").is_dir() else path
-    student = load_student(folder)
-    about = read_config(folder)["about"] if folder.is_dir() else {}
+    student = load_student(path)
+    about = read_config(path)["about"] if path.is_dir() else {}
     facts = {
         "architecture": student.architecture,
         "elements": list(student.elements),
@@ -192,7 +196,7 @@ def info(
         "n_labels": about.get("n_labels"),
         "temperature_K": about.get("temperature_K"),
     }
-    cli_data.print_facts(facts, as_json)
+    print_facts(facts, as_json)
 
 
 def _version(wanted: bool) -> None:

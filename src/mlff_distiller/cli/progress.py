@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 _SECONDS_BETWEEN_LINES = 15.0
 
 
 class Display:
-    """Callable with stage, done, total, news. One bar a stage, kept on screen when it ends."""
+    """Callable with stage, done, total, news. One bar per stage, kept on screen when it ends."""
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
         self._quiet, self._console = quiet, console
@@ -32,14 +26,16 @@ class Display:
 
     def __enter__(self) -> Self:
         if not self._quiet and self._console.is_terminal:
-            self._bars = Progress(
-                TextColumn("[bold]{task.description:<10}"),
-                BarColumn(bar_width=30),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[news]}"),
+            from rich import progress
+
+            self._bars = progress.Progress(
+                progress.TextColumn("[bold]{task.description:<10}"),
+                progress.BarColumn(bar_width=30),
+                progress.MofNCompleteColumn(),
+                progress.TimeElapsedColumn(),
+                progress.TextColumn("left"),
+                progress.TimeRemainingColumn(),
+                progress.TextColumn("{task.fields[news]}"),
                 console=self._console,
             )
             self._bars.start()

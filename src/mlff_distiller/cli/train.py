@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from mlff_distiller.cli.options import ConfigFile, DeviceSetting, Quiet
 from mlff_distiller.cli.progress import Display
-from mlff_distiller.errors import ConfigError
+from mlff_distiller.cli.shown import console, print_files, table
+from mlff_distiller.errors import ConfigError, from_pydantic
 from mlff_distiller.students.registry import architecture_names
 
 if TYPE_CHECKING:
     from mlff_distiller.workflows.tune.trial import TuneSettings
 
-console = Console(highlight=False)
 StudentName = Annotated[
     str | None,
     typer.Option(
@@ -31,12 +30,12 @@ def train(
     labels: Annotated[Path, typer.Argument(help="Dataset: labelled, imported, or of a run.")],
     out: Annotated[Path, typer.Option(help="Folder to make; the same command continues it.")],
     settings: Annotated[
-        list[str] | None, typer.Argument(help="KEY=VALUE: a setting, as of distill.")
+        list[str] | None, typer.Argument(help="KEY=VALUE: a setting, as for distill.")
     ] = None,
     student: StudentName = None,
     init: Annotated[
         Path | None,
-        typer.Option(help="Student to begin with, whose sizes stay; try a lower learning rate."),
+        typer.Option(help="Student to start from, whose sizes stay; try a lower learning rate."),
     ] = None,
     probes: Annotated[
         Path | None,
@@ -44,32 +43,32 @@ def train(
     ] = None,
     also: Annotated[
         list[str] | None,
-        typer.Option(help="Dataset[:WEIGHT] of another teacher or level that trains along."),
+        typer.Option(help="Dataset[:WEIGHT] of another teacher or level, to train on as well."),
     ] = None,
     tune: Annotated[
         int | None,
-        typer.Option(min=1, help="Try so many sizes and settings, then train the best in full."),
+        typer.Option(min=1, help="Try this many sizes and settings, then train the best in full."),
     ] = None,
     max_us_per_atom: Annotated[
-        float | None, typer.Option(help="With --tune: µs per atom and MD step at most.")
+        float | None, typer.Option(help="With --tune: at most this many µs per atom and MD step.")
     ] = None,
     max_ms_per_step: Annotated[
-        float | None, typer.Option(help="With --tune: ms per MD step at most.")
+        float | None, typer.Option(help="With --tune: at most this many ms per MD step.")
     ] = None,
     tune_minutes: Annotated[
-        float | None, typer.Option(help="With --tune: begin no trial after so many minutes.")
+        float | None, typer.Option(help="With --tune: start no trial after this many minutes.")
     ] = None,
     speed_atoms: Annotated[
         int | None,
-        typer.Option(min=1, help="With --tune: enlarge the structure that is timed to this size."),
+        typer.Option(min=1, help="With --tune: time MD of about this many atoms."),
     ] = None,
     target_fidelity: Annotated[
         float | None,
         typer.Option(help="Train presets, the fastest first, until one is this faithful."),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML file of settings.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.")] = False,
+    device: DeviceSetting = None,
+    config: ConfigFile = None,
+    quiet: Quiet = False,
 ) -> None:
     """Train a student on LABELS, and test it on whole groups that were held out.
 
@@ -116,9 +115,9 @@ def train(
     elif target_fidelity is not None:
         _print_presets(found)
     _print_errors(errors)
-    if tune is not None:
-        console.print(f"\nfront    {out / 'front.html'}", soft_wrap=True, end="")
-    console.print(f"\nstudent  {out / 'student'}", soft_wrap=True)
+    console.print()
+    front = {"front": out / "front.html"} if tune is not None else {}
+    print_files({**front, "student": out / "student"})
 
 
 def _check_combination(
@@ -140,8 +139,8 @@ def _check_combination(
         raise ConfigError(f"{' and '.join(given)} do not go together", remedy="give one of them")
     if tune is None and any(value is not None for value in how.values()):
         raise ConfigError(
-            "a limit of a search, but no search",
-            expected="--tune N beside --max-us-per-atom, --max-ms-per-step, --tune-minutes or "
+            "limits of a search were given without --tune",
+            expected="--tune N with --max-us-per-atom, --max-ms-per-step, --tune-minutes or "
             "--speed-atoms",
         )
 
@@ -167,20 +166,14 @@ def _tune_settings(**values: Any) -> TuneSettings:
     try:
         return TuneSettings(**values)
     except ValidationError as error:
-        lines = [
-            f"{problem['loc'][0]}: {problem['msg']} (found {problem['input']!r})"
-            for problem in error.errors(include_url=False)
-        ]
-        raise ConfigError("invalid search:\n    " + "\n    ".join(lines)) from error
+        raise from_pydantic(error, "invalid search") from error
 
 
 def _print_errors(errors: Mapping[str, float | None]) -> None:
-    table = Table(title="held-out groups", title_justify="left", box=None, padding=(0, 2))
-    table.add_column("error")
-    table.add_column("value", justify="right")
+    rows = table(("error", "value"), left=("error",), title="held-out groups")
     for name, value in errors.items():
-        table.add_row(name, "–" if value is None else f"{value:.4g}")
-    console.print(table)
+        rows.add_row(name, "–" if value is None else f"{value:.4g}")
+    console.print(rows)
 
 
 def _weighted(text: str) -> tuple[Path, float]:
@@ -194,20 +187,11 @@ def _weighted(text: str) -> tuple[Path, float]:
 def _print_front(found: Mapping[str, Any]) -> None:
     system = found["system"]
     title = f"front of {len(found['trials'])} trials, {system['formula']} on {found['device']}"
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2))
-    for heading in (
-        "trial",
-        "student",
-        "fidelity",
-        "force MAE, meV/Å",
-        "µs/atom",
-        "parameters",
-        "",
-    ):
-        table.add_column(heading, justify="left" if heading == "student" else "right")
+    headings = ("trial", "student", "fidelity", "force MAE, meV/Å", "µs/atom", "parameters", "")
+    rows = table(headings, left=("student",), title=title)
     front = [row for row in found["trials"] if row["on_front"]]
     for row in sorted(front, key=lambda row: row["ms_per_step"]):
-        table.add_row(
+        rows.add_row(
             f"{row['number']}",
             row["settings"]["student"],
             f"{row['forces_fidelity']:.4f}",
@@ -216,7 +200,7 @@ def _print_front(found: Mapping[str, Any]) -> None:
             f"{row['n_parameters']:,}",
             "chosen" if row["number"] == found["best"] else "",
         )
-    console.print(table)
+    console.print(rows)
     best = found["trials"][found["best"]]
     words = " ".join(f"{key}={value}" for key, value in best["settings"].items())
     console.print(f"\nchosen   {words}", soft_wrap=True)
@@ -230,12 +214,11 @@ def _print_front(found: Mapping[str, Any]) -> None:
 
 def _print_presets(found: Mapping[str, Any]) -> None:
     title = f"target {found['target_fidelity']:g}, {found['system']['formula']}"
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2))
-    for heading in ("preset", "fidelity", "MAE, meV/Å", "µs/atom", "parameters", ""):
-        table.add_column(heading, justify="left" if heading == "preset" else "right")
+    headings = ("preset", "fidelity", "MAE, meV/Å", "µs/atom", "parameters", "")
+    rows = table(headings, left=("preset",), title=title)
     for row in found["presets"]:
         tried = row["forces_fidelity"] is not None
-        table.add_row(
+        rows.add_row(
             row["preset"],
             f"{row['forces_fidelity']:.4f}" if tried else "not trained",
             f"{row['forces_mae_meV_per_A']:.1f}" if tried else "",
@@ -243,5 +226,5 @@ def _print_presets(found: Mapping[str, Any]) -> None:
             f"{row['n_parameters']:,}",
             "chosen" if row["preset"] == found["chosen"] else "",
         )
-    console.print(table)
+    console.print(rows)
     console.print()

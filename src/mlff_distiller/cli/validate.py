@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from mlff_distiller.cli.options import ConfigFile, Device, Dtype, Quiet, TeacherPython, TimeStep
 from mlff_distiller.cli.progress import Display
+from mlff_distiller.cli.shown import console, print_files, print_verdict, table
 from mlff_distiller.errors import ConfigError
 
 if TYPE_CHECKING:
     from mlff_distiller.reports.comparison import Validated
 
-console = Console(highlight=False)
 EPILOG = (
     "Examples: mlff-distiller validate --student run --teacher 7net-0"
     "\n\nmlff-distiller validate silicon.extxyz --student run --teacher 7net-0 --out proof"
@@ -61,25 +60,21 @@ def validate(
     time_ps: Annotated[
         float | None, typer.Option(help="Length of each run, ps. 10 if not given.")
     ] = None,
-    time_step: Annotated[
-        float | None, typer.Option(help="fs; 0.5 with hydrogen and 1 without if not given.")
-    ] = None,
+    time_step: TimeStep = None,
     limit: Annotated[
         list[str] | None, typer.Option(help="CHECK=VALUE: another limit; repeatable.")
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML file of settings.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="Of a student: float32 or float64.")] = "float32",
-    teacher_python: Annotated[
-        str | None, typer.Option(help="Python of another environment for the teacher.")
-    ] = None,
+    config: ConfigFile = None,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    teacher_python: TeacherPython = None,
     verify: Annotated[
         Path | None, typer.Option(help="Only check the hashes of a certificate.")
     ] = None,
     resume: Annotated[
         bool, typer.Option(help="Keep what --out holds for the same files and settings.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Approve or reject a force field, with reasons; the exit code is 1 if any is rejected."""
     if verify is not None:
@@ -148,33 +143,23 @@ def _verify(path: Path, quiet: bool) -> None:
 
 def _print(found: Validated) -> None:
     verdict = found.content["verdict"]
-    colour = "green" if verdict["status"] == "approved" else "red"
-    table = Table(box=None, padding=(0, 2), title_justify="left")
-    table.title = f"[bold {colour}]{verdict['status']}[/]: {escape(found.name)}"
-    for heading in ("", "check", "measured", "limit"):
-        table.add_column(heading, justify="right" if heading in ("measured", "limit") else "left")
-    for check in verdict["checks"]:
-        mark = "[green]✓[/]" if check["passed"] else "[red]✗[/]"
-        value = "not measured" if check["value"] is None else f"{check['value']:.4g}"
-        table.add_row(mark, check["name"], value, f"{check['limit']:g}")
-    console.print(table)
+    print_verdict(verdict, found.name)
     for reason in verdict["reasons"]:
         console.print(f"[red]✗[/] {escape(reason)}", soft_wrap=True)
     for remark in verdict.get("remarks", []):
         console.print(f"[yellow]![/] {escape(remark)}", soft_wrap=True)
-    console.print(f"\nreport       {escape(str(found.page))}", soft_wrap=True)
-    console.print(f"certificate  {escape(str(found.certificate))}", soft_wrap=True)
+    console.print()
+    print_files({"report": found.page, "certificate": found.certificate})
 
 
 def _print_comparison(found: Sequence[Validated]) -> None:
-    table = Table(box=None, padding=(0, 2))
-    for heading in ("student", "verdict", "fit for", "force RMSE (meV/Å)", "step (ms)"):
-        table.add_column(heading, justify="right" if "(" in heading else "left")
+    left = ("student", "verdict", "fit for")
+    made = table((*left, "force RMSE (meV/Å)", "step (ms)"), left=left)
     for one in found:
         numbers = (one.row[key] for key in ("forces_rmse_meV_per_A", "ms_per_step"))
         cells = ("–" if number is None else f"{number:.3g}" for number in numbers)
-        table.add_row(escape(one.name), one.row["status"], one.use.name, *cells)
+        made.add_row(escape(one.name), one.row["status"], one.use.name, *cells)
     console.print()
-    console.print(table)
-    page = found[0].page.parent.parent / "report.html"
-    console.print(f"\nreport       {escape(str(page))}", soft_wrap=True)
+    console.print(made)
+    console.print()
+    print_files({"report": found[0].page.parent.parent / "report.html"})

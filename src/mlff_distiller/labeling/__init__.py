@@ -1,6 +1,6 @@
 """Labelling: structures in, checked labels in a dataset; resumable, on one worker or many."""
 
-from mlff_distiller.labeling.checks import Finding, check_labels
+from mlff_distiller.labeling.checks import Finding, check_labels, write_findings
 from mlff_distiller.labeling.job import Outcome, label
 from mlff_distiller.labeling.labeler import BRANCHES_PER_SEED, Labeler, LabelStore, open_labels
 from mlff_distiller.labeling.structures import Structures, read_frames, read_structures
@@ -20,4 +20,5 @@ __all__ = [
     "open_labels",
     "read_frames",
     "read_structures",
+    "write_findings",
 ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mlff_distiller.dataset import Dataset, Record
+from mlff_distiller.durable import write_json
 
 _NET_FORCE = 0.01
 """|sum F| over sum |F|: nothing outside pulls. A teacher that derives forces keeps 1e-5."""
@@ -35,6 +37,13 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.name}: {self.detail}"
+
+
+def write_findings(folder: Path) -> list[Finding]:
+    """What `check_labels` finds in the dataset ``folder``, also written to its findings.json."""
+    findings = check_labels(Dataset(folder))
+    write_json(folder / "findings.json", [asdict(finding) for finding in findings])
+    return findings
 
 
 def check_labels(dataset: Dataset) -> list[Finding]:

@@ -59,8 +59,8 @@ def read_frames(source: str | Path) -> list[Atoms]:
         ) from error
 
 
-def read_structures(sources: Sequence[str | Path]) -> Structures:
-    """Structures of files that ASE reads, or of datasets, whether they can be evaluated or not.
+def read_structures(sources: Sequence[str | Path | Atoms]) -> Structures:
+    """Structures of files that ASE reads, of datasets, or ``Atoms``; not checked in any way.
 
     Frames are kin if ``sample`` made them in one tree or walk, if they are of one group of a
     dataset, or if no atom moved by 0.1 Å since the last frame.
@@ -72,7 +72,8 @@ def read_structures(sources: Sequence[str | Path]) -> Structures:
             bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
             bare.info = {name: atoms.info[name] for name in _KEPT if name in atoms.info}
             group = kin.group(number, bare, name)
-            origin = {"file": str(source), "frame": frame, **_kin(about, number, group)}
+            file = source.get_chemical_formula() if isinstance(source, Atoms) else str(source)
+            origin = {"file": file, "frame": frame, **_kin(about, number, group)}
             key = structure_hash(bare)
             repeated += key in found
             found.setdefault(key, Structure(bare, origin))
@@ -82,9 +83,11 @@ def read_structures(sources: Sequence[str | Path]) -> Structures:
     return Structures(tuple(found.values()), digest, repeated)
 
 
-def _frames(source: str | Path) -> Iterator[tuple[Atoms, dict[str, Any], str]]:
+def _frames(source: str | Path | Atoms) -> Iterator[tuple[Atoms, dict[str, Any], str]]:
     """Each with what is said about it, and the name of its kin, if they have one."""
-    if (Path(source) / "manifest.json").is_file():
+    if isinstance(source, Atoms):
+        yield source, source.info, ""
+    elif (Path(source) / "manifest.json").is_file():
         for record in Dataset(source).iterate():
             yield record.atoms, dict(record.provenance), f"group {record.group}"
     else:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from mlff_distiller.engines.backends import BackendName
 from mlff_distiller.engines.forces import choose_forces
 from mlff_distiller.engines.loading import ready_student
-from mlff_distiller.errors import ConfigError, DynamicsError
+from mlff_distiller.errors import ConfigError, DynamicsError, from_pydantic
 from mlff_distiller.md.checkpoint import (
     check_same,
     hash_of_structures,
@@ -111,7 +111,10 @@ def run_md(
     frames = [structures] if isinstance(structures, Atoms) else list(structures)
     if not frames:
         raise DynamicsError("there is no structure", expected="at least one")
-    settings = _settings(ensemble)
+    try:
+        settings = Ensemble(**ensemble)
+    except ValidationError as error:
+        raise from_pydantic(error, "invalid settings of the simulation") from error
     every = {"frames_every": frames_every, "log_every": log_every}
     every |= {f"observer {k}": interval for k, (interval, _) in enumerate(observers)}
     for name, value in every.items():
@@ -145,18 +148,6 @@ def run_md(
     simulated_ns = 1e-6 * simulation.time_step_fs * run.n_steps
     rate = 86400.0 * simulated_ns / seconds if seconds > 0 else 0.0
     return MDResult(simulation.frames(), simulation.step, seconds, rate, run.rows, files.paths)
-
-
-def _settings(ensemble: dict[str, Any]) -> Ensemble:
-    try:
-        return Ensemble(**ensemble)
-    except (ValidationError, TypeError) as error:
-        lines = (
-            [f"{'.'.join(map(str, e['loc'][:1]))}: {e['msg']}" for e in error.errors()]
-            if isinstance(error, ValidationError)
-            else [str(error)]
-        )
-        raise ConfigError("settings of the simulation: " + "; ".join(lines)) from error
 
 
 def _n_steps(n_steps: int | None, time_ps: float | None, time_step_fs: float) -> int:

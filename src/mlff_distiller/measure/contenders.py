@@ -97,7 +97,7 @@ def contender(
             model.student if isinstance(model, StudentCalculator) else None,
             model.spec if isinstance(model, TeacherCalculator) else "",
         )
-    if isinstance(model, str) and not _is_student(Path(model)):
+    if isinstance(model, str) and not Path(model).exists():
         return Contender(
             name or model,
             "teacher",
@@ -106,7 +106,7 @@ def contender(
             spec=model,
         )
     began = time.perf_counter()
-    student = model if isinstance(model, Student) else load_student(_folder(Path(model)))
+    student = model if isinstance(model, Student) else load_student(model)
     seconds = time.perf_counter() - began
     usual = student.architecture if isinstance(model, Student) else _usual_name(Path(model))
     return Contender(
@@ -130,14 +130,6 @@ def distinct(contenders: Iterable[Contender]) -> list[Contender]:
                 f"two models are called {name!r}", remedy="name them: --student NAME=PATH"
             )
     return found
-
-
-def _is_student(path: Path) -> bool:
-    return _folder(path).is_dir() or path.is_file()
-
-
-def _folder(path: Path) -> Path:
-    return path / "student" if (path / "student").is_dir() else path
 
 
 def _usual_name(path: Path) -> str:

@@ -20,7 +20,6 @@ def find_similar(
     others: Sequence[Atoms] | None = None,
     *,
     tolerance: float = _SAME,
-    threads: int = 1,
 ) -> np.ndarray:
     """Pairs (m, 2) of indices: of ``frames`` and ``others``, or i < j of ``frames`` alone.
 
@@ -33,7 +32,7 @@ def find_similar(
     if len(everything) < 2:
         return np.zeros((0, 2), dtype=np.int64)
     elements = sorted({int(z) for atoms in everything for z in np.unique(atoms.numbers)})
-    features = descriptors(everything, elements, threads=threads).astype(np.float64)
+    features = descriptors(everything, elements).astype(np.float64)
     counts = np.array([[np.mean(a.numbers == z) for z in elements] for a in everything])
     scale = max(float(np.sqrt((features**2).sum(1).mean())), 1e-12)
     points = np.hstack([features / scale, counts])

@@ -4,7 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mlff_distiller.students.artefact import load_student, read_config, save_student
+    from mlff_distiller.students.artefact import (
+        load_student,
+        read_config,
+        save_student,
+        student_folder,
+    )
     from mlff_distiller.students.base import Prediction, Student
     from mlff_distiller.students.nep import NEP
     from mlff_distiller.students.nep_file import read_nep, write_nep
@@ -27,6 +32,7 @@ __all__ = [
     "read_nep",
     "save_student",
     "set_repulsion",
+    "student_folder",
     "write_nep",
 ]
 _HOMES = {
@@ -43,6 +49,7 @@ _HOMES = {
     "read_nep": "nep_file",
     "save_student": "artefact",
     "set_repulsion": "repulsion",
+    "student_folder": "artefact",
     "write_nep": "nep_file",
 }
 

@@ -56,9 +56,15 @@ def save_student(
         (temporary / "README.md").write_text(card, encoding="utf-8")
 
 
-def load_student(path: str | Path) -> Student:
-    """Read a student's folder, or a bare NEP4 file, in evaluation mode on the CPU."""
+def student_folder(path: str | Path) -> Path:
+    """``path/student`` if ``path`` is a run's folder, else ``path`` itself."""
     path = Path(path)
+    return path / "student" if (path / "student").is_dir() else path
+
+
+def load_student(path: str | Path) -> Student:
+    """Read a student's folder, a run's, or a bare NEP4 file, in evaluation mode on the CPU."""
+    path = student_folder(path)
     if path.is_file():
         return _read_file(path).eval()
     config = read_config(path)
@@ -103,8 +109,8 @@ def _read_file(path: Path) -> Student:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """``config.json`` of a student's folder, its schema checked."""
-    file = Path(path) / "config.json"
+    """``config.json`` of a student's folder or a run's, its schema checked."""
+    file = student_folder(path) / "config.json"
     try:
         config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         schema = config["schema"]

@@ -351,7 +351,10 @@ _ASKED = (
 
 def _resolved(settings: Mapping[str, Any]) -> dict[str, Any]:
     """As JSON has them, with the length of the run at constant energy."""
-    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+    plain: dict[str, Any] = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in settings.items()
+    }
     return {**plain, "nve_ps": plain.get("nve_ps") or 0.5 * plain.get("time_ps", 0.0)}
 
 

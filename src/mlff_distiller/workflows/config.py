@@ -13,7 +13,8 @@ from pydantic.dataclasses import dataclass as validated
 from pydantic_core import PydanticCustomError
 
 from mlff_distiller.batch import Batch
-from mlff_distiller.errors import ConfigError, StudentError
+from mlff_distiller.errors import NO_SUCH_SETTING, ConfigError, StudentError, setting_problems
+from mlff_distiller.labeling import Cluster
 from mlff_distiller.sampling import (
     ApproachSettings,
     DynamicsSettings,
@@ -30,7 +31,6 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 Pair = Annotated[str, Field(pattern=r"^[A-Z][a-z]?-[A-Z][a-z]?$")]
 _STRICT = ConfigDict(extra="forbid")
 _SECTIONS = "architectures"
-_UNKNOWN = "there is no such setting"
 
 
 def _known(student: str) -> str:
@@ -43,7 +43,7 @@ def _known(student: str) -> str:
         if error.found != student:
             why += f"; found {error.found}"
     except ValidationError as error:
-        why = "; ".join(_lines(error))
+        why = "; ".join(setting_problems(error))
     else:
         return student
     raise PydanticCustomError("student", "{why}", {"why": why})
@@ -121,6 +121,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_cluster(path: Path) -> Cluster:
+    """A batch scheduler whose jobs label: YAML with ``scheduler``, ``workers``, ``options``."""
+    content = read_yaml(path)
+    unknown = content.keys() - {"scheduler", "workers", "options"}
+    options = content.get("options") or {}
+    if unknown or "scheduler" not in content or not isinstance(options, dict):
+        raise ConfigError(
+            f"{path} does not describe a cluster",
+            expected="scheduler, workers and options (those of dask-jobqueue)",
+            found=", ".join(content) or "nothing",
+        )
+    return Cluster(str(content["scheduler"]), content.get("workers", 1), options)
+
+
 def load_config(file: Path | None, overrides: Sequence[str] = (), **direct: Any) -> Config:
     """Defaults, then ``file``, then ``direct`` dotted keys, then ``KEY=VALUE`` overrides.
 
@@ -149,16 +163,16 @@ def config_of(content: Mapping[str, Any]) -> Config:
     rest, sections = dict(content), {}
     problems = []
     if rest.pop(_SECTIONS, None) is not None:
-        problems.append(f"{_SECTIONS}: {_UNKNOWN}")
+        problems.append(f"{_SECTIONS}: {NO_SUCH_SETTING}")
     for name, own in architectures().items():
         try:
             sections[name] = TypeAdapter(own.settings).validate_python(rest.pop(name, {}))
         except ValidationError as error:
-            problems += _lines(error, name)
+            problems += setting_problems(error, name)
     try:
         config = TypeAdapter(Config).validate_python({**rest, _SECTIONS: sections})
     except ValidationError as error:
-        problems += _lines(error)
+        problems += setting_problems(error)
     if problems:
         raise ConfigError(
             "invalid settings:\n    " + "\n    ".join(problems),
@@ -182,17 +196,6 @@ def _set(content: dict[str, Any], dotted: str, value: Any) -> None:
         if not isinstance(content, dict):
             raise ConfigError(f"{parent} in {dotted} is a value, not a section")
     content[last] = value
-
-
-def _lines(error: ValidationError, *section: str) -> list[str]:
-    lines = []
-    for problem in error.errors(include_url=False):
-        where = ".".join(str(part) for part in (*section, *problem["loc"]))
-        if problem["type"] == "unexpected_keyword_argument":
-            lines.append(f"{where}: {_UNKNOWN}")
-        else:
-            lines.append(f"{where}: {problem['msg']} (found {problem['input']!r})")
-    return lines
 
 
 def to_plain(config: Config) -> dict[str, Any]:

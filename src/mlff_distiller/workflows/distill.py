@@ -70,7 +70,7 @@ def distill(
     """
     config = config or Config()
     out = Path(out)
-    seeds = read_structures(structures)
+    seeds = read_seeds(structures)
     out.mkdir(parents=True, exist_ok=True)
     with only_one(out):
         inputs = {"teacher": teacher, "structures": [structure_hash(atoms) for atoms in seeds]}
@@ -112,7 +112,7 @@ def _write(out: Path, done: Assessment, structures: Sequence[Atoms], log: EventL
     write_json(out / "report.json", done.report)
 
 
-def read_structures(sources: Sequence[str | Path | Atoms]) -> list[Atoms]:
+def read_seeds(sources: Sequence[str | Path | Atoms]) -> list[Atoms]:
     """Every frame of every source, checked; exact repeats are dropped."""
     frames: dict[str, Atoms] = {}
     for source in sources:

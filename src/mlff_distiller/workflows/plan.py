@@ -13,8 +13,10 @@ between a structure and the same structure turned.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from ase import Atoms
@@ -26,6 +28,7 @@ from mlff_distiller.structure import random_rotation
 from mlff_distiller.teachers import TeacherCalculator
 from mlff_distiller.training import batches_of, train, validate
 from mlff_distiller.workflows.config import Config
+from mlff_distiller.workflows.train import OnProgress, split_labels
 
 WORTH_IT = 0.05
 """Twice the labels should lower the error by this fraction of it at least."""
@@ -56,6 +59,11 @@ class Plan:
     def error(self, n_labels: float) -> float:
         """Predicted relative force error with ``n_labels``."""
         return float(self.floor + self.slope * n_labels ** (-self.exponent))
+
+    @property
+    def ahead(self) -> list[int]:
+        """Numbers of labels to predict for: two, four and ten times as many as there are."""
+        return [factor * self.points[-1].n_labels for factor in (2, 4, 10)]
 
     @property
     def saturated(self) -> bool:
@@ -92,12 +100,43 @@ class Plan:
 
 
 def plan(
+    folder: Path,
+    sizes: Sequence[int] = (100, 333, 1000),
+    teacher: str | None = None,
+    *,
+    updates: int = 2000,
+    device: str = "auto",
+    teacher_python: str | None = None,
+    allow_download: bool = False,
+    on_progress: OnProgress = lambda stage, done, total, news: None,
+) -> Plan:
+    """The learning curve of the labels in ``folder``, a dataset or a run; see `learning_curve`.
+
+    Each pilot is trained by ``updates`` updates with otherwise default settings. ``teacher`` is a
+    registered name, ``FAMILY:PATH`` or ``ase:package.module:factory``.
+    """
+    labels = Dataset(folder / "dataset" if (folder / "dataset").is_dir() else folder)
+    config = lower_budget(dataclasses.replace(Config(), device=device), updates)
+    with ExitStack() as stack:
+        source = None
+        if teacher is not None:  # started before hours of training, not after
+            source = stack.enter_context(
+                TeacherCalculator(
+                    teacher, device=device, python=teacher_python, allow_download=allow_download
+                )
+            )
+            on_progress("teacher", 1, 1, source.identity.name)
+        split = split_labels(labels, config)
+        return learning_curve(labels, split, config, sizes, source, on_progress)
+
+
+def learning_curve(
     labels: Dataset,
     split: Split,
     config: Config,
     sizes: Sequence[int] = (100, 333, 1000),
     teacher: TeacherCalculator | None = None,
-    on_progress: Callable[[str, int, int, str], None] = lambda stage, done, total, news: None,
+    on_progress: OnProgress = lambda stage, done, total, news: None,
 ) -> Plan:
     """Train on nested subsets of ``split.train``, test on ``split.test``; fit the curve.
 

@@ -16,10 +16,11 @@ from pydantic import TypeAdapter, ValidationError
 from mlff_distiller.dataset import Dataset
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.durable import write_json
-from mlff_distiller.errors import ConfigError
+from mlff_distiller.errors import ConfigError, from_pydantic
 from mlff_distiller.labeling.structures import read_frames
 from mlff_distiller.reports.comparison import Validated, names_of, write_comparison
 from mlff_distiller.reports.validation import write_page
+from mlff_distiller.students import student_folder
 from mlff_distiller.teachers import load_teacher
 from mlff_distiller.validation.certificate import certified, read_certificate, write_certificate
 from mlff_distiller.validation.remembering import Remembering
@@ -164,11 +165,7 @@ def read_settings(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> Vali
     try:
         settings = TypeAdapter(ValidationSettings).validate_python(content)
     except ValidationError as error:
-        lines = [
-            f"{'.'.join(map(str, one['loc']))}: {one['msg']} (found {one['input']!r})"
-            for one in error.errors(include_url=False)
-        ]
-        raise ConfigError("invalid settings:\n    " + "\n    ".join(lines)) from error
+        raise from_pydantic(error) from error
     judge({}, settings.limits)
     return settings
 
@@ -199,7 +196,7 @@ def _student(
     known: Mapping[str, list[Atoms]],
 ) -> Candidate:
     """A student, with the data, settings and findings of its run where there is one."""
-    folder = path / "student" if (path / "student").is_dir() else path
+    folder = student_folder(path)
     own = {**files, **files_of_student(folder)}
     before = read_certificate(path / "certificate.json", files_of_student(folder))
     defaults: dict[str, Any] = {}

@@ -97,8 +97,8 @@ def test_teachers_may_be_allowed_to_download(command, copper, tmp_path, monkeypa
     def calculator(spec, **options):
         raise Asked(options["allow_download"])
 
-    monkeypatch.setattr("mlff_distiller.teachers.TeacherCalculator", calculator)
-    monkeypatch.setattr("mlff_distiller.dataset.Dataset", lambda folder: None)
+    monkeypatch.setattr(f"mlff_distiller.workflows.{command}.TeacherCalculator", calculator)
+    monkeypatch.setattr("mlff_distiller.workflows.plan.Dataset", lambda folder: None)
     words = [command, str(copper), "--teacher", "mace-mp-0"]
     words += ["--out", str(tmp_path / "new.xyz")] if command == "sample" else []
     for extra, allowed in (([], False), (["--allow-download"], True)):
@@ -166,7 +166,7 @@ def test_what_an_interruption_says_is_true(copper, tmp_path):
     ]
     command += ["--teacher", EMT, "-n", "100000", "--out", str(out)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        while not out.exists() and process.poll() is None:
+        while not (out.exists() and out.stat().st_size) and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
@@ -174,3 +174,16 @@ def test_what_an_interruption_says_is_true(copper, tmp_path):
     assert "interrupted; distill, label, train, md and data import continue" in said
     assert "Traceback" not in said
     assert len(read(out, ":")) >= 1
+
+
+def test_a_temperature_below_zero_is_refused(copper, tmp_path):
+    for method in ("tree", "md"):
+        words = (copper, "--method", method, "--teacher", EMT, "--temperature", -5)
+        with pytest.raises(ConfigError, match=r"temperature_K.*greater than 0 \(found -5"):
+            run(*words, "--out", tmp_path / "new.xyz")
+
+
+def test_forces_come_from_one_model(copper, tmp_path):
+    for words in ((), ("--teacher", EMT, "--student", copper)):
+        with pytest.raises(ConfigError, match="either --teacher or --student"):
+            run(copper, *words, "--out", tmp_path / "new.xyz")

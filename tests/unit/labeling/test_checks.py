@@ -1,6 +1,7 @@
 """Each law of labels is seen broken, and kept by a real force field."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 
 from mlff_distiller.dataset import Dataset, DatasetWriter, Record
-from mlff_distiller.labeling import check_labels
+from mlff_distiller.labeling import check_labels, write_findings
 from mlff_distiller.sampling import RattleSettings, grow
 
 
@@ -89,8 +90,9 @@ def test_names_say_where_a_label_is_from(tmp_path):
     origin = {"file": "water.xyz", "frame": 17}
     with DatasetWriter(tmp_path, {}) as writer:
         writer.append([Record(atoms, labels, "a" * 64, 0, origin)])
-    [finding] = check_labels(Dataset(tmp_path))
+    [finding] = write_findings(tmp_path)
     assert str(finding).startswith("water.xyz, frame 17: forces sum to 5.2 eV/Å, 100.0%")
+    assert json.loads((tmp_path / "findings.json").read_text()) == [dataclasses.asdict(finding)]
 
 
 def test_frames_far_apart_or_of_other_cells_are_not_compared(tmp_path):

@@ -391,7 +391,7 @@ def test_the_command(here):
     assert "abacus" in refused.stderr
     (here / "cluster.yaml").write_text("queue: fast\n")
     refused = command("label", *words, "--out", "x", "--cluster", "cluster.yaml")
-    assert "describes no cluster" in refused.stderr
+    assert "does not describe a cluster" in refused.stderr
 
 
 def test_too_many_failures_are_no_success(here):

@@ -9,7 +9,13 @@ from tests.conftest import random_nep, random_painn
 
 from mlff_distiller.batch import Batch
 from mlff_distiller.errors import StudentError
-from mlff_distiller.students import load_student, read_config, read_nep, save_student
+from mlff_distiller.students import (
+    load_student,
+    read_config,
+    read_nep,
+    save_student,
+    student_folder,
+)
 
 
 def water():
@@ -143,3 +149,10 @@ def test_extra_numbers_are_refused(folder):
 def test_missing_file(tmp_path):
     with pytest.raises(StudentError, match="is no student"):
         load_student(tmp_path / "nothing")
+
+
+def test_a_run_is_taken_for_its_student(folder):
+    run = folder.parent
+    assert student_folder(run) == student_folder(folder) == folder
+    assert load_student(run).elements == load_student(folder).elements
+    assert read_config(run) == read_config(folder)

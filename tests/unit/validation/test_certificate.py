@@ -41,7 +41,7 @@ def test_a_certificate_holds_until_something_changes(tmp_path):
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"content_sha256": "", "files": {"a": 1}}'])
 def test_what_is_no_certificate_is_said_to_be_none(tmp_path, text):
     (tmp_path / "c.json").write_text(text)
-    with pytest.raises(ConfigError, match="is no certificate"):
+    with pytest.raises(ConfigError, match="is not a certificate"):
         verify_certificate(tmp_path / "c.json")
 
 
@@ -121,7 +121,7 @@ def test_the_command_rejects_with_its_reason(folder):
             ("argon.extxyz", "--calculator", "ase:a:b", "--out", "p", "--time-ps", -1),
             "greater than 0",
         ),
-        (("--verify", "missing.json"), "is no certificate"),
+        (("--verify", "missing.json"), "is not a certificate"),
     ],
 )
 def test_errors_say_what_to_do(folder, words, message):

@@ -15,8 +15,8 @@ from mlff_distiller.workflows.plan import (
     Plan,
     Point,
     fit_power_law,
+    learning_curve,
     lower_budget,
-    plan,
     teacher_noise,
 )
 
@@ -109,7 +109,7 @@ def test_a_real_curve_falls(tmp_path):
     labels = labelled(tmp_path / "data", 90)
     split = split_by_group(labels.groups, (0.8, 0.1, 0.1), seed=0)
     seen = []
-    found = plan(
+    found = learning_curve(
         labels,
         split,
         lower_budget(SMALL, 150),
@@ -129,7 +129,7 @@ def test_a_handful_of_labels_is_no_curve(tmp_path):
     labels = labelled(tmp_path / "data", 12)
     split = split_by_group(labels.groups, (0.5, 0.25, 0.25), seed=0)
     with pytest.raises(DatasetError, match="too few labels"):
-        plan(labels, split, lower_budget(Config(), 10))
+        learning_curve(labels, split, lower_budget(Config(), 10))
 
 
 def rounds(*errors, reach=200.0):

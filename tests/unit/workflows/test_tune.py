@@ -418,7 +418,7 @@ def test_a_target_that_is_no_fidelity(labels, tmp_path, target):
 @pytest.mark.parametrize(
     ("words", "shown"),
     [
-        (["--max-us-per-atom", "3"], "no search"),
+        (["--max-us-per-atom", "3"], "without --tune"),
         (["--tune", "3", "--target-fidelity", "0.9"], "do not go together"),
         (["--tune", "3", "--init", "x"], "do not go together"),
         (["--tune", "3", "--max-us-per-atom", "-1"], "max_us_per_atom"),
