@@ -14,7 +14,7 @@ from ase import Atoms
 from numpy.typing import NDArray
 
 from mlff_distiller.errors import ConfigError, DistillerError
-from mlff_distiller.measure import statistics
+from mlff_distiller.md import statistics
 from mlff_distiller.measure.contenders import Contender, Model, contender, distinct
 from mlff_distiller.measure.machine import describe
 from mlff_distiller.measure.meters import MemoryMeter, Telemetry, gpu_memory, host_bytes
@@ -103,8 +103,9 @@ class MDBenchmark:
 
     Examples
     --------
+    >>> from mlff_distiller.reports.benchmark import write_result
     >>> result = MDBenchmark(["RUN/student", "7net-0"], ["silicon:64"]).run()
-    >>> result.write("bench")
+    >>> write_result(result, "bench")
     """
 
     def __init__(
@@ -288,7 +289,7 @@ def _summary(case: _Case, settings: Settings, found: Sequence[dict[str, Any]]) -
     n_atoms = len(case.system.atoms) * case.replicas
     seconds, n_steps = sum(t.seconds for t in trials), sum(t.n_steps for t in trials)
     rate = n_steps / seconds if seconds > 0 else 0.0
-    spread = [statistics.blocks(trial.samples_ms) for trial in trials]
+    spread = [statistics.block_medians(trial.samples_ms) for trial in trials]
     medians = [float(np.median(trial.samples_ms)) for trial in trials]
     latency = statistics.latency(samples)
     return {

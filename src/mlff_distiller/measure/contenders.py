@@ -48,8 +48,8 @@ class Contender:
         return self._calculator
 
     def processes(self) -> list[int]:
-        """Ids of ours and of the teacher's, if it runs."""
-        own = getattr(getattr(self._calculator, "_session", None), "pid", None)
+        """Ids of this process and of the teacher's, if it runs."""
+        own = self._calculator.pid if isinstance(self._calculator, TeacherCalculator) else None
         return [os.getpid()] + ([own] if own else [])
 
     def close(self) -> None:

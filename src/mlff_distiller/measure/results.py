@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from mlff_distiller.durable import write_json
 from mlff_distiller.errors import ConfigError
-from mlff_distiller.measure import statistics
+from mlff_distiller.md import statistics
 
 SCHEMA = 1
 KEY = ("system", "replicas", "ensemble", "model", "engine", "device")

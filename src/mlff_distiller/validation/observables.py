@@ -166,15 +166,6 @@ def vibrational_spectrum(
     return [Distribution("vibrational spectrum", x, "THz", np.array(rows))]
 
 
-def velocity_autocorrelation(trajectory: Trajectory, n_lags: int) -> Array:
-    """``<v(0)·v(t)> / <v²>``, mass-weighted, over all origins: (n_lags,)."""
-    weighted = np.sqrt(trajectory.atoms.get_masses())[:, None] * trajectory.velocities
-    flat = weighted.reshape(len(weighted), -1)
-    power = np.abs(np.fft.rfft(flat, 2 * len(flat), axis=0)) ** 2
-    sums = np.fft.irfft(power.sum(1))[:n_lags] / np.arange(len(flat), len(flat) - n_lags, -1)
-    return np.asarray(sums / sums[0])
-
-
 def diffusion(trajectory: Trajectory, symbol: str, n_blocks: int = 5) -> Estimate | None:
     """Diffusion coefficient of an element in Å²/ps, by Einstein's relation.
 
@@ -197,15 +188,6 @@ def diffusion(trajectory: Trajectory, symbol: str, n_blocks: int = 5) -> Estimat
         times = (trajectory.time_ps[1] - trajectory.time_ps[0]) * lags[lags > 0]
         found.append(float(np.polyfit(times, squared, 1)[0]) / 6.0)
     return Estimate(float(np.mean(found)), float(np.std(found, ddof=1) / np.sqrt(n_blocks)))
-
-
-def lindemann(trajectory: Trajectory) -> float:
-    """RMS displacement from the mean position over the mean nearest distance; melts at 0.1–0.15."""
-    spread = trajectory.positions - trajectory.positions.mean(0)
-    i, _, d = _pairs(trajectory.atoms, trajectory.positions.mean(0), 6.0)
-    nearest = np.full(len(trajectory.atoms), 6.0)
-    np.minimum.at(nearest, i, d)
-    return float(np.sqrt((spread**2).sum(2).mean()) / nearest.mean())
 
 
 THZ_PER_WAVENUMBER = units._c * 1e-10

@@ -28,9 +28,7 @@ from mlff_distiller.validation.observables import (
     differences,
     diffusion,
     distance_percent,
-    lindemann,
     rdfs,
-    velocity_autocorrelation,
     vibrational_spectrum,
 )
 from mlff_distiller.validation.trajectory import ForceField, Trajectory, simulate
@@ -97,9 +95,6 @@ def test_spectrum_of_oscillators():
     (spectrum,) = vibrational_spectrum(run)
     assert spectrum.x[spectrum.mean.argmax()] == pytest.approx(12.0)
     assert spectrum.mean.sum() == pytest.approx(1.0)
-    assert velocity_autocorrelation(run, 50) == pytest.approx(
-        np.cos(2 * np.pi * 12.0 * t[:50]), abs=0.02
-    )
     assert vibrational_spectrum(run.part(0, 100)) == []
 
 
@@ -149,7 +144,6 @@ def test_another_force_field_is_told_from_the_same():
 
     def distributions(field: ForceField, seed: int) -> list[Distribution]:
         run = simulate(field, argon(), replace(settings, seed=seed), 1500, 10).part(30, 151)
-        assert lindemann(run) < 0.12
         return rdfs(run, 7.0, 100)
 
     teacher = distributions(SOUND, 0)
