@@ -11,7 +11,7 @@ MEANING = {
     ASE: "the same dynamics with a calculator that answers at once",
     COMPARING: "what ASE's comparison and copy of the atoms add to that",
     CALCULATOR: "checks, and copies to the model and back: a call less the model",
-    NEIGHBORS: "finding neighbours, as often as an atom leaves its skin",
+    NEIGHBORS: "finding neighbours, as often as an atom leaves its skin or the list does not fit",
     MODEL: "energy, forces and stress, evaluated alone",
     REMAINDER: "the step less all parts: by run_md the integrator and the host's checks, "
     "through ASE caches that a part alone finds warm",
@@ -45,11 +45,11 @@ def findings(case: Mapping[str, Any]) -> list[dict[str, Any]]:
     if gpu is None:
         return found
     # Under the profiler the host is slower, so the GPU's time is held against the plain step.
-    busy, launches = 100 * gpu["busy_us"] / step_us, f"{gpu['n_launches']:.0f} launches per step"
+    busy, launches = 100 * gpu["busy_us"] / step_us, f"{gpu['n_launches']:.3g} launches per step"
     if busy < 60:
         text = f"% of the time the GPU computes, after {launches}; take larger systems or replicas"
         found.append(_finding("utilisation", busy, text))
-    if gpu["launch_us"] >= 0.1 * step_us:
+    if gpu["launch_us"] >= 0.1 * step_us and gpu["n_launches"] >= 10:
         text = f"µs of the host's time go into {launches}; a CUDA graph is one launch"
         found.append(_finding("launches", gpu["launch_us"], text))
     for row in gpu["kernels"][:1]:

@@ -30,11 +30,12 @@ from mlff_distiller.engines.loading import ready_student
 from mlff_distiller.errors import ConfigError, TeacherError
 from mlff_distiller.md import Ensemble, Simulation
 from mlff_distiller.measure.benchmark import Engine, Progress, named_systems, start_of
-from mlff_distiller.measure.contenders import Contender, Model, contender, distinct
+from mlff_distiller.measure.contenders import Contender, Model, contenders_of
 from mlff_distiller.measure.findings import (
     ASE,
     CALCULATOR,
     COMPARING,
+    MEANING,
     MODEL,
     NEIGHBORS,
     REMAINDER,
@@ -111,13 +112,7 @@ def profile(
         The teacher's library is not in this environment.
     """
     settings = settings or ProfileSettings()
-    named = models.items() if isinstance(models, Mapping) else [(None, m) for m in models]
-    contenders = distinct(
-        model
-        if isinstance(model, Contender)
-        else contender(model, name, device=device, dtype=dtype)
-        for name, model in named
-    )
+    contenders = contenders_of(models, device=device, dtype=dtype)
     contenders.sort(key=lambda one: one.kind == "teacher")
     teachers = [one for one in contenders if one.kind == "teacher"]
     if len(teachers) > 1:
@@ -193,7 +188,10 @@ class _Case:
         return case | {"findings": findings(case)}
 
     def _by_ase(self, n_frames: int) -> dict[str, Steps]:
-        """A ``step``; the same ``idle`` and ``compared`` without the model; a ``call`` of it."""
+        """A ``step``; the same ``idle`` and ``compared`` without the model; a ``call`` of it.
+
+        Of a student, a ``still`` call finds its list of neighbours as it was.
+        """
         start = start_of(self.system, self.settings.temperature_K, self.settings.seed)
         time_step = default_time_step_fs(start)
         plan = Plan(self.settings.ensemble, time_step, self.settings.temperature_K)
@@ -211,13 +209,17 @@ class _Case:
         called: Any = self.one.calculator()
         frames = [atoms.copy() for atoms in islice(steps_of(called), n_frames)]
 
-        def call(n: int) -> None:
+        def call(frames: Sequence[Atoms], n: int) -> None:
             for k in range(n):
-                called.calculate(frames[k % n_frames], ["energy", "forces"], all_changes)
+                called.calculate(frames[k % len(frames)], ["energy", "forces"], all_changes)
 
-        parts = {"step": steps(called), "call": call}
+        parts: dict[str, Steps] = {"step": steps(called), "call": partial(call, frames)}
         parts["idle"] = steps(_Stored(len(start), compares=False))
-        if not isinstance(called, StudentCalculator):  # which does without
+        if isinstance(called, StudentCalculator):
+            moved = frames[0].copy()
+            moved.positions += 1e-6
+            parts["still"] = partial(call, [frames[0], moved])
+        else:
             parts["compared"] = steps(_Stored(len(start), compares=True))
         return parts
 
@@ -279,13 +281,17 @@ def _phases(spent: Mapping[str, float], rebuilds_per_step: float) -> list[dict[s
     if "compared" in spent:
         found[COMPARING] = spent["compared"] - spent["idle"]
     if "evaluation" in spent:
-        if "call" in spent:
-            found[CALCULATOR] = spent["call"] - spent["evaluation"]
         found[NEIGHBORS] = rebuilds_per_step * spent["rebuild"]
+        if "still" in spent:
+            found[CALCULATOR] = spent["still"] - spent["evaluation"]
+            found[NEIGHBORS] += spent["call"] - spent["still"]  # as where the cell changes
     found[MODEL] = spent.get("evaluation", spent.get("call", 0.0))
     found[REMAINDER] = spent["step"] - sum(found.values())
-    step = spent["step"]
-    return [{"name": name, "ms": ms, "percent": 100 * ms / step} for name, ms in found.items()]
+    return [
+        {"name": name, "ms": found[name], "percent": 100 * found[name] / spent["step"]}
+        for name in MEANING
+        if name in found
+    ]
 
 
 class _Stored(Calculator):

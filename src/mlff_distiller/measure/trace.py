@@ -14,6 +14,7 @@ from torch.profiler import profile as torch_profile
 
 STEP = "md step"
 """Name of the range around steps."""
+_NOT_WORK = (STEP, "Activity Buffer Request")
 _ROWS = 30
 
 Steps = Callable[[int], object]
@@ -55,7 +56,7 @@ def trace(
 
 def tables(averages: Iterable[Any], n: int) -> dict[str, Any]:
     """``gpu`` (None if nothing ran there) and ``operators`` of PyTorch's averages over n steps."""
-    seen = [one for one in averages if one.key != STEP]
+    seen = [one for one in averages if one.key not in _NOT_WORK]
     host = [one for one in seen if one.device_type.name == "CPU"]
     work = [one for one in seen if one.device_type.name == "CUDA"]
     operators = [(one.key, one.count, one.self_cpu_time_total) for one in host]
