@@ -285,7 +285,7 @@ def profile(
         Path | None, typer.Option(help="Folder for profile.json, profile.html and the traces.")
     ] = None,
     ensemble: Annotated[str, typer.Option(help="nve, nvt or npt.")] = "nve",
-    steps: Annotated[int, typer.Option(min=1, help="Timed plainly, and as many by phases.")] = 200,
+    steps: Annotated[int, typer.Option(min=1, help="Steps timed, and calls of each part.")] = 200,
     warm_up: Annotated[int, typer.Option(min=1, help="Steps before.")] = 30,
     traced: Annotated[int, typer.Option(min=1, help="Steps under PyTorch's profiler.")] = 10,
     temperature: Annotated[float, typer.Option(help="K.")] = 300.0,
@@ -293,7 +293,7 @@ def profile(
     dtype: Annotated[str, typer.Option(help="Of students: float32 or float64.")] = "float32",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.")] = False,
 ) -> None:
-    """Show where a step goes: phases, kernels, copies, gaps, memory; and what to do about it."""
+    """Show where a step goes, part by part and kernel by kernel, and what to do about it."""
     from mlff_distiller.errors import ConfigError
     from mlff_distiller.measure.contenders import contender
     from mlff_distiller.measure.profiling import ProfileSettings
@@ -302,13 +302,13 @@ def profile(
     words = [_named(word) for word in [*(student or []), *([teacher] if teacher else [])]]
     if out is None or not words:
         raise ConfigError(
-            "what is to be profiled, and where do the results go?",
+            "nothing to profile, or no folder for the results",
             expected="--student or --teacher, and --out FOLDER",
         )
     _check_students(student or [])
     with Display(console, quiet=quiet) as display:
         found = profiled(
-            [contender(spec, name or None, device=device) for name, spec in words],
+            [contender(spec, name or None, device=device, dtype=dtype) for name, spec in words],  # type: ignore[arg-type]
             system or ["silicon:64"],
             engines=engine or ["ase", "run_md"],  # type: ignore[arg-type]
             settings=ProfileSettings(
@@ -329,15 +329,12 @@ def profile(
     if quiet:
         return
     for case in found.cases:
+        title = f"{case['model']}, {case['engine']}, {case['system']}"
         console.print(
-            f"[bold]{escape(case['model'])}, {case['engine']}, {escape(case['system'])}[/]: "
-            f"{case['step_ms']:.4g} ms a step; phases add up to {case['difference_percent']:+.1f} %"
-            f" of it (counting them costs {case['overhead']['phases_percent']:+.1f} %, tracing "
-            f"{case['overhead']['tracing_percent']:+.0f} %)",
-            soft_wrap=True,
+            f"[bold]{escape(title)}[/]: {case['step_ms']:.4g} ms per step", soft_wrap=True
         )
-        parts = [f"{row['name']} {row['percent']:.1f} %" for row in case["phases"]]
-        console.print("  " + ", ".join(parts), soft_wrap=True)
+        for row in case["phases"]:
+            console.print(f"  {row['name']:<16}{row['ms']:10.4f} ms{row['percent']:8.1f} %")
         for finding in case["findings"]:
             console.print(f"  → {escape(finding['text'])}", soft_wrap=True)
     for file in files.values():

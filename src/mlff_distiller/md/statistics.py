@@ -1,12 +1,14 @@
-"""Means, variances and slopes of correlated series, each with its standard error.
+"""Statistics of correlated series, of timings, and of memory that grows.
 
 Neighbouring samples of a trajectory are alike, so a standard error must not count them one by one.
 The series is cut into consecutive blocks, long against its correlation time, whose means are
-independent (Flyvbjerg and Petersen, J. Chem. Phys. 91, 461 (1989)).
+independent (Flyvbjerg and Petersen, J. Chem. Phys. 91, 461 (1989)). Timings are cut into blocks
+too, but their medians are compared: a disturbance of the machine makes single steps slow.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +21,13 @@ N_BLOCKS = 10
 """Ten blocks know their own scatter to within 1/sqrt(2·9) = 24 %."""
 _WINDOW = 5.0
 """Sokal's: the sum over the autocorrelation ends at so many correlation times."""
+N_MEDIANS = 20
+N_QUANTILES = 101
+_N_DRAWS = 1000
 LEAST_STEPS = 500
-"""Before growth is called a leak, or none."""
+"""A shorter run cannot tell a leak from a cache that fills."""
 SMALLEST_GROWTH_BYTES = 256 * 1024
-"""In all: a page here, an arena there is no leak."""
+"""Over the whole run. A few pages or arenas more are not a leak."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Estimate:
         return max(0.0, abs(self.value - expected) - n_errors * self.error)
 
 
-def blocks(series: Array, n_blocks: int = N_BLOCKS) -> Array:
+def block_means(series: Array, n_blocks: int = N_BLOCKS) -> Array:
     """Means of ``n_blocks`` equally long consecutive parts of (n, ...): (n_blocks, ...).
 
     What is left over is taken from the beginning, where equilibration may still go on.
@@ -60,7 +65,7 @@ def mean(series: Array, n_blocks: int = N_BLOCKS) -> Estimate | None:
     """
     if len(series) < 2 * n_blocks:
         return None
-    by_blocks = blocks(series, n_blocks).std(ddof=1) / np.sqrt(n_blocks)
+    by_blocks = block_means(series, n_blocks).std(ddof=1) / np.sqrt(n_blocks)
     by_time = series.std() * np.sqrt(2.0 * correlation_time(series) / len(series))
     return Estimate(float(series.mean()), float(max(by_blocks, by_time)))
 
@@ -78,7 +83,7 @@ def slope(x: Array, y: Array, n_blocks: int = 2 * N_BLOCKS) -> Estimate | None:
     """
     if len(x) < 2 * n_blocks:
         return None
-    at, of = blocks(x, n_blocks), blocks(y, n_blocks)
+    at, of = block_means(x, n_blocks), block_means(y, n_blocks)
     centred = at - at.mean()
     value = float(centred @ (of - of.mean()) / (centred @ centred))
     residuals = of - of.mean() - value * centred
@@ -128,3 +133,77 @@ def growth(steps: Array, memory_bytes: Array) -> dict[str, Any]:
         "growth_error": round(error, 2),
         "grows": leaks if x[-1] - x[0] >= LEAST_STEPS else None,
     }
+
+
+# -- timings ---------------------------------------------------------------------------------------
+
+
+def latency(samples_ms: Array) -> dict[str, float | int | None]:
+    """Mean, spread and percentiles; a percentile needs enough samples beyond it."""
+    n = len(samples_ms)
+
+    def percentile(q: float, least: int) -> float | None:
+        return float(np.percentile(samples_ms, q)) if n >= least else None
+
+    return {
+        "n_samples": n,
+        "mean": float(samples_ms.mean()),
+        "std": float(samples_ms.std()),
+        "min": float(samples_ms.min()),
+        "max": float(samples_ms.max()),
+        "median": float(np.median(samples_ms)),
+        "p95": percentile(95, 20),
+        "p99": percentile(99, 100),
+    }
+
+
+def quantiles(samples_ms: Array) -> list[float]:
+    """0, 1, …, 100 %: what a distribution is drawn from."""
+    return [round(float(q), 6) for q in np.quantile(samples_ms, np.linspace(0, 1, N_QUANTILES))]
+
+
+def block_medians(samples: Array) -> list[float]:
+    """Medians of up to 20 consecutive parts: they scatter as the machine does, not as steps do."""
+    parts = np.array_split(samples, min(N_MEDIANS, len(samples)))
+    return [round(float(np.median(part)), 6) for part in parts]
+
+
+def ratio(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Median of b over median of a, with the 95 % interval of a bootstrap.
+
+    ``a`` and ``b``: block medians of each repeat. Repeats are drawn first, then their blocks.
+    """
+    rng = np.random.default_rng(0)
+
+    def drawn(repeats: Sequence[Sequence[float]]) -> Array:
+        n = min(map(len, repeats))
+        values = np.array([own[:n] for own in repeats])
+        which = rng.integers(len(values), size=(_N_DRAWS, len(values), 1))
+        picked = values[which, rng.integers(n, size=(_N_DRAWS, len(values), n))]
+        medians: Array = np.median(picked.reshape(_N_DRAWS, -1), axis=1)
+        return medians
+
+    ratios = drawn(b) / drawn(a)
+    centre = np.median(np.concatenate([*b])) / np.median(np.concatenate([*a]))
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    return {"ratio": float(centre), "low": float(low), "high": float(high)}
+
+
+def quiet(block_medians: Sequence[float]) -> float:
+    """What the quietest tenth of a run took: whatever disturbs a machine makes it slower."""
+    return float(np.quantile(block_medians, 0.1))
+
+
+def noise(repeats: Sequence[Sequence[float]]) -> float:
+    """By how much the quietest repeat could be off, relative; from the block medians of each.
+
+    It is its distance to the next (for want of one, the scatter of its blocks), or half of what
+    disturbs its usual step, if that is more: where hardly any part was quiet, who knows.
+    """
+    levels = [quiet(blocks) for blocks in repeats]
+    own = np.asarray(repeats[int(np.argmin(levels))])
+    best, usual = min(levels), float(np.median(own))
+    if best <= 0:
+        return 0.0
+    apart = (sorted(levels)[1] - best) / best if len(levels) > 1 else float(own.std()) / usual
+    return max(apart, 0.5 * (usual / best - 1.0))

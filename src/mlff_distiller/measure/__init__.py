@@ -1,12 +1,10 @@
 """What a step of molecular dynamics costs, why, and whether it got worse; and what works here."""
 
 from mlff_distiller.measure.benchmark import MDBenchmark, Settings
-from mlff_distiller.measure.doctor import Check, examine
 from mlff_distiller.measure.profiling import Profile, ProfileSettings, profile
 from mlff_distiller.measure.results import Result, check, compare, read_result, record
 
 __all__ = [
-    "Check",
     "MDBenchmark",
     "Profile",
     "ProfileSettings",
@@ -14,7 +12,6 @@ __all__ = [
     "Settings",
     "check",
     "compare",
-    "examine",
     "profile",
     "read_result",
     "record",

@@ -14,10 +14,10 @@ from ase import Atoms
 from numpy.typing import NDArray
 
 from mlff_distiller.errors import ConfigError, DistillerError
-from mlff_distiller.measure import statistics
-from mlff_distiller.measure.contenders import Contender, Model, contender, distinct
+from mlff_distiller.md import statistics
+from mlff_distiller.measure.contenders import Contender, Model, contenders_of
 from mlff_distiller.measure.machine import describe
-from mlff_distiller.measure.meters import MemoryMeter, Telemetry, gpu_memory, host_bytes
+from mlff_distiller.measure.meters import MemoryMeter, Telemetry, gpu_memory, host_bytes, thinned
 from mlff_distiller.measure.nvml import open_nvml
 from mlff_distiller.measure.results import SCHEMA, Result
 from mlff_distiller.measure.systems import System, build_system
@@ -26,9 +26,6 @@ from mlff_distiller.structure import default_time_step_fs, thermalise
 
 Engine = Literal["ase", "run_md"]
 Progress = Callable[[str, int, int, str], None]
-
-_THINNED = 200
-"""Points of a series that is kept."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +100,9 @@ class MDBenchmark:
 
     Examples
     --------
+    >>> from mlff_distiller.reports.benchmark import write_result
     >>> result = MDBenchmark(["RUN/student", "7net-0"], ["silicon:64"]).run()
-    >>> result.write("bench")
+    >>> write_result(result, "bench")
     """
 
     def __init__(
@@ -122,12 +120,7 @@ class MDBenchmark:
     ) -> None:
         self.settings = settings or Settings()
         self.clock, self.dtype = clock, dtype
-        named = models.items() if isinstance(models, Mapping) else [(None, m) for m in models]
-        options: dict[str, Any] = {"device": device, "dtype": dtype, "python": teacher_python}
-        self.contenders = distinct(
-            model if isinstance(model, Contender) else contender(model, name, **options)
-            for name, model in named
-        )
+        self.contenders = contenders_of(models, device=device, dtype=dtype, python=teacher_python)
         self.systems = named_systems(systems)
         for words, known in ((ensembles, ("nve", "nvt", "npt")), (engines, ("ase", "run_md"))):
             for word in words:
@@ -288,7 +281,7 @@ def _summary(case: _Case, settings: Settings, found: Sequence[dict[str, Any]]) -
     n_atoms = len(case.system.atoms) * case.replicas
     seconds, n_steps = sum(t.seconds for t in trials), sum(t.n_steps for t in trials)
     rate = n_steps / seconds if seconds > 0 else 0.0
-    spread = [statistics.blocks(trial.samples_ms) for trial in trials]
+    spread = [statistics.block_medians(trial.samples_ms) for trial in trials]
     medians = [float(np.median(trial.samples_ms)) for trial in trials]
     latency = statistics.latency(samples)
     return {
@@ -337,7 +330,7 @@ def physics(trial: Trial, plan: Plan, n_atoms: int) -> dict[str, Any]:
         slope, offset = np.polyfit(time_ps, energy, 1)
         found["drift_meV_per_atom_per_ps"] = float(slope)
         found["fluctuation_meV_per_atom"] = float((energy - slope * time_ps - offset).std())
-    keep = np.unique(np.linspace(0, len(steps) - 1, _THINNED).astype(int))
+    keep = thinned(len(steps))
     found["series"] = {
         "time_ps": _rounded(time_ps[keep]),
         "total_energy_meV_per_atom": _rounded(energy[keep] - energy[0]),

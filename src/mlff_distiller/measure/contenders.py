@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -48,8 +48,8 @@ class Contender:
         return self._calculator
 
     def processes(self) -> list[int]:
-        """Ids of ours and of the teacher's, if it runs."""
-        own = getattr(getattr(self._calculator, "_session", None), "pid", None)
+        """Ids of this process and of the teacher's, if it runs."""
+        own = self._calculator.pid if isinstance(self._calculator, TeacherCalculator) else None
         return [os.getpid()] + ([own] if own else [])
 
     def close(self) -> None:
@@ -120,9 +120,15 @@ def contender(
     )
 
 
-def distinct(contenders: Iterable[Contender]) -> list[Contender]:
-    """The same, their names checked."""
-    found = list(contenders)
+def contenders_of(
+    models: Iterable[Model | Contender] | Mapping[str, Model], **options: Any
+) -> list[Contender]:
+    """Models, by name or without, of different names; ``options`` are those of ``contender``."""
+    named = models.items() if isinstance(models, Mapping) else [(None, m) for m in models]
+    found = [
+        model if isinstance(model, Contender) else contender(model, name, **options)
+        for name, model in named
+    ]
     names = [one.name for one in found]
     for name in names:
         if names.count(name) > 1:

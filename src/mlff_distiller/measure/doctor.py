@@ -44,19 +44,14 @@ class Check:
     remedy: str = ""
 
 
-def examine(disk: str | Path = ".") -> list[Check]:
-    """All checks, in the order in which a reader wants them.
+def checks(disk: str | Path = ".") -> Iterator[Check]:
+    """All checks, in the order in which a reader wants them, each when it is done.
 
     Parameters
     ----------
     disk
-        A folder on the disk whose write speed is wanted; 64 MiB are written there and removed.
+        A folder on the disk whose write speed is measured; 64 MiB are written there and removed.
     """
-    return list(checks(disk))
-
-
-def checks(disk: str | Path = ".") -> Iterator[Check]:
-    """The same, each when it is done."""
     tries: list[tuple[str, Callable[[], Check]]] = [
         ("packages", _packages),
         ("processor", _processor),

@@ -26,7 +26,6 @@ class Reading:
     utilisation_percent: float | None
     power_W: float | None
     sm_clock_MHz: float | None
-    memory_clock_MHz: float | None
     temperature_C: float | None
     memory_bytes: int | None
     """In use by all processes."""
@@ -56,7 +55,6 @@ class Nvml:
             _try(lambda: float(n.nvmlDeviceGetUtilizationRates(h).gpu)),
             None if power is None else 1e-3 * power,
             _try(lambda: float(n.nvmlDeviceGetClockInfo(h, 1))),
-            _try(lambda: float(n.nvmlDeviceGetClockInfo(h, 2))),
             _try(lambda: float(n.nvmlDeviceGetTemperature(h, 0))),
             self.read_memory(),
         )

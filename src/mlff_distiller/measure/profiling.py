@@ -1,65 +1,64 @@
-"""``profile``: where a step of molecular dynamics goes, on a real trajectory."""
+"""``profile``: where a step of molecular dynamics goes, each part measured from outside.
+
+The whole step, and its parts alone, are timed in turns: ASE's dynamics with a calculator that
+answers at once, a call of the calculator, the evaluation, a search for neighbours. What their
+medians leave of the step is the remainder.
+"""
 
 from __future__ import annotations
 
-import gzip
-import json
+import importlib
 import re
-import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
+import warp as wp
 from ase import Atoms
-from torch.profiler import ProfilerActivity, record_function
-from torch.profiler import profile as torch_profile
+from ase.calculators.calculator import Calculator, all_changes
+from ase.stress import full_3x3_to_voigt_6_stress
 
+from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.engines.forces import choose_forces
 from mlff_distiller.engines.loading import ready_student
-from mlff_distiller.errors import ConfigError
+from mlff_distiller.errors import ConfigError, TeacherError
 from mlff_distiller.md import Ensemble, Simulation
-from mlff_distiller.measure.benchmark import named_systems, start_of
-from mlff_distiller.measure.contenders import Contender, Model, contender, distinct
-from mlff_distiller.measure.findings import findings
+from mlff_distiller.measure.benchmark import Engine, Progress, named_systems, start_of
+from mlff_distiller.measure.contenders import Contender, Model, contenders_of
+from mlff_distiller.measure.findings import (
+    ASE,
+    CALCULATOR,
+    COMPARING,
+    MEANING,
+    MODEL,
+    NEIGHBORS,
+    REMAINDER,
+    findings,
+)
 from mlff_distiller.measure.machine import describe
-from mlff_distiller.measure.phases import (
-    PHASES,
-    InProcessTeacher,
-    Phases,
-    follow_ase,
-    follow_forces,
-    follow_simulation,
-)
 from mlff_distiller.measure.systems import System
-from mlff_distiller.measure.trace import STEP, analyse
-from mlff_distiller.measure.trial import (
-    STEPS_A_SAMPLE,
-    Clock,
-    EnsembleName,
-    Plan,
-    ase_dynamics,
-)
+from mlff_distiller.measure.trace import Steps, trace
+from mlff_distiller.measure.trial import Clock, EnsembleName, Plan, ase_dynamics
 from mlff_distiller.structure import default_time_step_fs
+from mlff_distiller.teachers.family import full_stress
+from mlff_distiller.teachers.registry import parse_spec
+from mlff_distiller.teachers.session import is_crystal
 
-SCHEMA = 1
-KEPT = 0.5
-"""Share of the blocks of steps that count, the quickest: others compute on this machine too."""
-_BLOCKS = 20
+SCHEMA = 2
+_TURNS = 8
 _LEAST_TRACED = 32
 """Steps of ``run_md`` on a GPU, so that its graphs of many steps are seen."""
-
-Progress = Callable[[str, int, int, str], None]
-Steps = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class ProfileSettings:
-    """``n_steps`` are timed plainly and as many by phases, in turns; ``traced`` then in detail."""
+    """``n_steps`` are timed, and as many calls of each part; ``traced`` are seen in detail."""
 
     n_steps: int = 200
     warm_up: int = 30
@@ -88,13 +87,13 @@ def profile(
     models: Iterable[Model | Contender] | Mapping[str, Model],
     systems: Iterable[str | Path | Atoms] = ("silicon:64",),
     *,
-    engines: Sequence[Literal["ase", "run_md"]] = ("ase", "run_md"),
+    engines: Sequence[Engine] = ("ase", "run_md"),
     settings: ProfileSettings | None = None,
     device: str = "auto",
     dtype: Literal["float32", "float64"] = "float32",
     out: str | Path | None = None,
     clock: Clock = time.perf_counter,
-    on_progress: Progress | None = None,
+    on_progress: Progress = lambda stage, done, total, label: None,
 ) -> Profile:
     """Profile every model on every system, by every engine that can run it.
 
@@ -108,24 +107,24 @@ def profile(
     Raises
     ------
     ConfigError
-        There are several teachers, which spoil each other in one process.
+        There is nothing to profile, or several teachers, which spoil each other in one process.
+    TeacherError
+        The teacher's library is not in this environment.
     """
     settings = settings or ProfileSettings()
-    named = models.items() if isinstance(models, Mapping) else [(None, m) for m in models]
-    contenders = distinct(
-        model
-        if isinstance(model, Contender)
-        else contender(model, name, device=device, dtype=dtype)
-        for name, model in named
-    )
+    contenders = contenders_of(models, device=device, dtype=dtype)
     contenders.sort(key=lambda one: one.kind == "teacher")
-    if sum(one.kind == "teacher" for one in contenders) > 1:
+    teachers = [one for one in contenders if one.kind == "teacher"]
+    if len(teachers) > 1:
         raise ConfigError(
             "one teacher at a time: in one process they spoil each other",
-            found=", ".join(one.name for one in contenders if one.kind == "teacher"),
+            found=", ".join(one.name for one in teachers),
         )
+    for one in teachers:
+        make = partial(_InProcessTeacher, one.spec, one.device)
+        contenders[-1] = replace(one, make=make, _calculator=None)
     cases = [
-        (one, system, engine)
+        _Case(one, system, engine, settings, dtype)
         for one in contenders
         for system in named_systems(systems)
         for engine in engines
@@ -133,224 +132,216 @@ def profile(
     ]
     if not cases:
         raise ConfigError("nothing to profile", expected="a model; run_md runs students only")
-    where = contenders[0].device
-    content: dict[str, Any] = {"schema": SCHEMA, "kind": "md-profile", "about": describe(where)}
+    about = describe(contenders[0].device)
+    content: dict[str, Any] = {"schema": SCHEMA, "kind": "md-profile", "about": about}
     content |= {"settings": asdict(settings), "cases": []}
-    teachers: dict[str, tuple[InProcessTeacher, Phases]] = {}
-    try:
-        for number, (one, system, engine) in enumerate(cases):
-            label = f"{one.name} {engine} {system.name}"
-            if on_progress is not None:
-                on_progress("profile", number, len(cases), label)
-            run = _Run(one, system, engine, settings, dtype, clock, teachers)
-            path = None if out is None else Path(out) / f"trace-{_file_name(label)}.json.gz"
-            content["cases"].append(run.measure(path))
-    finally:
-        for _, phases in teachers.values():
-            phases.close()
-    if on_progress is not None:
-        on_progress("profile", len(cases), len(cases), "")
+    for number, case in enumerate(cases):
+        on_progress("profile", number, len(cases), case.label)
+        content["cases"].append(case.measured(clock, None if out is None else Path(out)))
+    on_progress("profile", len(cases), len(cases), "")
     return Profile(content)
 
 
-class _Run:
-    """One model on one system by one engine: set up, timed, timed by phases, traced."""
+@dataclass(frozen=True)
+class _Case:
+    """One model, on one system, by one engine."""
 
-    def __init__(
-        self,
-        one: Contender,
-        system: System,
-        engine: str,
-        settings: ProfileSettings,
-        dtype: Literal["float32", "float64"],
-        clock: Clock,
-        teachers: dict[str, tuple[InProcessTeacher, Phases]],
-    ) -> None:
-        self.one, self.system, self.engine, self.settings = one, system, engine, settings
-        self.clock, self.dtype = clock, dtype
-        self.block = max(1, settings.n_steps // _BLOCKS)
-        self.phases = Phases(one.device, clock)
-        self.notes: list[str] = []
-        self._teachers = teachers
-        self.rebuilds: Callable[[], int] = lambda: 0
+    one: Contender
+    system: System
+    engine: Engine
+    settings: ProfileSettings
+    dtype: Literal["float32", "float64"]
 
-    def measure(self, path: Path | None) -> dict[str, Any]:
-        steps = self._by_ase() if self.engine == "ase" else self._by_run_md()
-        try:
-            self.phases.calibrate()
-            found = self._timed(steps)
-            found["trace"], traced_ms = self._traced(steps, path)
-        finally:
-            self.phases.release()
-        found["overhead"]["tracing_percent"] = 100 * (traced_ms / found["step_ms"] - 1)
-        if found["trace"]["gpu"] is None and self.one.device.startswith("cuda"):
-            self.notes.append("PyTorch's profiler saw nothing on the GPU")
-        if not found["trace"]["operators"]:
-            self.notes.append("compiled CPU kernels are no operators of PyTorch: no table of them")
+    @property
+    def label(self) -> str:
+        return f"{self.one.name} {self.engine} {self.system.name}"
+
+    def measured(self, clock: Clock, folder: Path | None) -> dict[str, Any]:
+        one, settings, on_gpu = self.one, self.settings, self.one.device.startswith("cuda")
+        n, traced = max(1, settings.n_steps // _TURNS), settings.traced
+        parts, rebuilds_per_step = ({}, 0.0) if one.student is None else self._of_student()
+        if self.engine == "ase":
+            parts |= self._by_ase(max(2, n))
+            sizes = [1] * traced
+        else:
+            parts["step"] = partial(_advance, self._simulation())
+            sizes = [max(traced, _LEAST_TRACED) if on_gpu else traced]
+        parts["step"](settings.warm_up)
+        spent = _medians(parts, n, clock)
+        name = "trace-" + re.sub(r"[^A-Za-z0-9._-]+", "-", self.label).strip("-.") + ".json.gz"
+        path = None if folder is None else folder / name
         case = {
-            "model": self.one.name,
-            "kind": self.one.kind,
+            "model": one.name,
+            "kind": one.kind,
             "engine": self.engine,
             "system": self.system.name,
             "n_atoms": len(self.system.atoms),
-            "ensemble": self.settings.ensemble,
-            "device": self.one.device,
-            **found,
-            "notes": self.notes,
+            "ensemble": settings.ensemble,
+            "device": one.device,
+            "n_steps": _TURNS * n,
+            "step_ms": spent["step"],
+            "phases": _phases(spent, rebuilds_per_step),
+            "steps_a_rebuild": 1 / rebuilds_per_step if rebuilds_per_step else None,
+            "trace": trace(parts["step"], sizes, on_gpu=on_gpu, path=path),
             "trace_file": None if path is None else path.name,
         }
-        return case | {"findings": [asdict(one) for one in findings(case)]}
+        return case | {"findings": findings(case)}
 
-    # -- the trajectory ------------------------------------------------------------------------
+    def _by_ase(self, n_frames: int) -> dict[str, Steps]:
+        """A ``step``; the same ``idle`` and ``compared`` without the model; a ``call`` of it.
 
-    def _plan(self) -> Plan:
-        time_step = default_time_step_fs(self.system.atoms)
-        return Plan(self.settings.ensemble, time_step, self.settings.temperature_K)
+        Of a student, a ``still`` call finds its list of neighbours as it was.
+        """
+        start = start_of(self.system, self.settings.temperature_K, self.settings.seed)
+        time_step = default_time_step_fs(start)
+        plan = Plan(self.settings.ensemble, time_step, self.settings.temperature_K)
 
-    def _by_ase(self) -> Steps:
-        atoms = start_of(self.system, self.settings.temperature_K, self.settings.seed)
-        if self.one.kind == "teacher":
-            atoms.calc = self._teacher()
-        else:
-            atoms.calc = self.one.calculator()
-        atoms.get_forces()
-        dynamics = ase_dynamics(atoms, self._plan())
-        iterator = dynamics.irun(10**9)
-        for _ in range(self.settings.warm_up + 1):
+        def steps_of(calculator: Any) -> Iterator[Atoms]:
+            atoms = start.copy()
+            atoms.calc = calculator
+            return (atoms for _ in ase_dynamics(atoms, plan).irun(10**9))
+
+        def steps(calculator: Any) -> Steps:
+            iterator = steps_of(calculator)
             next(iterator)
-        follow_ase(self.phases, dynamics, atoms)
+            return lambda n: deque(islice(iterator, n), maxlen=0)
 
-        def steps(n: int) -> None:
-            for _ in range(n):
-                next(iterator)
+        called: Any = self.one.calculator()
+        frames = [atoms.copy() for atoms in islice(steps_of(called), n_frames)]
 
-        return steps
+        def call(frames: Sequence[Atoms], n: int) -> None:
+            for k in range(n):
+                called.calculate(frames[k % len(frames)], ["energy", "forces"], all_changes)
 
-    def _teacher(self) -> InProcessTeacher:
-        """The library lives on from one system to the next; its wrapped functions do too."""
-        if self.one.name not in self._teachers:
-            spec = self.one.spec
-            teacher = InProcessTeacher(spec, self.one.device, self.phases)
-            self._teachers[self.one.name] = teacher, self.phases
-        teacher, phases = self._teachers[self.one.name]
-        phases.reset()
-        self.phases = phases
-        if not teacher.tells_neighbors:
-            self.notes.append("its search for neighbours cannot be told from the model")
-        return teacher
+        parts: dict[str, Steps] = {"step": steps(called), "call": partial(call, frames)}
+        parts["idle"] = steps(_Stored(len(start), compares=False))
+        if isinstance(called, StudentCalculator):
+            moved = frames[0].copy()
+            moved.positions += 1e-6
+            parts["still"] = partial(call, [frames[0], moved])
+        else:
+            parts["compared"] = steps(_Stored(len(start), compares=True))
+        return parts
 
-    def _by_run_md(self) -> Steps:
-        if self.one.student is None:
-            raise ConfigError(f"run_md cannot run {self.one.name}")
+    def _simulation(self) -> Simulation:
         atoms = start_of(self.system, self.settings.temperature_K, self.settings.seed)
-        student = ready_student(self.one.student, self.one.device, self.dtype)
-        forces = choose_forces(student, [atoms], self.dtype)
-        follow_forces(self.phases, forces)
-        ensemble = Ensemble(
-            ensemble=self.settings.ensemble,
-            temperature_K=self.settings.temperature_K,  # type: ignore[arg-type]
-            seed=self.settings.seed,
-        )
-        simulation = Simulation(forces, [atoms], ensemble)
+        student = ready_student(self.one.student, self.one.device, self.dtype)  # type: ignore[arg-type]
+        forces = choose_forces(student, [atoms], self.dtype, compile=self.one.compile)
+        kelvin: Any = self.settings.temperature_K
+        ensemble = Ensemble(self.settings.ensemble, kelvin, seed=self.settings.seed)
+        return Simulation(forces, [atoms], ensemble)
+
+    def _of_student(self) -> tuple[dict[str, Steps], float]:
+        """An ``evaluation``, a ``rebuild`` of its neighbours, and how many a step needs."""
+        simulation = self._simulation()
         simulation.advance(self.settings.warm_up)
-        follow_simulation(self.phases, simulation)
-        self.block = max(self.block, min(STEPS_A_SAMPLE, self.settings.n_steps // 8))
-        self.rebuilds = lambda: simulation.n_rebuilds
+        before = simulation.n_rebuilds
+        simulation.advance(self.settings.n_steps)
+        rate = (simulation.n_rebuilds - before) / self.settings.n_steps
+        forces = simulation.forces
+        rebuild = partial(forces.rebuild, simulation.cell(), self.system.atoms.pbc[None])
+        rebuild()
+        launch: Callable[[], object] = forces.compute
+        if forces.device.is_cuda and forces.capturable:
+            with wp.ScopedCapture(device=forces.device, force_module_load=False) as capture:
+                launch()
+            launch = partial(wp.capture_launch, capture.graph)
 
-        def steps(n: int) -> None:
-            simulation.advance(n)
-            simulation.observables()
+        def run(function: Callable[[], object], n: int) -> None:
+            for _ in range(n):
+                function()
+            wp.synchronize_device(forces.device)
 
-        return steps
-
-    # -- the clock -------------------------------------------------------------------------------
-
-    def _timed(self, steps: Steps) -> dict[str, Any]:
-        """Plain blocks and blocks by phases in turns; the slower half of each is left out."""
-        phases, block = self.phases, self.block
-        n_blocks = max(4, -(-self.settings.n_steps // block))
-        plain, phased, parts = np.zeros(n_blocks), np.zeros(n_blocks), []
-        entered: set[str] = set()
-        before = self.rebuilds()
-        for k in range(n_blocks):
-            began = self.clock()
-            steps(block)
-            plain[k] = self.clock() - began
-            phases.reset()
-            began = self.clock()
-            with phases.running():
-                steps(block)
-            phased[k] = self.clock() - began
-            parts.append(phases.corrected())
-            entered |= {name for name, seconds in phases.seconds.items() if seconds > 0}
-        keep = max(1, round(KEPT * n_blocks))
-        a_step = 1e3 / (keep * block)
-        quick = np.argsort(phased)[:keep]
-        step_ms = a_step * float(np.sort(plain)[:keep].sum())
-        phased_ms = a_step * float(phased[quick].sum())
-        spent = {name: a_step * sum(parts[k][name] for k in quick) for name in PHASES}
-        total = sum(spent.values())
-        n_steps = 2 * n_blocks * block
-        found = self.rebuilds() - before
-        return {
-            "n_steps": n_blocks * block,
-            "step_ms": step_ms,
-            "sum_ms": total,
-            "difference_percent": 100 * (total / step_ms - 1),
-            "phases": [
-                {"name": name, "ms": ms, "percent": 100 * ms / total}
-                for name, ms in spent.items()
-                if name in entered  # also those that cost less than counting them
-            ],
-            "steps_a_rebuild": n_steps / found if found else None,
-            "overhead": {"phases_percent": 100 * (phased_ms / step_ms - 1)},
-        }
-
-    def _traced(self, steps: Steps, path: Path | None) -> tuple[dict[str, Any], float]:
-        """Under PyTorch's profiler, phases named; and what a step takes there."""
-        activities = [ProfilerActivity.CPU]
-        if self.one.device.startswith("cuda"):
-            activities.append(ProfilerActivity.CUDA)
-        n = self.settings.traced
-        # run_md records many steps into a graph: one range holds them all.
-        ranges, size = (
-            (n, 1)
-            if self.engine == "ase"
-            else (1, n if self.one.device == "cpu" else max(n, _LEAST_TRACED))
-        )
-        n = ranges * size
-        self.phases.mark = True
-        with torch_profile(activities=activities, profile_memory=True) as profiler:
-            steps(1)  # the profiler's own beginning
-            self._wait()
-            began = self.clock()
-            with self.phases.running():
-                for _ in range(ranges):
-                    with record_function(STEP):
-                        steps(size)
-                        self._wait()
-            seconds = self.clock() - began
-        self.phases.mark = False
-        with _file(path) as file:
-            profiler.export_chrome_trace(str(file))
-            with gzip.open(file, "rt", encoding="utf-8", errors="replace") as stream:
-                events = json.load(stream)["traceEvents"]
-        return analyse(events, n), 1e3 * seconds / n
-
-    def _wait(self) -> None:
-        if self.one.device.startswith("cuda"):
-            torch.cuda.synchronize()
+        return {"evaluation": partial(run, launch), "rebuild": partial(run, rebuild)}, rate
 
 
-@contextmanager
-def _file(path: Path | None) -> Iterator[Path]:
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder) / "trace.json.gz"
+def _advance(simulation: Simulation, n_steps: int) -> None:
+    """As ``run_md`` does between two rows of its log."""
+    simulation.advance(n_steps)
+    simulation.observables()
 
 
-def _file_name(label: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", label).strip("-.")
+def _medians(parts: Mapping[str, Steps], n: int, clock: Clock) -> dict[str, float]:
+    """Median time (ms) of one of n calls of each part; they take turns."""
+    turns: dict[str, list[float]] = {name: [] for name in parts}
+    for _ in range(_TURNS):
+        for name, run in parts.items():
+            run(1)  # whatever another part left in caches
+            began = clock()
+            run(n)
+            turns[name].append(1e3 * (clock() - began) / n)
+    return {name: float(np.median(values)) for name, values in turns.items()}
+
+
+def _phases(spent: Mapping[str, float], rebuilds_per_step: float) -> list[dict[str, Any]]:
+    """Parts of the step (ms), from what they take alone."""
+    found = {}
+    if "idle" in spent:
+        found[ASE] = spent["idle"]
+    if "compared" in spent:
+        found[COMPARING] = spent["compared"] - spent["idle"]
+    if "evaluation" in spent:
+        found[NEIGHBORS] = rebuilds_per_step * spent["rebuild"]
+        if "still" in spent:
+            found[CALCULATOR] = spent["still"] - spent["evaluation"]
+            found[NEIGHBORS] += spent["call"] - spent["still"]  # as where the cell changes
+    found[MODEL] = spent.get("evaluation", spent.get("call", 0.0))
+    found[REMAINDER] = spent["step"] - sum(found.values())
+    return [
+        {"name": name, "ms": found[name], "percent": 100 * found[name] / spent["step"]}
+        for name in MEANING
+        if name in found
+    ]
+
+
+class _Stored(Calculator):
+    """Answers at once; ``compares`` the atoms as ASE does, or knows that nothing changed."""
+
+    implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012
+
+    def __init__(self, n_atoms: int, *, compares: bool) -> None:
+        super().__init__()
+        forces, self.compares = np.zeros((n_atoms, 3)), compares
+        self.stored = {"energy": 0.0, "free_energy": 0.0, "forces": forces, "stress": np.zeros(6)}
+        self.results = self.stored
+
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        return super().check_state(atoms, tol) if self.compares else []
+
+    def calculate(self, *_: Any) -> None:
+        self.results = self.stored
+
+
+class _InProcessTeacher(Calculator):
+    """A teacher loaded into this process, where a profiler sees it.
+
+    Its library may change global state (default dtype, ...): do nothing else here afterwards.
+    """
+
+    implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012
+
+    def __init__(self, spec: str, device: str) -> None:
+        super().__init__()
+        source = parse_spec(spec)
+        try:
+            family: Any = importlib.import_module(source.module)
+            self.loaded = family.load(source.arguments, device, False)
+        except ModuleNotFoundError as error:
+            raise TeacherError(
+                f"the teacher needs the Python package {error.name!r} in this process",
+                expected="its library in this environment: a profiler sees no other process",
+                remedy=source.install_into(None),
+            ) from error
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Any = ("energy",),
+        system_changes: Any = tuple(all_changes),
+    ) -> None:
+        super().calculate(atoms, properties, system_changes)
+        structure: Any = self.atoms
+        found = self.loaded.evaluate(structure, is_crystal(structure))
+        self.results = {"energy": found.energy, "free_energy": found.energy, "forces": found.forces}
+        if found.stress is not None:
+            self.results["stress"] = full_3x3_to_voigt_6_stress(full_stress(found.stress))

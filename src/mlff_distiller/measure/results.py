@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from mlff_distiller.durable import write_json
 from mlff_distiller.errors import ConfigError
-from mlff_distiller.measure import statistics
+from mlff_distiller.md import statistics
 
 SCHEMA = 1
 KEY = ("system", "replicas", "ensemble", "model", "engine", "device")
@@ -19,6 +19,7 @@ KEY = ("system", "replicas", "ensemble", "model", "engine", "device")
 LEAST_REGRESSION = 0.05
 """Slower by less is never called slower: clocks, heat and other people's work do that much."""
 NOISE_FACTOR = 3.0
+_BASELINE, _WORDS = "md-baseline", "machine's baseline"
 
 Key = tuple[Any, ...]
 
@@ -55,19 +56,7 @@ def read_result(path: str | Path) -> Result:
     """A result from its JSON, or from the folder that holds ``benchmark.json``."""
     path = Path(path)
     path = path / "benchmark.json" if path.is_dir() else path
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"cannot read the benchmark {path}", expected="its JSON file", found=error
-        ) from error
-    if not isinstance(content, dict) or content.get("kind") != "md-benchmark":
-        raise ConfigError(f"{path} is no result of a benchmark")
-    if content.get("schema") != SCHEMA:
-        raise ConfigError(
-            f"{path} has another schema", expected=SCHEMA, found=content.get("schema")
-        )
-    return Result(content)
+    return Result(_read(path, "md-benchmark", "result of a benchmark"))
 
 
 def key_of(case: dict[str, Any]) -> Key:
@@ -193,14 +182,14 @@ def record(result: Result, folder: str | Path) -> Path:
     path = baseline_path(folder, result)
     rows: dict[Key, dict[str, Any]] = {}
     if path.exists():
-        rows |= {key_of(row): row for row in _baseline(path)["cases"]}
+        rows |= {key_of(row): row for row in _read(path, _BASELINE, _WORDS)["cases"]}
     about = {key: result.about[key] for key in ("versions", "commit", "torch_threads")}
     for case in result.cases:
         kept = {name: case[name] for name in KEY}
         kept |= {"quiet_ms": case["quiet_ms"], "noise": case["noise"]}
         kept |= {"n_atoms": case["n_atoms"], "n_repeats": len(case["repeats"]), **about}
         rows[key_of(case)] = kept
-    content = {"schema": SCHEMA, "kind": "md-baseline", "machine": machine_of(result)}
+    content = {"schema": SCHEMA, "kind": _BASELINE, "machine": machine_of(result)}
     write_json(path, content | {"cases": [rows[key] for key in sorted(rows)]})
     return path
 
@@ -226,7 +215,7 @@ def check(result: Result, against: str | Path) -> list[Verdict]:
             expected=path,
             remedy="mlff-distiller benchmark record RESULT --into FOLDER makes one",
         )
-    baseline = _baseline(path)
+    baseline = _read(path, _BASELINE, _WORDS)
     if baseline["machine"] != machine_of(result):
         raise ConfigError(
             f"{path} is of another machine",
@@ -255,11 +244,15 @@ def _verdicts(result: Result, baseline: dict[Key, dict[str, Any]]) -> Iterator[V
         yield Verdict(key_of(case), before, now, now / before - 1.0, limit)
 
 
-def _baseline(path: Path) -> dict[str, Any]:
+def _read(path: Path, kind: str, words: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read the baseline {path}", found=error) from error
-    if content.get("kind") != "md-baseline" or content.get("schema") != SCHEMA:
-        raise ConfigError(f"{path} is no baseline of schema {SCHEMA}")
-    return dict(content)
+        raise ConfigError(f"cannot read {path}", expected=f"a {words}", found=error) from error
+    if not isinstance(content, dict) or content.get("kind") != kind:
+        raise ConfigError(f"{path} is not a {words}")
+    if content.get("schema") != SCHEMA:
+        raise ConfigError(
+            f"{path} has another schema", expected=SCHEMA, found=content.get("schema")
+        )
+    return content

@@ -1,165 +1,98 @@
-"""What a Chrome trace of PyTorch's profiler says: kernels, launches, copies, gaps, memory."""
+"""What PyTorch's profiler, and Python's own, see of some steps."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
+import cProfile
+import pstats
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
-from mlff_distiller.measure.meters import thinned
+import torch
+from torch.profiler import ProfilerActivity, record_function
+from torch.profiler import profile as torch_profile
 
 STEP = "md step"
-"""Name of the range around each step."""
-
-_ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
-_CALLS = ("cuda_runtime", "cuda_driver")
+"""Name of the range around steps."""
+_NOT_WORK = (STEP, "Activity Buffer Request")
 _ROWS = 30
 
-Event = Mapping[str, Any]
+Steps = Callable[[int], object]
 
 
-def analyse(events: Sequence[Event], n: int) -> dict[str, Any]:
-    """Per step, in µs: what ranges called ``STEP`` span, which hold ``n`` steps in all.
+def trace(
+    steps: Steps, sizes: Sequence[int], *, on_gpu: bool, path: Path | None = None
+) -> dict[str, Any]:
+    """Tables of kernels, copies, operators and Python functions, per step, in µs.
 
-    ``gpu`` is None without work on a GPU.
+    Parameters
+    ----------
+    sizes
+        Steps of each range: one by one, or many at once where a graph holds many.
+    path
+        Where a Chrome trace is written, as .json.gz.
     """
-    steps = [e for e in events if e.get("name") == STEP and e.get("cat") == "user_annotation"]
-    begin = min((e["ts"] for e in steps), default=0.0)
-    end = max((e["ts"] + e["dur"] for e in steps), default=0.0)
-    inside = [e for e in events if "dur" in e and begin <= e["ts"] <= end]
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
+    with torch_profile(activities=activities):
+        steps(1)  # the profiler starts slowly
+    with torch_profile(activities=activities) as profiler:
+        for size in sizes:
+            with record_function(STEP):
+                steps(size)
+                if on_gpu:
+                    torch.cuda.synchronize()
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        profiler.export_chrome_trace(str(path))
+    n = sum(sizes)
+    python = cProfile.Profile()
+    python.runcall(steps, n)
     return {
-        "n_steps": n if steps else 0,
-        "window_us": (end - begin) / n,
-        "gpu": _gpu(inside, begin, end, n),
-        "operators": _operators(inside, n),
-        "allocations": _allocations(events, begin, end, n),
+        "n_steps": n,
+        **tables(profiler.key_averages(), n),
+        "functions": _table(_functions(python), n),
     }
 
 
-def _gpu(events: Iterable[Event], begin: float, end: float, n: int) -> dict[str, Any] | None:
-    work = [e for e in events if e.get("cat") in _ON_GPU]
-    if not work:
-        return None
-    busy = union([(e["ts"], min(e["ts"] + e["dur"], end)) for e in work])
-    gaps = [b - a for (_, a), (b, _) in pairwise(busy)]
-    edges = max(0.0, busy[0][0] - begin) + max(0.0, end - busy[-1][1])
-    total = sum(b - a for a, b in busy)
-    calls = [e for e in events if e.get("cat") in _CALLS]
-    launches = [e for e in calls if "Launch" in e["name"]]
-    waits = [e for e in calls if "Synchronize" in e["name"]]
+def tables(averages: Iterable[Any], n: int) -> dict[str, Any]:
+    """``gpu`` (None if nothing ran there) and ``operators`` of PyTorch's averages over n steps."""
+    seen = [one for one in averages if one.key not in _NOT_WORK]
+    host = [one for one in seen if one.device_type.name == "CPU"]
+    work = [one for one in seen if one.device_type.name == "CUDA"]
+    operators = [(one.key, one.count, one.self_cpu_time_total) for one in host]
+    return {"gpu": _gpu(work, host, n) if work else None, "operators": _table(operators, n)}
+
+
+def _gpu(work: Sequence[Any], host: Sequence[Any], n: int) -> dict[str, Any]:
+    kernels = [one for one in work if not one.key.startswith(("Memcpy", "Memset"))]
+    launches = [one for one in host if "Launch" in one.key]
+    waits = [one for one in host if "Synchronize" in one.key]
+    copies = [one for one in work if one.key.startswith("Memcpy")]
     return {
-        "busy_us": total / n,
-        "utilisation": total / (end - begin) if end > begin else 0.0,
-        "idle_us": (sum(gaps) + edges) / n,
-        "largest_gap_us": max([*gaps, 0.0]),
-        "n_gaps": len(gaps) / n,
-        "n_kernels": sum(e["cat"] == "kernel" for e in work) / n,
-        "n_launches": len(launches) / n,
-        "n_graph_launches": sum("Graph" in e["name"] for e in launches) / n,
-        "launch_us": sum(e["dur"] for e in launches) / n,
-        "wait_us": sum(e["dur"] for e in waits) / n,
-        "copies": _copies(work, n),
-        "kernels": _table(((e["name"], e["dur"]) for e in work if e["cat"] == "kernel"), n),
+        "busy_us": sum(one.self_device_time_total for one in work) / n,
+        "n_kernels": sum(one.count for one in kernels) / n,
+        "n_launches": sum(one.count for one in launches) / n,
+        "launch_us": sum(one.self_cpu_time_total for one in launches) / n,
+        "wait_us": sum(one.self_cpu_time_total for one in waits) / n,
+        "copies": _table([(c.key, c.count, c.self_device_time_total) for c in copies], n),
+        "kernels": _table([(k.key, k.count, k.self_device_time_total) for k in kernels], n),
     }
 
 
-def union(intervals: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Disjoint, ascending; streams run at the same time, and that time counts once."""
-    found: list[tuple[float, float]] = []
-    for begin, end in sorted(intervals):
-        if found and begin <= found[-1][1]:
-            found[-1] = (found[-1][0], max(found[-1][1], end))
-        else:
-            found.append((begin, end))
+def _functions(python: cProfile.Profile) -> list[tuple[str, int, float]]:
+    """Python functions by their own time: name, calls, µs."""
+    found = []
+    for (file, _, name), row in pstats.Stats(python).stats.items():  # type: ignore[attr-defined]
+        where = "" if file == "~" else "/".join(Path(file).parts[-2:]) + ":"
+        found.append((where + name, row[1], 1e6 * row[2]))
     return found
 
 
-def _copies(work: Iterable[Event], n: int) -> dict[str, dict[str, float]]:
-    found: dict[str, dict[str, float]] = {}
-    for e in work:
-        if e["cat"] != "gpu_memcpy":
-            continue
-        for direction in ("HtoD", "DtoH", "DtoD"):
-            if direction in e["name"]:
-                row = found.setdefault(direction, {"n": 0.0, "us": 0.0, "bytes": 0.0})
-                row["n"] += 1 / n
-                row["us"] += e["dur"] / n
-                row["bytes"] += float(e.get("args", {}).get("bytes", 0)) / n
-    return found
-
-
-def _table(rows: Iterable[tuple[str, float]], n: int) -> list[dict[str, Any]]:
-    """The costliest first: how often a step, µs a step, share of all."""
-    count: dict[str, int] = defaultdict(int)
-    spent: dict[str, float] = defaultdict(float)
-    for name, us in rows:
-        count[name] += 1
-        spent[name] += us
-    total = sum(spent.values()) or 1.0
-    names = sorted(spent, key=lambda name: -spent[name])
+def _table(rows: Iterable[tuple[str, int, float]], n: int) -> list[dict[str, Any]]:
+    """The longest first: how often per step, µs per step and each, share of all."""
+    rows = sorted(rows, key=lambda row: -row[2])
+    total = sum(us for _, _, us in rows) or 1.0
     return [
-        {
-            "name": name,
-            "n": count[name] / n,
-            "us": spent[name] / n,
-            "mean_us": spent[name] / count[name],
-            "share": spent[name] / total,
-        }
-        for name in names[:_ROWS]
+        {"name": name, "n": count / n, "us": us / n, "mean_us": us / count, "share": us / total}
+        for name, count, us in rows[:_ROWS]
     ]
-
-
-def _operators(events: Iterable[Event], n: int) -> list[dict[str, Any]]:
-    """PyTorch's operators by their own time, without those they call."""
-    own: list[tuple[str, float]] = []
-    by_thread: dict[Any, list[Event]] = defaultdict(list)
-    for e in events:
-        if e.get("cat") == "cpu_op":
-            by_thread[e.get("pid"), e.get("tid")].append(e)
-    for members in by_thread.values():
-        members.sort(key=lambda e: (e["ts"], -e["dur"]))
-        stack: list[list[Any]] = []  # name, end, own time
-        for e in members:
-            while stack and e["ts"] >= stack[-1][1]:
-                name, _, time = stack.pop()
-                own.append((name, time))
-            if stack:
-                stack[-1][2] -= e["dur"]
-            stack.append([e["name"], e["ts"] + e["dur"], e["dur"]])
-        own += [(name, time) for name, _, time in stack]
-    return _table(own, n)
-
-
-def _allocations(
-    events: Iterable[Event], begin: float, end: float, n: int
-) -> dict[str, dict[str, Any]]:
-    """Of PyTorch's allocators on the host and the GPU, by device: number, peak, course."""
-    found: dict[str, list[tuple[float, int, int]]] = {}
-    for e in events:
-        if e.get("name") != "[memory]" or not begin <= e["ts"] <= end:
-            continue
-        args = e["args"]
-        device = {0: "cpu", 1: "cuda"}.get(int(args.get("Device Type", 0)), "other")
-        row = (e["ts"], int(args.get("Bytes", 0)), int(args.get("Total Allocated", 0)))
-        found.setdefault(device, []).append(row)
-    told = {}
-    for device, rows in found.items():
-        rows.sort()
-        level, course = 0, []
-        for ts, size, total in rows:
-            level = total if device == "cuda" else level + size
-            course.append(((ts - begin), level))
-        keep = thinned(len(course))
-        sizes = [size for _, size, _ in rows]
-        told[device] = {
-            "n": sum(size > 0 for size in sizes) / n,
-            "bytes": sum(size for size in sizes if size > 0) / n,
-            "peak_MiB": max(value for _, value in course) / 2**20,
-            "left_MiB": (course[-1][1] - course[0][1]) / 2**20,
-            "series": {
-                "us": [round(course[k][0], 1) for k in keep],
-                "MiB": [round(course[k][1] / 2**20, 4) for k in keep],
-            },
-        }
-    return told

@@ -1,28 +1,23 @@
-"""A profile as one HTML file: phases side by side, findings, kernels, memory."""
+"""A profile as one HTML file: the parts of a step, findings, kernels, operators, functions."""
 
 from __future__ import annotations
 
 import html
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import plotly.graph_objects as go
 
 from mlff_distiller.durable import write_json, write_text
-from mlff_distiller.measure.phases import (
-    BOOKKEEPING,
+from mlff_distiller.measure.findings import (
+    ASE,
+    CALCULATOR,
     COMPARING,
-    GRAPHS,
-    INTEGRATOR,
     MEANING,
     MODEL,
     NEIGHBORS,
-    PHASES,
-    TO_DEVICE,
-    TO_HOST,
+    REMAINDER,
 )
 from mlff_distiller.measure.profiling import Profile
 from mlff_distiller.plotting import BLUE, GREEN, GREY, ORANGE, PURPLE, Panel, figure
@@ -30,17 +25,13 @@ from mlff_distiller.reports.benchmark import drawn, flat, template
 from mlff_distiller.reports.page import page_of
 
 _COLORS = {
-    BOOKKEEPING: "#A9B3C0",
+    ASE: PURPLE,
     COMPARING: ORANGE,
-    INTEGRATOR: PURPLE,
+    CALCULATOR: "#E3B23C",
     NEIGHBORS: GREEN,
-    TO_DEVICE: "#E3B23C",
     MODEL: BLUE,
-    TO_HOST: "#7A5C2E",
-    GRAPHS: "#1B4F7A",
+    REMAINDER: GREY,
 }
-
-Case = dict[str, Any]
 
 
 def write_profile(found: Profile, folder: str | Path) -> dict[str, Path]:
@@ -52,108 +43,42 @@ def write_profile(found: Profile, folder: str | Path) -> dict[str, Path]:
 
 
 def write_page(path: Path, found: Profile) -> None:
-    """Write the profile with its plots and tables."""
-    cases = found.cases
-    panels = {
-        "phases": [_shares(cases), _times(cases)],
-        "memory": [_memory(case) for case in cases if _course(case) is not None],
-    }
+    """Write the profile with its plot and tables."""
+    panels = {"phases": [_shares(found.cases)]}
     text = page_of(
         template("profile.html.jinja"),
         drawn(panels),
         panels=panels,
         about=found.content["about"],
         settings=found.content["settings"],
-        cases=cases,
-        phases=[name for name in PHASES if any(_ms(case, name) for case in cases)],
+        cases=found.cases,
         meaning=MEANING,
         ms=_ms,
         name=_name,
         provenance=list(flat(found.content["about"])),
-        raw=json.dumps({**found.content, "cases": [_short(case) for case in cases]}, indent=1),
+        raw=json.dumps(found.content, indent=1),
     )
     write_text(path, text)
 
 
-def _name(case: Case) -> str:
+def _name(case: dict[str, Any]) -> str:
     return f"{case['model']}, {case['engine']}, {case['system']}"
 
 
-def _ms(case: Case, phase: str) -> float | None:
-    for row in case["phases"]:
-        if row["name"] == phase:
-            return float(row["ms"])
-    return None
+def _ms(case: dict[str, Any], phase: str) -> float | None:
+    return next((row["ms"] for row in case["phases"] if row["name"] == phase), None)
 
 
-def _short(case: Case) -> Case:
-    """Without the courses, which are drawn."""
-    allocations = {
-        device: {key: value for key, value in row.items() if key != "series"}
-        for device, row in case["trace"]["allocations"].items()
-    }
-    return {**case, "trace": {**case["trace"], "allocations": allocations}}
-
-
-def _shares(cases: Sequence[Case]) -> Panel:
-    return _bars(cases, "Share of each phase", "share of the step (%)", relative=True)
-
-
-def _times(cases: Sequence[Case]) -> Panel:
-    return _bars(cases, "Time of each phase", "ms a step", relative=False)
-
-
-def _bars(cases: Sequence[Case], title: str, unit: str, *, relative: bool) -> Panel:
-    if not cases:
-        return Panel(title, None)
+def _shares(cases: list[dict[str, Any]]) -> Panel:
+    """Bars to 100 %; a remainder below zero is in the table only."""
     labels = [html.escape(_name(case)) for case in cases]
     traces = []
     for phase, color in _COLORS.items():
-        values = [_ms(case, phase) or 0.0 for case in cases]
-        if not any(values):
-            continue
-        if relative:
-            values = [100 * v / case["sum_ms"] for v, case in zip(values, cases, strict=True)]
-        traces.append(
-            go.Bar(x=values, y=labels, orientation="h", name=phase, marker={"color": color})
-        )
-    if not relative:
-        look = {"symbol": "line-ns", "size": 16, "line": {"width": 2, "color": GREY}}
-        traces.append(
-            go.Scatter(
-                x=[case["step_ms"] for case in cases],
-                y=labels,
-                mode="markers",
-                marker=look,
-                name="step, measured plainly",
-            )
-        )
-    x: dict[str, Any] = {"title": unit}
-    if relative:
-        x["range"] = [0, 100]
+        values = [100 * (_ms(case, phase) or 0.0) / case["step_ms"] for case in cases]
+        look = {"orientation": "h", "name": phase, "marker": {"color": color}}
+        traces.append(go.Bar(x=[max(0.0, value) for value in values], y=labels, **look))
+    x = {"title": "share of the step (%)"}
     y = {"title": "", "type": "category", "autorange": "reversed", "showgrid": False}
     below = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "normal"}
     shown = figure(traces, x, y, top=80, barmode="stack", height=170 + 34 * len(cases))
-    return Panel(title, shown.update_layout(legend=below, bargap=0.35))
-
-
-def _course(case: Case) -> tuple[str, dict[str, Any]] | None:
-    allocations = case["trace"]["allocations"]
-    for device in ("cuda", "cpu"):
-        if device in allocations:
-            return device, allocations[device]["series"]
-    return None
-
-
-def _memory(case: Case) -> Panel:
-    device, series = _course(case) or ("", {"us": [], "MiB": []})
-    x, y = 1e-3 * np.array(series["us"]), np.array(series["MiB"])
-    line = {"color": BLUE, "width": 1.2, "shape": "hv"}
-    trace = go.Scatter(x=x, y=y, mode="lines", line=line, name=device)
-    drawn_ = figure([trace], {"title": "time (ms)"}, {"title": "MiB"}, top=10, height=280)
-    rows = case["trace"]["allocations"][device]
-    note = (
-        f"PyTorch's allocator of the {device}: {rows['n']:.0f} allocations a step, "
-        f"{rows['bytes'] / 2**20:.3g} MiB; {rows['left_MiB']:+.3g} MiB from first to last."
-    )
-    return Panel(html.escape(_name(case)), drawn_, note)
+    return Panel("Share of each part", shown.update_layout(legend=below, bargap=0.35))

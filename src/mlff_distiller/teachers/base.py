@@ -117,6 +117,11 @@ class TeacherCalculator(Calculator):
             self._session.close()
 
     @property
+    def pid(self) -> int | None:
+        """Of the teacher's process; None while none runs."""
+        return self._session.pid
+
+    @property
     def identity(self) -> TeacherIdentity:
         """Who labels. Starts the teacher on first use."""
         with self._lock:

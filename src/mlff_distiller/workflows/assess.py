@@ -352,8 +352,7 @@ _ASKED = (
 def _resolved(settings: Mapping[str, Any]) -> dict[str, Any]:
     """As JSON has them, with the length of the run at constant energy."""
     plain: dict[str, Any] = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in settings.items()
+        name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()
     }
     return {**plain, "nve_ps": plain.get("nve_ps") or 0.5 * plain.get("time_ps", 0.0)}
 

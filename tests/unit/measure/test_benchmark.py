@@ -266,7 +266,11 @@ def test_files_that_are_no_results_are_refused(tmp_path):
     (tmp_path / "list.json").write_text("[]")
     content = run_of(2.0, 0).content
     (tmp_path / "new.json").write_text(json.dumps(content | {"schema": 99}))
-    for name, what in (("text", "cannot read"), ("list", "no result"), ("new", "another schema")):
+    for name, what in (
+        ("text", "cannot read"),
+        ("list", "not a result"),
+        ("new", "another schema"),
+    ):
         with pytest.raises(ConfigError, match=what):
             read_result(tmp_path / f"{name}.json")
 

@@ -28,7 +28,7 @@ def by_name(checks):
 
 
 def test_this_machine_compiles_runs_and_compares(tmp_path):
-    found = by_name(doctor.examine(tmp_path))
+    found = by_name(doctor.checks(tmp_path))
     assert found["kernels, cpu"].status == "ok"
     assert found["disk"].status == "ok"
     assert list(tmp_path.iterdir()) == []
@@ -51,7 +51,7 @@ def test_json_and_exit_codes(tmp_path, monkeypatch):
 def test_a_kernel_that_runs_but_errs_is_a_failure(tmp_path, monkeypatch):
     monkeypatch.setattr(warp_probe, "run", lambda device: 0.5)
     assert run("--disk", tmp_path).exit_code == 1
-    check = by_name(doctor.examine(tmp_path))["kernels, cpu"]
+    check = by_name(doctor.checks(tmp_path))["kernels, cpu"]
     assert (check.status, "wrong by 0.5" in check.found) == ("failed", True)
 
 
@@ -61,7 +61,7 @@ def test_a_broken_triton_is_worse_than_none(tmp_path, monkeypatch):
     (tmp_path / "triton" / "__init__.py").write_text("raise OSError('libtriton.so: not found')")
     monkeypatch.delitem(__import__("sys").modules, "triton", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
-    check = by_name(doctor.examine(tmp_path))["triton"]
+    check = by_name(doctor.checks(tmp_path))["triton"]
     assert check.status == "failed"
     assert "OSError: libtriton.so: not found" in check.found
     assert "--force-reinstall triton" in check.remedy
@@ -74,7 +74,7 @@ def test_without_any_teacher_it_says_how_to_get_one(tmp_path, monkeypatch):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name in libraries else real(name)
     )
-    check = by_name(doctor.examine(tmp_path))["teachers"]
+    check = by_name(doctor.checks(tmp_path))["teachers"]
     assert check.status == "absent"
     assert 'pip install "mlff-distiller[sevennet]"' in check.remedy
     assert run("--disk", tmp_path, "--require", "teachers").exit_code == 1
@@ -83,7 +83,7 @@ def test_without_any_teacher_it_says_how_to_get_one(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("quick")
 def test_what_raises_is_a_failed_check(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    check = by_name(doctor.examine(tmp_path / "file" / "below"))["disk"]
+    check = by_name(doctor.checks(tmp_path / "file" / "below"))["disk"]
     assert (check.status, "NotADirectoryError" in check.found) == ("failed", True)
 
 
@@ -120,7 +120,7 @@ def test_nvml_tells_what_it_can():
 
 @pytest.mark.gpu
 def test_a_gpu_is_in_order(tmp_path):
-    found = by_name(doctor.examine(tmp_path))
+    found = by_name(doctor.checks(tmp_path))
     wrong = [check for check in found.values() if check.status == "failed"]
     assert not wrong
     assert {"cuda:0", "graphs, cuda:0", "kernels, cuda:0"} <= found.keys()

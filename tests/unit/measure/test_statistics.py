@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from mlff_distiller.md import statistics
 from mlff_distiller.md.statistics import growth
-from mlff_distiller.measure import statistics
 
 
 def test_latency_gives_a_percentile_only_where_samples_decide_it():

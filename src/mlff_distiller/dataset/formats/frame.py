@@ -38,9 +38,6 @@ FORCES_UNITS = {
 }
 """Factors to eV, Å, eV/Å³ and eV/Å, with the CODATA values that ASE uses. Keys in lower case."""
 
-MOST_LABELS = 1 << 28
-"""Atoms a single frame may declare; no force field is trained on more."""
-
 
 @dataclass(frozen=True)
 class Conventions:

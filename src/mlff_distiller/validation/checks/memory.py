@@ -16,6 +16,7 @@ from ase import Atoms
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.md import Ensemble
 from mlff_distiller.md.statistics import Estimate, growth
+from mlff_distiller.measure.meters import host_bytes
 from mlff_distiller.validation.check import Check, Measured
 from mlff_distiller.validation.subject import Subject
 from mlff_distiller.validation.trajectory import ForceField, OnStep, steps_of
@@ -60,10 +61,11 @@ def memory_growth(
     own); the GPU's what torch and Warp hold in this process.
     """
     processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    pids = [process.pid for process in processes]
     device = _gpu(force_field)
     every = max(1, n_steps // _N_MARKS)
     heap = _heap()
-    reads: dict[str, Callable[[], int]] = {"host": lambda: _resident(processes)}
+    reads: dict[str, Callable[[], int]] = {"host": lambda: host_bytes(pids)}
     reads |= {"heap": heap} if heap is not None else {}
     reads |= {"gpu": lambda: _held(device)} if device is not None else {}
     steps: list[int] = []
@@ -115,16 +117,6 @@ def _heap() -> Callable[[], int] | None:
         return int(now.uordblks + now.hblkhd)
 
     return read
-
-
-def _resident(processes: list[psutil.Process]) -> int:
-    total = 0
-    for process in processes:
-        try:
-            total += process.memory_info().rss
-        except psutil.Error:  # it has ended
-            continue
-    return total
 
 
 def _gpu(force_field: ForceField) -> torch.device | None:
