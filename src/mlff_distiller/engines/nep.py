@@ -22,12 +22,11 @@ from mlff_distiller.kernels.nep.warp import (
     Kernels,
     Specialization,
     build,
-    vec6d,
-    vec7d,
 )
 from mlff_distiller.kernels.nep.warp_functions import ZBL_SIZE
 from mlff_distiller.kernels.nep.warp_lanes import WARP
 from mlff_distiller.kernels.systems import Systems
+from mlff_distiller.kernels.types import vec6d, vec7d
 
 SKIN = 1.0
 """Å. A rebuild costs a few evaluations, a skipped neighbour about a thirtieth of a near one."""

@@ -24,8 +24,8 @@ from mlff_distiller.batch import Batch
 from mlff_distiller.errors import DeviceMemoryError
 from mlff_distiller.kernels.compiling import warp_device
 from mlff_distiller.kernels.neighbors.verlet import VerletList
-from mlff_distiller.kernels.nep.warp import vec7d
 from mlff_distiller.kernels.systems import Systems
+from mlff_distiller.kernels.types import vec7d
 from mlff_distiller.neighbors import Neighbors
 from mlff_distiller.students.base import Student
 from mlff_distiller.students.compiled import compiled

@@ -19,6 +19,7 @@ from mlff_distiller.engines.forces import Forces
 from mlff_distiller.errors import DynamicsError
 from mlff_distiller.kernels.compiling import Launch, load
 from mlff_distiller.kernels.dynamics import warp as integrators
+from mlff_distiller.kernels.types import vec6d
 from mlff_distiller.md.ensemble import Ensemble
 from mlff_distiller.md.files import Frame
 
@@ -193,7 +194,7 @@ class Simulation:
             self._step, self._halt, self._broken = (
                 wp.zeros(1, dtype=dtype) for dtype in (wp.int64, int, int)
             )
-            self._partial = wp.zeros(systems.n_chunks, dtype=integrators.vec6d)
+            self._partial = wp.zeros(systems.n_chunks, dtype=vec6d)
             self._seeds = wp.array(seeds, dtype=wp.uint64)
             self._thermal = wp.array(units.kB * self._temperatures(), dtype=wp.float64)
             self._pressures = wp.array(pressures, dtype=wp.float64)
