@@ -231,11 +231,7 @@ class TorchEvaluator:
         pbc = torch.ones(len(cell), 3, dtype=torch.bool, device=cell.device)
         batch = Batch(positions, self._types, self._system_idx, cell, pbc)
         # Shapes must not depend on values: a bound on the neighbours of atoms.
-        before, self.student.max_neighbors = self.student.max_neighbors, self._n_slots
-        try:
-            found = self.student.predict(self._types, batch, Neighbors(i, j, shifts))
-        finally:
-            self.student.max_neighbors = before
+        found = self.student.predict(self._types, batch, Neighbors(i, j, shifts), self._n_slots)
         return found.energy, found.energies, found.forces, found.strain_gradient
 
     def _evaluate(self, derivatives: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]) -> None:
