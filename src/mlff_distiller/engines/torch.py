@@ -26,7 +26,7 @@ from mlff_distiller.kernels.compiling import warp_device
 from mlff_distiller.kernels.neighbors.verlet import VerletList
 from mlff_distiller.kernels.systems import Systems
 from mlff_distiller.kernels.types import vec7d
-from mlff_distiller.neighbors import Neighbors
+from mlff_distiller.neighbors import PADDING_ATOMS, Neighbors, padded_number, padding
 from mlff_distiller.students.base import Student
 from mlff_distiller.students.compiled import compiled
 
@@ -34,7 +34,7 @@ Array = NDArray[np.float64]
 
 SKIN = 0.5
 """Å. Every pair within the skin costs as much as one within the cutoff."""
-_MARGIN, _EDGES_ROUND, _PADDING_ATOMS = 1.1, 256, 16
+_MARGIN = 1.1
 _FIRST_RECORDED = 3
 """Evaluation at which it pays to record it."""
 _LONG_ON_GPU, _LONG_ON_CPU = 10_000, 300_000
@@ -100,7 +100,7 @@ class TorchEvaluator:
         self.forces = wp.from_torch(self._forces, dtype=wp.vec3d)
         self.positions = wp.zeros(n, dtype=wp.vec3d, device=self.device)
         is_padded = (self.device.is_cuda or compile) if padded is None else padded
-        self._n_padding = _PADDING_ATOMS + n // 8 if is_padded else 0
+        self._n_padding = PADDING_ATOMS + n // 8 if is_padded else 0
         self._n_edges = 0
         self._n_slots: int | None = None
         types = student.types(torch.from_numpy(numbers).to(here))
@@ -196,19 +196,16 @@ class TorchEvaluator:
         if n_used <= self._n_edges:
             self._fill(edges)
         else:
-            self._n_edges = _EDGES_ROUND * (int(_MARGIN * n_used) // _EDGES_ROUND + 1)
+            self._n_edges = padded_number(int(_MARGIN * n_used))
             self._padding, self._edges = self._unused(), self._unused()
             self._fill(edges)
             self._set_launch()
 
     def _unused(self) -> Neighbors:
         """Edges of twice the cutoff, spread evenly over the atoms of the last system."""
-        device = self.student.device
-        number = torch.arange(self._n_edges, device=device)
-        atom = self.systems.n_atoms + number * self._n_padding // self._n_edges
-        shifts = torch.zeros(self._n_edges, 3, dtype=torch.float64, device=device)
-        shifts[:, 0] = 1.0
-        return Neighbors(atom, atom.clone(), shifts)
+        edges = padding(self._n_edges, self._n_padding, self.student.device)
+        atom = self.systems.n_atoms + edges.i
+        return Neighbors(atom, atom.clone(), edges.shifts)
 
     def _fill(self, edges: Neighbors) -> None:
         """Pairs first, in their order; padding from there on."""
