@@ -14,8 +14,8 @@ from ase.calculators import calculator as ase_calculator
 from ase.md.md import MolecularDynamics
 
 from mlff_distiller.deploy import StudentCalculator
-from mlff_distiller.engines import backends
-from mlff_distiller.engines.forces import Forces
+from mlff_distiller.engines import torch as torch_engine
+from mlff_distiller.engines.engine import Engine
 from mlff_distiller.errors import TeacherError
 from mlff_distiller.md import Simulation
 from mlff_distiller.teachers.registry import parse_spec
@@ -217,20 +217,18 @@ def follow_ase(phases: Phases, dynamics: MolecularDynamics, atoms: Atoms) -> Non
 
 def _follow_student(phases: Phases, calculator: StudentCalculator) -> None:
     phases.wrap(calculator, "_is_current", COMPARING)
-    backend: Any = getattr(calculator._backend, "_chosen", calculator._backend)
-    evaluator = getattr(backend, "_evaluator", None)
-    told = evaluator is not None or isinstance(backend, backends.TorchBackend)
-    phases.wrap(calculator, "_backend", TO_DEVICE if told else MODEL)
-    if evaluator is None:
-        phases.wrap(backends, "neighbor_list", NEIGHBORS)
+    engine: Any = calculator._engine
+    phases.wrap(engine, "evaluate", TO_DEVICE)
+    if not hasattr(engine, "neighbors"):
+        phases.wrap(torch_engine, "neighbor_list", NEIGHBORS)
         phases.wrap(calculator.student, "forward", MODEL, then=TO_HOST, waits=True)
         return
     # Its copies are part of one CUDA graph with the kernels.
-    phases.wrap(evaluator, "_run", MODEL, then=TO_HOST)
-    phases.wrap(evaluator, "rebuild", NEIGHBORS)
-    phases.wrap(evaluator.neighbors, "is_current", NEIGHBORS)
-    if evaluator.device.is_cpu:
-        phases.wrap(evaluator.neighbors, "follow", NEIGHBORS)
+    phases.wrap(engine, "_run", MODEL, then=TO_HOST)
+    phases.wrap(engine, "rebuild", NEIGHBORS)
+    phases.wrap(engine.neighbors, "is_current", NEIGHBORS)
+    if engine.device.is_cpu:
+        phases.wrap(engine.neighbors, "follow", NEIGHBORS)
 
 
 def _follow_copies(phases: Phases) -> None:
@@ -261,17 +259,17 @@ def _follow_copies(phases: Phases) -> None:
     phases._restore.callback(restore)
 
 
-def follow_forces(phases: Phases, forces: Forces) -> None:
+def follow_forces(phases: Phases, engine: Engine) -> None:
     """Forces of ``run_md``; before its ``Simulation`` is made, which keeps what is wrapped."""
-    if not (forces.device.is_cuda and forces.capturable):
-        phases.wrap(forces, "compute", MODEL, waits=True)
-        phases.wrap(forces, "total", MODEL, waits=True)
-    phases.wrap(forces, "rebuild", NEIGHBORS, waits=True)
+    if not (engine.device.is_cuda and engine.capturable):
+        phases.wrap(engine, "compute", MODEL, waits=True)
+        phases.wrap(engine, "total", MODEL, waits=True)
+    phases.wrap(engine, "rebuild", NEIGHBORS, waits=True)
 
 
 def follow_simulation(phases: Phases, simulation: Simulation) -> None:
     """The steps themselves. In CUDA graphs, only the host's part can be told apart."""
-    graphs = simulation.device.is_cuda and simulation.forces.capturable
+    graphs = simulation.device.is_cuda and simulation.engine.capturable
     phases.wrap(simulation, "advance", GRAPHS if graphs else INTEGRATOR)
     if not graphs:
         for name in ("_keep", "_settle"):  # looks of the host, between blocks of steps

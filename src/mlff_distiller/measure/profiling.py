@@ -19,7 +19,7 @@ from ase import Atoms
 from torch.profiler import ProfilerActivity, record_function
 from torch.profiler import profile as torch_profile
 
-from mlff_distiller.engines.forces import choose_forces
+from mlff_distiller.engines.choice import choose_engine
 from mlff_distiller.engines.loading import ready_student
 from mlff_distiller.errors import ConfigError
 from mlff_distiller.md import Ensemble, Simulation
@@ -244,14 +244,14 @@ class _Run:
             raise ConfigError(f"run_md cannot run {self.one.name}")
         atoms = start_of(self.system, self.settings.temperature_K, self.settings.seed)
         student = ready_student(self.one.student, self.one.device, self.dtype)
-        forces = choose_forces(student, [atoms], self.dtype)
-        follow_forces(self.phases, forces)
+        engine = choose_engine(student, [atoms])
+        follow_forces(self.phases, engine)
         ensemble = Ensemble(
             ensemble=self.settings.ensemble,
             temperature_K=self.settings.temperature_K,  # type: ignore[arg-type]
             seed=self.settings.seed,
         )
-        simulation = Simulation(forces, [atoms], ensemble)
+        simulation = Simulation(engine, [atoms], ensemble)
         simulation.advance(self.settings.warm_up)
         follow_simulation(self.phases, simulation)
         self.block = max(self.block, min(STEPS_A_SAMPLE, self.settings.n_steps // 8))

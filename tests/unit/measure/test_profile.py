@@ -16,7 +16,7 @@ from tests.unit.reports.test_report import ATTACK, Page, browse
 from typer.testing import CliRunner
 
 from mlff_distiller.cli.main import app
-from mlff_distiller.engines import backends
+from mlff_distiller.engines import torch as torch_engine
 from mlff_distiller.errors import ConfigError, TeacherError
 from mlff_distiller.measure import phases as p
 from mlff_distiller.measure.findings import findings
@@ -129,7 +129,7 @@ def test_every_phase_of_a_student_is_told_apart(found):
 
 
 def test_all_is_put_back(found):
-    assert backends.neighbor_list.__module__ == "mlff_distiller.neighbors"
+    assert torch_engine.neighbor_list.__module__ == "mlff_distiller.neighbors"
     assert ase_calculator.compare_atoms.__qualname__ == "compare_atoms"
     assert torch.Tensor.to.__qualname__ != "_follow_copies.<locals>.to"
 
