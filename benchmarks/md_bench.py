@@ -17,7 +17,7 @@ from ase import Atoms, units
 from ase.build import bulk
 from ase.md.verlet import VelocityVerlet
 
-from mlff_distiller.engines.forces import choose_forces
+from mlff_distiller.engines.choice import choose_engine
 from mlff_distiller.engines.loading import ready_student
 from mlff_distiller.md import Ensemble, Simulation
 from mlff_distiller.structure import thermalise
@@ -96,8 +96,8 @@ class Bench:
     def simulation(self, element, frames, **settings):
         settings = {"ensemble": "nve", "temperature_K": 600.0, "time_step_fs": 1.0} | settings
         frames = [frames] if isinstance(frames, Atoms) else frames
-        forces = choose_forces(self.student(element), frames)
-        return Simulation(forces, frames, Ensemble(**settings))
+        engine = choose_engine(self.student(element), frames)
+        return Simulation(engine, frames, Ensemble(**settings))
 
     def synchronize(self):
         if self.device.startswith("cuda"):
@@ -167,9 +167,3 @@ def blocks_of_verlet(bench, atoms, calculator, n_blocks, n_steps, settle):
         bench.synchronize()
         seconds.append((time.perf_counter() - start) / n_steps)
     return seconds
-
-
-def evaluator_of(calculator):
-    """What runs the kernels for a calculator that has evaluated something."""
-    backend = calculator._backend
-    return getattr(backend, "_chosen", backend)._evaluator

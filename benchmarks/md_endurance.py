@@ -8,7 +8,7 @@ import numpy as np
 import psutil
 from ase import units
 from ase.md.verlet import VelocityVerlet
-from md_bench import crystal, evaluator_of
+from md_bench import crystal
 
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.structure import thermalise
@@ -99,13 +99,13 @@ def density_jump(bench):
     simulation.advance(50 if bench.tiny else 1000)
 
     def note_simulation(when, before):
-        atoms, forces = simulation.atoms(), simulation.forces
+        atoms, forces = simulation.atoms(), simulation.engine
         found = forces.forces.numpy(), float(simulation.observables().potential_energy[0])
         row = {"of": "Simulation", "when": when, "capacity_before": before}
         row |= {"capacity": forces.neighbors.capacity}
         bench.note("density_jump", row | differences(bench, atoms, *found))
 
-    capacity = simulation.forces.neighbors.capacity
+    capacity = simulation.engine.neighbors.capacity
     simulation.set_cell(0.7 ** (1 / 3) * simulation.cell()[0])
     note_simulation("at once", capacity)
     simulation.advance(20 if bench.tiny else 500)
@@ -118,11 +118,11 @@ def density_jump(bench):
         atoms.rattle(0.01, rng=np.random.default_rng(1))
         atoms.get_forces()
     for when, factor in (("compressed", 0.7), ("as before", 1 / 0.7)):
-        capacity = evaluator_of(atoms.calc).neighbors.capacity
+        capacity = atoms.calc._engine.neighbors.capacity
         atoms.set_cell(factor ** (1 / 3) * atoms.cell.array, scale_atoms=True)
         found = atoms.get_forces(), atoms.get_potential_energy()
         row = {"of": "StudentCalculator", "when": when, "capacity_before": capacity}
-        row |= {"capacity": evaluator_of(atoms.calc).neighbors.capacity}
+        row |= {"capacity": atoms.calc._engine.neighbors.capacity}
         bench.note("density_jump", row | differences(bench, atoms, *found))
 
 

@@ -32,7 +32,6 @@ from md_bench import (
     Bench,
     blocks_of_verlet,
     crystal,
-    evaluator_of,
     rate,
     timed,
 )
@@ -167,10 +166,10 @@ def ase_step(bench):
         calculator = StudentCalculator(bench.student("Si"), device=bench.device, backend="warp")
         n_blocks, n_steps, settle = (3, 5, 10) if bench.tiny else (10, 100, 200)
         seconds = blocks_of_verlet(bench, atoms, calculator, n_blocks, n_steps, settle)
-        evaluator = evaluator_of(calculator)
+        engine = calculator._engine
         row = {"n_atoms": n, "ms": 1e3 * statistics.median(seconds), "ms_least": 1e3 * min(seconds)}
-        row |= {"graph": evaluator._graph is not None, "us_of": parts_of_a_step(bench, atoms)}
-        evaluator._with_graphs = False
+        row |= {"graph": engine._graph is not None, "us_of": parts_of_a_step(bench, atoms)}
+        engine._with_graphs, engine._graph = False, None
         plain = blocks_of_verlet(bench, atoms, calculator, 3, n_steps, 1)
         bench.note("ase_step", row | {"ms_without_graph": 1e3 * statistics.median(plain)})
 
@@ -180,12 +179,12 @@ def parts_of_a_step(bench, atoms):
 
     The last two are one after the other, in ``_run``: the host hands the graph over, and waits.
     """
-    evaluator = evaluator_of(atoms.calc)
+    engine = atoms.calc._engine
     parts = {}
     for owner, name in (
         (atoms, "get_forces"),
-        (evaluator, "evaluate"),
-        (evaluator, "_run"),
+        (engine, "evaluate"),
+        (engine, "_run"),
         (wp, "capture_launch"),
         (wp, "synchronize_stream"),
     ):
@@ -250,7 +249,7 @@ def steps(bench):
     for n in sizes:
         simulation = bench.simulation("Si", crystal("Si", n))
         seconds, n_steps, rebuilds = rate(bench, simulation, 0.2 if bench.tiny else 1.5)
-        row = {"ensemble": "nve", "n_atoms": simulation.forces.systems.n_atoms}
+        row = {"ensemble": "nve", "n_atoms": simulation.engine.systems.n_atoms}
         row |= {"us": 1e6 * seconds, "n_steps": n_steps, "rebuilds": rebuilds}
         bench.note("steps", row | {"graphs": simulation._with_graphs})
     for settings in (
@@ -260,7 +259,7 @@ def steps(bench):
     ):
         simulation = bench.simulation("Si", crystal("Si", sizes[-1]), **settings)
         seconds, n_steps, rebuilds = rate(bench, simulation, 0.2 if bench.tiny else 1.0)
-        row = settings | {"n_atoms": simulation.forces.systems.n_atoms, "us": 1e6 * seconds}
+        row = settings | {"n_atoms": simulation.engine.systems.n_atoms, "us": 1e6 * seconds}
         bench.note("steps", row | {"n_steps": n_steps, "rebuilds": rebuilds})
 
 
@@ -273,7 +272,7 @@ def throughput(bench):
             simulation = bench.simulation(element, crystal(element, n))
             started = time.perf_counter() - start
             seconds, n_steps, rebuilds = rate(bench, simulation, 0.2 if bench.tiny else 2.0, 10)
-            n_atoms, seen = simulation.forces.systems.n_atoms, simulation.observables()
+            n_atoms, seen = simulation.engine.systems.n_atoms, simulation.observables()
             row = {"element": element, "n_atoms": n_atoms, "ms": 1e3 * seconds}
             row |= {"atom_steps_per_s": n_atoms / seconds, "n_steps": n_steps}
             row |= {"rebuilds": rebuilds, "temperature_K": float(seen.temperature_K[0])}
@@ -298,7 +297,7 @@ def kernels(bench):
         for n in (64,) if bench.tiny else (64, 1000, 1_000_000):
             simulation = bench.simulation(element, crystal(element, n))
             simulation.advance(20)
-            forces = simulation.forces
+            forces = simulation.engine
             launches = {
                 "nep": [forces._gradients._ranges[0], forces._forces._ranges[0]],
                 "totals": [forces._chunk_totals._ranges[0], forces._totals._ranges[0]],
@@ -313,7 +312,7 @@ def kernels(bench):
                         parts[label] = timed(bench, command.launch)
             simulation = bench.simulation(element, crystal(element, n))
             parts["rebuild"] = timed(bench, simulation._list, repeats=5)
-            slots = simulation.forces.neighbors
+            slots = simulation.engine.neighbors
             row = {"element": element, "n_atoms": forces.systems.n_atoms, "us": parts}
             counts = float(slots.counts.numpy().mean())
             bench.note("kernels", row | {"slots": slots.capacity, "mean_neighbours": counts})
@@ -338,7 +337,7 @@ def largest(bench):
         except DeviceMemoryError as error:
             bench.note("largest", {"n_atoms": n, "does not fit": str(error)[:300]})
             break
-        n_atoms = simulation.forces.systems.n_atoms
+        n_atoms = simulation.engine.systems.n_atoms
         row = {"n_atoms": n_atoms, "ms": 1e3 * seconds, "start_s": round(started, 1)}
         row["used_GiB"] = round(bench.device_bytes() / 2**30, 2)
         bench.note("largest", row | {"atom_steps_per_s": n_atoms / seconds})

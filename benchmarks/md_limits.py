@@ -117,9 +117,10 @@ def limits(bench):
     for element in ("Si", "Cu"):
         simulation = bench.simulation(element, crystal(element, 500 if bench.tiny else 1_000_000))
         seconds, _, _ = rate(bench, simulation, 0.2 if bench.tiny else 2.0, 10)
-        forces, n_atoms = simulation.forces, simulation.forces.systems.n_atoms
+        forces, n_atoms = simulation.engine, simulation.engine.systems.n_atoms
         radial, angular, slots = mean_neighbors(forces)
-        n_operations, n_bytes = operations(forces.shape, radial, angular), bytes_moved(slots)
+        shape = forces.student.shape
+        n_operations, n_bytes = operations(shape, radial, angular), bytes_moved(slots)
         row = {"element": element, "n_atoms": n_atoms, "ms": 1e3 * seconds}
         row |= {"near_radial": radial, "near_angular": angular, "slots": slots}
         row |= {"kFLOP_an_atom": 1e-3 * n_operations, "bytes_an_atom": n_bytes}

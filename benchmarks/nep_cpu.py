@@ -30,7 +30,8 @@ import numpy as np
 from ase.build import bulk
 from calorine.calculators import CPUNEP
 
-from mlff_distiller.engines.nep import NEPEvaluator
+from mlff_distiller.engines.loading import ready_student
+from mlff_distiller.engines.nep import NEPEngine
 from mlff_distiller.students import read_nep
 
 MODELS = {
@@ -61,11 +62,8 @@ def calorine(path, atoms):
 
 
 def ours(student, atoms, n_threads, *, rebuild):
-    evaluator = NEPEvaluator(
-        student.shape, student.nep4(), student.reference_energies, n_threads=n_threads
-    )
-    types, cells = np.zeros(len(atoms), dtype=np.int64), [atoms.cell.array, atoms.cell.array]
-    types[:] = student.types_of_numbers[atoms.numbers[0]]
+    engine = NEPEngine(student, n_threads=n_threads)
+    cells = [atoms.cell.array, atoms.cell.array]
     cells[1] = cells[1] * (1.0 + 1e-15)
     calls = 0
 
@@ -74,7 +72,7 @@ def ours(student, atoms, n_threads, *, rebuild):
         calls += 1
         # A cell that differs in the last digit is another cell.
         cell = cells[calls % 2] if rebuild else cells[0]
-        return evaluator.evaluate(positions, types, cell, atoms.pbc).forces
+        return engine.evaluate(positions, atoms.numbers, cell, atoms.pbc).forces
 
     return evaluate
 
@@ -126,7 +124,7 @@ def main():
     rows = []
     for file, (element, sizes) in MODELS.items():
         path = arguments.models / file
-        student = read_nep(path)
+        student = ready_student(read_nep(path), "cpu", "float32")
         for n_atoms, cells in sizes.items():
             atoms = bulk(element, cubic=True) * cells
             ways = {"CPUNEP": calorine(path, atoms)}

@@ -22,8 +22,8 @@ from painn_md import WAYS, median_ms, rattled
 from training_sets import load_set
 
 import mlff_distiller
-from mlff_distiller.engines.forces import TorchForces
 from mlff_distiller.engines.loading import ready_student
+from mlff_distiller.engines.torch import TorchEngine
 from mlff_distiller.students import load_student
 from mlff_distiller.training import train
 from mlff_distiller.workflows.config import load_config
@@ -62,12 +62,12 @@ def evaluation(student, atoms):
     """Milliseconds, one by one and compiled."""
     times = {}
     for way in ("one by one", "compiled"):
-        forces = TorchForces(ready_student(student, "cpu", "float32"), [atoms], 0.5, **WAYS[way])
-        forces.positions.assign(atoms.positions)
-        forces.rebuild(atoms.cell.array[None], atoms.pbc[None])
+        engine = TorchEngine(ready_student(student, "cpu", "float32"), 0.5, **WAYS[way])
+        engine.for_frames([atoms]).positions.assign(atoms.positions)
+        engine.rebuild(atoms.cell.array[None], atoms.pbc[None])
         for _ in range(4):
-            forces.compute()
-        times[f"{way}, ms"] = median_ms(forces.compute, "cpu")
+            engine.compute()
+        times[f"{way}, ms"] = median_ms(engine.compute, "cpu")
     return times
 
 

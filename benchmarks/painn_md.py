@@ -22,8 +22,8 @@ from ase.md.verlet import VelocityVerlet
 from md_bench import crystal
 
 from mlff_distiller.deploy import StudentCalculator
-from mlff_distiller.engines.forces import TorchForces
 from mlff_distiller.engines.loading import ready_student
+from mlff_distiller.engines.torch import TorchEngine
 from mlff_distiller.md import Ensemble, Simulation
 from mlff_distiller.structure import thermalise
 from mlff_distiller.students.painn import PaiNN
@@ -79,15 +79,15 @@ def evaluations(students, sizes, device, skin):
             row = {"what": "evaluation", "student": name, "atoms": len(atoms), "skin_A": skin}
             for way, options in WAYS.items():
                 try:
-                    forces = TorchForces(student, [atoms], skin, **options)
-                    forces.positions.assign(atoms.positions)
+                    engine = TorchEngine(student, skin, **options).for_frames([atoms])
+                    engine.positions.assign(atoms.positions)
                     began = time.perf_counter()
-                    forces.rebuild(atoms.cell.array[None], atoms.pbc[None])
+                    engine.rebuild(atoms.cell.array[None], atoms.pbc[None])
                     for _ in range(4):
-                        forces.compute()
+                        engine.compute()
                     synchronize(device)
                     row[f"{way}: first"] = round(time.perf_counter() - began, 2)
-                    row[f"{way}, ms"] = median_ms(forces.compute, device)
+                    row[f"{way}, ms"] = median_ms(engine.compute, device)
                 except Exception as error:
                     row[f"{way}: failed"] = repr(error)[:200]
             yield row
@@ -100,8 +100,8 @@ def steps(name, given, sizes, device, skins):
             thermalise(atoms, 300.0, np.random.default_rng(0))
             row = {"what": "run_md", "student": name, "atoms": len(atoms), "skin_A": skin}
             for way, options in WAYS.items():
-                forces = TorchForces(student, [atoms], skin, **options)
-                simulation = Simulation(forces, [atoms], Ensemble(time_step_fs=1.0))
+                engine = TorchEngine(student, skin, **options).for_frames([atoms])
+                simulation = Simulation(engine, [atoms], Ensemble(time_step_fs=1.0))
                 simulation.advance(50)
                 before = simulation.n_rebuilds, simulation.step
                 row[f"{way}, ms"] = median_ms(lambda s=simulation: s.advance(20), device) / 20

@@ -26,6 +26,9 @@ LARGEST_BY_IMAGES = 1024
 """Atoms of a system up to which a GPU, trying all pairs and images, beats cell lists on a CPU."""
 _CANDIDATES_AT_ONCE = 2**22
 """Some 200 bytes each."""
+PADDING_ATOMS = 16
+"""At least so many share the edges of ``padding``."""
+_EDGES_ROUND = 256
 
 
 @dataclass(frozen=True)
@@ -202,6 +205,22 @@ def _portions(tries: np.ndarray) -> Iterator[slice]:
         end = max(start + 1, int(np.searchsorted(ends, done + _CANDIDATES_AT_ONCE, "right")))
         yield slice(start, end)
         start = end
+
+
+def padded_number(n_edges: int) -> int:
+    """A round number above ``n_edges``, so that few sizes occur."""
+    return _EDGES_ROUND * (n_edges // _EDGES_ROUND + 1)
+
+
+def padding(n_edges: int, n_atoms: int, device: torch.device) -> Neighbors:
+    """Edges that only fill room, from atoms to their own images, spread evenly over ``n_atoms``.
+
+    In a cell of twice the cutoff, as a system of their own, they contribute nothing.
+    """
+    ends = torch.arange(n_edges, device=device) * n_atoms // max(n_edges, 1)
+    shifts = torch.zeros(n_edges, 3, dtype=torch.float64, device=device)
+    shifts[:, 0] = 1.0
+    return Neighbors(ends, ends, shifts)
 
 
 def edge_vectors(batch: Batch, neighbors: Neighbors) -> Tensor:

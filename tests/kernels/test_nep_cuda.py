@@ -9,13 +9,13 @@ from tests.kernels.test_nep_warp import (
     FORCE_TOLERANCE,
     LANES,
     assert_same,
-    evaluator,
+    engine,
     expected,
     many_atoms,
     run,
 )
 
-from mlff_distiller.engines.forces import choose_forces
+from mlff_distiller.engines.choice import choose_engine
 from mlff_distiller.engines.loading import ready_student
 from mlff_distiller.md import Ensemble, Simulation
 from mlff_distiller.students import read_nep
@@ -32,32 +32,32 @@ def student():
 @pytest.mark.parametrize("lanes", LANES)
 @pytest.mark.parametrize("dtype", FORCE_TOLERANCE)
 def test_same_as_reference(student, dtype, lanes):
-    one = evaluator(student, dtype, device=DEVICE, lanes=lanes)
+    one = engine(student, dtype, device=DEVICE, lanes=lanes)
     for atoms in [*structures().values(), many_atoms()]:
         for amount in (0.0, 0.08):
             moved = rattled(atoms, amount)
-            assert_same(run(one, student, moved), expected(student, moved), dtype)
+            assert_same(run(one, moved), expected(student, moved), dtype)
 
 
 @pytest.mark.parametrize("dtype", FORCE_TOLERANCE)
 @pytest.mark.parametrize("file", FILES)
 def test_same_as_reference_for_published_models(shared, file, dtype):
     student = read_nep(shared / "data" / "nep" / file)
-    one = evaluator(student, dtype, device=DEVICE)
+    one = engine(student, dtype, device=DEVICE)
     for atoms in crystals(FILES[file]).values():
-        assert_same(run(one, student, atoms), expected(student, atoms), dtype)
+        assert_same(run(one, atoms), expected(student, atoms), dtype)
 
 
 @pytest.mark.parametrize("lanes", LANES)
 def test_repeats_are_identical_whatever_the_list(student, lanes):
     atoms, rng = many_atoms(4), np.random.default_rng(7)
-    one = evaluator(student, "float32", device=DEVICE, skin=2.0, lanes=lanes)
+    one = engine(student, "float32", device=DEVICE, skin=2.0, lanes=lanes)
     for _ in range(4):
         atoms.positions += rng.normal(0.0, 0.05, atoms.positions.shape)
-        found = run(one, student, atoms)
+        found = run(one, atoms)
         assert (found[2].sum(0) == 0).all()
-        fresh = evaluator(student, "float32", device=DEVICE, skin=0.3, lanes=lanes)
-        for other in (run(one, student, atoms), run(fresh, student, atoms)):
+        fresh = engine(student, "float32", device=DEVICE, skin=0.3, lanes=lanes)
+        for other in (run(one, atoms), run(fresh, atoms)):
             for a, b in zip(found, other, strict=True):
                 assert np.array_equal(a, b)
     assert one.neighbors.n_builds == 1
@@ -65,7 +65,7 @@ def test_repeats_are_identical_whatever_the_list(student, lanes):
 
 def simulation(student, frames, **settings) -> Simulation:
     ensemble = Ensemble(temperature_K=900.0, **settings)
-    return Simulation(choose_forces(student, frames), frames, ensemble)
+    return Simulation(choose_engine(student, frames), frames, ensemble)
 
 
 @pytest.mark.parametrize("ensemble", ["nve", "nvt", "npt"])

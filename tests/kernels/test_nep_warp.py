@@ -1,5 +1,7 @@
 """The Warp kernels give what the reference gives, in every kind of box, whatever came before."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,8 @@ from tests.conftest import random_nep, rattled, structures
 from tests.kernels.test_nep_reference import FILES, crystals
 
 from mlff_distiller.batch import Batch
-from mlff_distiller.engines.nep import NEPEvaluator
+from mlff_distiller.engines.loading import ready_student
+from mlff_distiller.engines.nep import NEPEngine
 from mlff_distiller.errors import DeviceMemoryError
 from mlff_distiller.kernels.nep.warp_lanes import N_NEAR, WARP
 from mlff_distiller.neighbors import neighbor_list
@@ -20,21 +23,13 @@ FORCE_TOLERANCE = {"float64": 1e-9, "float32": 5e-5}  # eV/Å
 LANES = [1, WARP]  # on a CPU the lanes of a warp take turns
 
 
-def evaluator(student: NEP, dtype: str = "float64", **settings) -> NEPEvaluator:
-    return NEPEvaluator(
-        student.shape, student.nep4(), student.reference_energies, dtype=dtype, **settings
-    )
+def engine(student: NEP, dtype: str = "float64", device: str = "cpu", **settings) -> NEPEngine:
+    return NEPEngine(ready_student(copy.deepcopy(student), device, dtype), **settings)
 
 
-def run(evaluator: NEPEvaluator, student: NEP, atoms: Atoms):
-    types = student.types(torch.from_numpy(atoms.numbers)).numpy()
-    result = evaluator.evaluate(atoms.positions, types, atoms.cell.array, atoms.pbc)
-    return (
-        result.energy,
-        result.energies.copy(),
-        result.forces.copy(),
-        voigt_6_to_full_3x3_stress(result.virial),
-    )
+def run(engine: NEPEngine, atoms: Atoms):
+    found = engine.evaluate(atoms.positions, atoms.numbers, atoms.cell.array, atoms.pbc)
+    return found.energy, found.energies, found.forces, voigt_6_to_full_3x3_stress(found.virial)
 
 
 def expected(student: NEP, atoms: Atoms):
@@ -66,19 +61,19 @@ def student() -> NEP:
 
 
 @pytest.fixture(scope="module", params=LANES)
-def shared_evaluators(student, request) -> dict[str, NEPEvaluator]:
-    """One evaluator goes through all structures: nothing of one may remain in the next."""
-    return {dtype: evaluator(student, dtype, lanes=request.param) for dtype in FORCE_TOLERANCE}
+def shared_engines(student, request) -> dict[str, NEPEngine]:
+    """One engine goes through all structures: nothing of one may remain in the next."""
+    return {dtype: engine(student, dtype, lanes=request.param) for dtype in FORCE_TOLERANCE}
 
 
 @pytest.mark.parametrize("dtype", FORCE_TOLERANCE)
 @pytest.mark.parametrize("box", list(structures()))
-def test_same_as_reference(student, shared_evaluators, box, dtype):
+def test_same_as_reference(student, shared_engines, box, dtype):
     atoms = structures()[box]
     for amount in (0.0, 0.08):
         moved = rattled(atoms, amount)
         wanted = expected(student, moved)
-        assert_same(run(shared_evaluators[dtype], student, moved), wanted, dtype)
+        assert_same(run(shared_engines[dtype], moved), wanted, dtype)
 
 
 @pytest.mark.parametrize("lanes", LANES)
@@ -86,12 +81,12 @@ def test_same_as_reference(student, shared_evaluators, box, dtype):
 @pytest.mark.parametrize("file", FILES)
 def test_same_as_reference_for_published_models(shared, file, dtype, lanes):
     student = read_nep(shared / "data" / "nep" / file)
-    one = evaluator(student, dtype, lanes=lanes)
+    one = engine(student, dtype, lanes=lanes)
     largest = []
     for atoms in crystals(FILES[file]).values():
         wanted = expected(student, atoms)
         largest.append(np.abs(wanted[2]).max())
-        assert_same(run(one, student, atoms), wanted, dtype)
+        assert_same(run(one, atoms), wanted, dtype)
     assert max(largest) > 1.0
 
 
@@ -108,7 +103,7 @@ def test_other_shapes(l_max, flags, lanes):
     atoms = rattled(structures()["skewed cell"])
     wanted = expected(student.eval(), atoms)
     assert np.abs(wanted[2]).max() > 0.01
-    assert_same(run(evaluator(student, lanes=lanes), student, atoms), wanted)
+    assert_same(run(engine(student, lanes=lanes), atoms), wanted)
 
 
 def test_repulsion_ends_at_the_angular_cutoff():
@@ -118,28 +113,28 @@ def test_repulsion_ends_at_the_angular_cutoff():
     student = NEP(base.elements, base.shape, base.cutoffs, (row, row))
     student.load_state_dict(base.state_dict())
     atoms = rattled(structures()["small cell"])
-    assert_same(run(evaluator(student), student, atoms), expected(student, atoms))
+    assert_same(run(engine(student), atoms), expected(student, atoms))
 
 
-def test_no_neighbours_and_one_atom(student, shared_evaluators):
+def test_no_neighbours_and_one_atom(student, shared_engines):
     for atoms in (Atoms("OH", [[0, 0, 0], [30, 0, 0]]), Atoms("H"), Atoms("O", [[1e3, 0, 0]])):
-        found = run(shared_evaluators["float64"], student, atoms)
+        found = run(shared_engines["float64"], atoms)
         assert_same(found, expected(student, atoms))
         assert (found[2] == 0).all()
         assert (found[3] == 0).all()
 
 
-def test_forces_are_the_slope_of_the_energy(student, shared_evaluators):
+def test_forces_are_the_slope_of_the_energy(student, shared_engines):
     atoms = rattled(structures()["slab"])
-    one, step = shared_evaluators["float64"], 1e-4
-    forces = run(one, student, atoms)[2]
+    one, step = shared_engines["float64"], 1e-4
+    forces = run(one, atoms)[2]
     for atom in range(len(atoms)):
         for axis in range(3):
             energies = []
             for sign in (1, -1):
                 moved = atoms.copy()
                 moved.positions[atom, axis] += sign * step
-                energies.append(run(one, student, moved)[0])
+                energies.append(run(one, moved)[0])
             slope = (energies[0] - energies[1]) / (2 * step)
             assert forces[atom, axis] == pytest.approx(-slope, abs=1e-5)
 
@@ -153,12 +148,12 @@ def many_atoms(n: int = 5) -> Atoms:
 @pytest.mark.parametrize("n_threads", [1, 3])
 def test_repeats_are_identical(student, n_threads):
     atoms = many_atoms()
-    one = evaluator(student, "float32", n_threads=n_threads)
-    first = run(one, student, atoms)
+    one = engine(student, "float32", n_threads=n_threads)
+    first = run(one, atoms)
     for _ in range(3):
-        for a, b in zip(run(one, student, atoms), first, strict=True):
+        for a, b in zip(run(one, atoms), first, strict=True):
             assert np.array_equal(a, b)
-    fresh = run(evaluator(student, "float32", n_threads=1), student, atoms)
+    fresh = run(engine(student, "float32", n_threads=1), atoms)
     for a, b in zip(fresh, first, strict=True):
         assert np.array_equal(a, b)
 
@@ -167,7 +162,7 @@ def test_repeats_are_identical(student, n_threads):
 @pytest.mark.parametrize("dtype", FORCE_TOLERANCE)
 def test_forces_add_up_to_exactly_zero(student, dtype, lanes):
     """They are sums of numbers on a grid, which float64 adds without rounding."""
-    forces = run(evaluator(student, dtype, lanes=lanes), student, many_atoms())[2]
+    forces = run(engine(student, dtype, lanes=lanes), many_atoms())[2]
     assert np.abs(forces).max() > 0.1
     assert (forces.sum(0) == 0).all()
 
@@ -175,22 +170,22 @@ def test_forces_add_up_to_exactly_zero(student, dtype, lanes):
 def test_more_slots_than_a_warp_picks_near_ones_from(student):
     atoms = many_atoms(4)
     atoms.set_cell(0.8 * atoms.cell.array, scale_atoms=True)
-    one = evaluator(student, "float64", skin=4.0, lanes=WARP)
-    found = run(one, student, atoms)
+    one = engine(student, "float64", skin=4.0, lanes=WARP)
+    found = run(one, atoms)
     assert one.neighbors.counts.numpy().min() > N_NEAR
     assert_same(found, expected(student, atoms))
-    few = evaluator(student, "float64", skin=0.1, lanes=WARP)
-    assert_same(run(few, student, atoms), found)
+    few = engine(student, "float64", skin=0.1, lanes=WARP)
+    assert_same(run(few, atoms), found)
     assert few.neighbors.counts.numpy().max() < N_NEAR
 
 
-def test_translation_by_lattice_vectors(student, shared_evaluators):
+def test_translation_by_lattice_vectors(student, shared_engines):
     atoms = rattled(structures()["skewed cell"])
     moved = atoms.copy()
     whole = np.random.default_rng(0).integers(-50, 50, (len(atoms), 3))
     moved.positions += whole @ atoms.cell.array
-    one = shared_evaluators["float64"]
-    assert_same(run(one, student, moved), run(one, student, atoms))
+    one = shared_engines["float64"]
+    assert_same(run(one, moved), run(one, atoms))
 
 
 @pytest.mark.parametrize("lanes", LANES)
@@ -198,12 +193,12 @@ def test_results_do_not_depend_on_what_came_before(student, lanes):
     """Atoms that crossed the cell's border, and a list that was made elsewhere."""
     atoms, rng = many_atoms(4), np.random.default_rng(7)
     atoms.set_cell(atoms.cell.array + rng.normal(0, 0.3, (3, 3)), scale_atoms=True)
-    one = evaluator(student, "float32", skin=2.0, lanes=lanes)
-    run(one, student, atoms)
+    one = engine(student, "float32", skin=2.0, lanes=lanes)
+    run(one, atoms)
     for _ in range(3):
         atoms.positions += rng.normal(0.0, 0.1, atoms.positions.shape)
-        found = run(one, student, atoms)
-        fresh = run(evaluator(student, "float32", skin=0.3, lanes=lanes), student, atoms)
+        found = run(one, atoms)
+        fresh = run(engine(student, "float32", skin=0.3, lanes=lanes), atoms)
         for a, b in zip(found, fresh, strict=True):
             assert np.array_equal(a, b)
     assert one.neighbors.n_builds == 1
@@ -211,43 +206,43 @@ def test_results_do_not_depend_on_what_came_before(student, lanes):
 
 def test_list_with_a_skin_equals_a_fresh_one_along_a_walk(student):
     atoms, rng = many_atoms(4), np.random.default_rng(4)
-    one = evaluator(student, "float64", skin=0.6)
+    one = engine(student, "float64", skin=0.6)
     builds = []
     for _ in range(12):
         atoms.positions += rng.normal(0.0, 0.05, atoms.positions.shape)
-        assert_same(run(one, student, atoms), expected(student, atoms))
+        assert_same(run(one, atoms), expected(student, atoms))
         builds.append(one.neighbors.n_builds)
     assert 1 < builds[-1] < len(builds)
 
 
 def test_neighbours_are_added_when_the_density_jumps(student):
     atoms = many_atoms(4)
-    one = evaluator(student, "float64")
-    run(one, student, atoms)
+    one = engine(student, "float64")
+    run(one, atoms)
     before = one.neighbors.capacity
     atoms.set_cell(0.7 * atoms.cell.array, scale_atoms=True)
-    assert_same(run(one, student, atoms), expected(student, atoms))
+    assert_same(run(one, atoms), expected(student, atoms))
     assert one.neighbors.capacity > before
-    run(one, student, atoms)
+    run(one, atoms)
 
 
 def test_a_crowd_within_an_unchanged_box(student):
     """Neighbours beyond the table's capacity by motion alone."""
     atoms = many_atoms(4)
-    one = evaluator(student, "float64")
-    run(one, student, atoms)
+    one = engine(student, "float64")
+    run(one, atoms)
     centre = atoms.positions.mean(0)
     atoms.positions = centre + 0.8 * (atoms.positions - centre)
-    assert_same(run(one, student, atoms), expected(student, atoms))
+    assert_same(run(one, atoms), expected(student, atoms))
 
 
 @pytest.mark.parametrize("where", ["_allocate", "neighbors.rebuild", "neighbors._set_capacity"])
 def test_the_next_structure_works_after_lack_of_memory(student, monkeypatch, where):
-    one, small, large = evaluator(student), many_atoms(3), many_atoms(4)
+    one, small, large = engine(student), many_atoms(3), many_atoms(4)
     large.set_cell(0.8 * large.cell.array, scale_atoms=True)
-    run(one, student, small)
+    run(one, small)
     *path, name = where.split(".")
-    owner = one.neighbors if path else one
+    owner = one.neighbors if path else NEPEngine
 
     def fail(*args):
         raise MemoryError
@@ -255,38 +250,38 @@ def test_the_next_structure_works_after_lack_of_memory(student, monkeypatch, whe
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, fail)
         with pytest.raises(MemoryError):
-            run(one, student, large)
+            run(one, large)
     for atoms in (small, large):
-        assert_same(run(one, student, atoms), expected(student, atoms))
+        assert_same(run(one, atoms), expected(student, atoms))
 
 
-def test_only_types_present_matter(student, shared_evaluators):
-    one = shared_evaluators["float64"]
+def test_only_types_present_matter(student, shared_engines):
+    one = shared_engines["float64"]
     oxygen = Atoms("O2", [[0, 0, 0], [0, 0.3, 1.1]], cell=[3, 3, 3], pbc=True)
     for atoms in (oxygen, structures()["molecule"], oxygen):
-        assert_same(run(one, student, atoms), expected(student, atoms))
+        assert_same(run(one, atoms), expected(student, atoms))
 
 
 def test_memory_stays_when_sizes_do(student):
     atoms = many_atoms(4)
-    one = evaluator(student)
-    run(one, student, atoms)
+    one = engine(student)
+    run(one, atoms)
     arrays = [one.positions.ptr, one.forces.ptr, one.neighbors.neighbors.ptr]
     for _ in range(3):
         atoms.positions += 0.01
-        run(one, student, atoms)
+        run(one, atoms)
     assert arrays == [one.positions.ptr, one.forces.ptr, one.neighbors.neighbors.ptr]
 
 
 def test_a_recorded_evaluation_gives_the_same(student):
     """In a graph, as on a GPU; Warp records on CPUs as well."""
     atoms, rng = many_atoms(2), np.random.default_rng(4)
-    plain, graph = (evaluator(student, "float32", skin=0.4, n_threads=1) for _ in range(2))
+    plain, graph = (engine(student, "float32", skin=0.4, n_threads=1) for _ in range(2))
     graph._with_graphs = True
     recorded = []
     for _ in range(12):
         atoms.positions += rng.normal(0.0, 0.04, atoms.positions.shape)
-        for a, b in zip(run(graph, student, atoms), run(plain, student, atoms), strict=True):
+        for a, b in zip(run(graph, atoms), run(plain, atoms), strict=True):
             assert np.array_equal(a, b)
         recorded.append(graph._graph is not None)
     assert sum(recorded) > 8
@@ -294,13 +289,13 @@ def test_a_recorded_evaluation_gives_the_same(student):
 
 
 def test_a_gpu_without_memory_is_an_error_that_names_it(student, monkeypatch):
-    one = evaluator(student)
+    one = engine(student)
 
     def fail(*args):
         raise RuntimeError("Failed to allocate 17179869184 bytes on device 'cuda:0'")
 
     with monkeypatch.context() as patch:
-        patch.setattr(one, "_allocate", fail)
+        patch.setattr(NEPEngine, "_allocate", fail)
         with pytest.raises(DeviceMemoryError, match="54 atoms do not fit"):
-            run(one, student, many_atoms(3))
-    assert_same(run(one, student, many_atoms(2)), expected(student, many_atoms(2)))
+            run(one, many_atoms(3))
+    assert_same(run(one, many_atoms(2)), expected(student, many_atoms(2)))

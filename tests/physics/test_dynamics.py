@@ -9,7 +9,8 @@ from ase.build import bulk
 from scipy import stats
 from tests.conftest import random_nep, rattled
 
-from mlff_distiller.engines.forces import choose_forces
+from mlff_distiller.engines.choice import choose_engine
+from mlff_distiller.engines.loading import ready_student
 from mlff_distiller.kernels.compiling import warp_device
 from mlff_distiller.kernels.dynamics import warp as integrators
 from mlff_distiller.md import Ensemble, Simulation
@@ -32,7 +33,7 @@ def ideal_gas(n_systems: int, **settings) -> Simulation:
     settings = {"temperature_K": TEMPERATURE, "time_step_fs": 1.0, "skin_A": 6.0} | settings
     settings |= {"max_step_A": 50.0, "max_temperature_K": 1e6}
     ensemble = Ensemble(**settings)
-    return Simulation(choose_forces(student, frames, skin=6.0), frames, ensemble)
+    return Simulation(choose_engine(student, frames, skin=6.0), frames, ensemble)
 
 
 @pytest.mark.parametrize(
@@ -110,9 +111,9 @@ def crystal(dtype: str, time_step_fs: float, **settings) -> Simulation:
     atoms = bulk("Fe", a=3.0, cubic=True) * (2, 2, 2)
     atoms.numbers = np.random.default_rng(1).choice([1, 8], len(atoms))
     atoms = rattled(atoms, 0.02)
-    student = random_nep()
+    student = ready_student(random_nep(), "cpu", dtype)
     ensemble = Ensemble(time_step_fs=time_step_fs, temperature_K=100.0, **settings)
-    return Simulation(choose_forces(student, [atoms], dtype), [atoms], ensemble)
+    return Simulation(choose_engine(student, [atoms]), [atoms], ensemble)
 
 
 def total_energies(one: Simulation, n_steps: int) -> np.ndarray:
@@ -137,7 +138,7 @@ def test_energy_does_not_drift_in_float32():
     one = crystal("float32", time_step)
     energies = total_energies(one, 2000)
     times = 1e-3 * time_step * np.arange(len(energies))
-    fit = stats.linregress(times, 1e3 * energies / one.forces.systems.n_atoms)
+    fit = stats.linregress(times, 1e3 * energies / one.engine.systems.n_atoms)
     assert abs(fit.slope) < 3 * fit.stderr + 0.01  # meV/atom/ps
 
 

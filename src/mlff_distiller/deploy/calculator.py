@@ -23,9 +23,9 @@ from ase.calculators.calculator import (
 )
 
 from mlff_distiller.batch import check_structure
-from mlff_distiller.engines.backends import BackendName, choose_backend
+from mlff_distiller.engines.choice import BackendName, choose_engine, slow_engine
 from mlff_distiller.engines.loading import ready_student
-from mlff_distiller.errors import StudentError
+from mlff_distiller.errors import KernelError, StudentError
 from mlff_distiller.students import Student
 
 
@@ -48,7 +48,7 @@ class StudentCalculator(Calculator):
     backend
         ``warp`` runs compiled kernels, which there are for nep students; the first call with a
         new kind of model compiles them, for some seconds, and keeps them. ``torch`` runs PyTorch.
-        ``auto`` takes the former for those.
+        ``auto`` takes the former for those, and plain PyTorch where kernels cannot be compiled.
     compile
         Whether PyTorch's kernels are fused at the first call, and again whenever the elements
         change or neighbours outgrow their room: that takes most of a minute, and makes evaluations
@@ -57,7 +57,7 @@ class StudentCalculator(Calculator):
     Raises
     ------
     KernelError
-        ``backend="warp"``, and Warp is missing or cannot compile.
+        ``backend="warp"``, and Warp cannot compile the kernels here.
     StudentError
         The model cannot be read, the device is not there, or the student gave NaN.
     StructureError
@@ -80,7 +80,8 @@ class StudentCalculator(Calculator):
         self._known: _Snapshot | None = None
         super().__init__()
         self.student = ready_student(model, device, dtype)
-        self._backend = choose_backend(self.student, dtype, backend, compile=compile)
+        self._engine = choose_engine(self.student, backend=backend, compile=compile)
+        self._may_be_slow = backend != "warp"
 
     # -- what ASE calls, several times a step -------------------------------------------------
 
@@ -162,7 +163,15 @@ class StudentCalculator(Calculator):
         self._known = now
 
     def _evaluate(self, now: _Snapshot) -> dict[str, Any]:
-        found = self._backend(now.positions, now.cell, now.numbers, now.pbc)
+        try:
+            found = self._engine.evaluate(now.positions, now.numbers, now.cell, now.pbc)
+        except KernelError as error:
+            if not self._may_be_slow:
+                raise
+            slower = f"PyTorch runs the student, many times slower: {error}"
+            warnings.warn(slower, stacklevel=4)
+            self._engine = slow_engine(self.student)
+            found = self._engine.evaluate(now.positions, now.numbers, now.cell, now.pbc)
         energy, forces = found.energy, found.forces
         if not (math.isfinite(energy) and _is_finite(forces)):
             bad = np.flatnonzero(~np.isfinite(forces).all(1))
@@ -178,7 +187,7 @@ class StudentCalculator(Calculator):
             "forces": forces,
         }
         if now.volume > 0.0:
-            results["stress"] = found.strain_gradient / now.volume
+            results["stress"] = found.virial / -now.volume
         return results
 
 

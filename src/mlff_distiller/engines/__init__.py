@@ -1,1 +1,1 @@
-"""What computes a student: its energy, forces and virial, on arrays that stay on the device."""
+"""What computes a student: its energy, forces and virial, on the host or on the device."""

@@ -1,4 +1,4 @@
-"""``TorchEvaluator``: any student, as PyTorch runs it, on neighbours that stay on the device.
+"""``TorchEngine``: any student, as PyTorch runs it.
 
 On a GPU an evaluation is one CUDA graph, for which the number of edges must not change: there are
 some more edges than pairs, between atoms of a system of their own that nobody looks at, and longer
@@ -10,7 +10,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,25 +20,29 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mlff_distiller.batch import Batch
-from mlff_distiller.errors import DeviceMemoryError
-from mlff_distiller.kernels.compiling import warp_device
+from mlff_distiller.engines.engine import Array, Engine, Evaluation
 from mlff_distiller.kernels.neighbors.verlet import VerletList
-from mlff_distiller.kernels.nep.warp import vec7d
 from mlff_distiller.kernels.systems import Systems
-from mlff_distiller.neighbors import Neighbors
+from mlff_distiller.kernels.types import vec7d
+from mlff_distiller.neighbors import (
+    PADDING_ATOMS,
+    Neighbors,
+    neighbor_list,
+    padded_number,
+    padding,
+)
 from mlff_distiller.students.base import Student
 from mlff_distiller.students.compiled import compiled
 
-Array = NDArray[np.float64]
-
 SKIN = 0.5
 """Å. Every pair within the skin costs as much as one within the cutoff."""
-_MARGIN, _EDGES_ROUND, _PADDING_ATOMS = 1.1, 256, 16
+_MARGIN = 1.1
+"""Room for edges, over what there are."""
 _FIRST_RECORDED = 3
 """Evaluation at which it pays to record it."""
 _LONG_ON_GPU, _LONG_ON_CPU = 10_000, 300_000
 """Steps that launches bind, and steps times atoms."""
-_VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
+_VOIGT = (0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)
 
 
 def pays_to_compile(n_steps: int, n_atoms: int, *, on_gpu: bool) -> bool:
@@ -47,122 +50,60 @@ def pays_to_compile(n_steps: int, n_atoms: int, *, on_gpu: bool) -> bool:
     return n_steps >= _LONG_ON_GPU if on_gpu else n_steps * n_atoms >= _LONG_ON_CPU
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """The caller's own arrays."""
-
-    energy: float  # eV
-    energies: Array  # (n_atoms,) eV
-    forces: Array  # (n_atoms, 3) eV/Å
-    virial: Array  # (6,) eV: xx, yy, zz, yz, xz, xy; stress is -virial / volume
-
-
-class TorchEvaluator:
-    """A student for some systems, on its device; attributes as ``deploy.forces.Forces`` has them.
+class TorchEngine(Engine):
+    """Any student, as PyTorch runs it.
 
     Parameters
     ----------
-    numbers, sizes
-        Atomic numbers (n_atoms,), and the number of atoms of each system.
-    skin
-        Å; see ``VerletList``.
     padded
-        Whether edges are of a constant number; if None, on a GPU and for ``compile``.
+        Whether edges are of a constant number; if None, on a GPU and for ``compile``. If not,
+        ``evaluate`` needs no kernels but PyTorch's, and finds neighbours every time.
     compile
-        Fuse kernels by ``torch.compile`` first, which takes most of a minute.
+        Fuse kernels by ``torch.compile`` first, which takes most of a minute, and again when the
+        atoms are others or neighbours outgrow their room.
     """
 
     capturable = False
     exact = False
+    padded: bool
+    compile: bool
 
     def __init__(
         self,
         student: Student,
-        numbers: NDArray[np.int64],
-        sizes: NDArray[np.int64],
         skin: float = SKIN,
         *,
         padded: bool | None = None,
         compile: bool = False,
     ) -> None:
-        self.student, self.compile = student, compile
-        self.device = warp_device(str(student.device))
-        self.n_threads = torch.get_num_threads()
-        self.systems = Systems.of_sizes(sizes, self.device)
-        self.neighbors = VerletList(student.cutoff, skin, self.device, self.n_threads)
-        n, n_systems = self.systems.n_atoms, self.systems.n_systems
-        here = student.device
-        # What goes to the host, in one piece.
-        self._exchanged = torch.zeros(7 * n_systems + 4 * n, dtype=torch.float64, device=here)
-        totals, self._energies, forces = self._exchanged.split([7 * n_systems, n, 3 * n])
-        self._totals, self._forces = totals.view(n_systems, 7), forces.view(n, 3)
-        self.totals = wp.from_torch(self._totals, dtype=vec7d)
-        self.forces = wp.from_torch(self._forces, dtype=wp.vec3d)
-        self.positions = wp.zeros(n, dtype=wp.vec3d, device=self.device)
-        is_padded = (self.device.is_cuda or compile) if padded is None else padded
-        self._n_padding = _PADDING_ATOMS + n // 8 if is_padded else 0
-        self._n_edges = 0
-        self._n_slots: int | None = None
-        types = student.types(torch.from_numpy(numbers).to(here))
-        system_idx = torch.repeat_interleave(torch.arange(n_systems), torch.from_numpy(sizes))
-        self._types = torch.cat([types, types.new_zeros(self._n_padding)])
-        padding = torch.full((self._n_padding,), n_systems)
-        self._system_idx = torch.cat([system_idx, padding]).to(here)
-        self._cell = torch.zeros(n_systems, 3, 3, dtype=torch.float64, device=here)
-        self._is_periodic = torch.zeros(n_systems, 1, 1, dtype=torch.bool, device=here)
-        self._edges: Neighbors
-        self._padding: Neighbors
-        self._set_launch()
+        if padded is None:
+            padded = compile or student.device.type == "cuda"
+        super().__init__(student, skin, padded=padded, compile=compile)
 
-    # -- what dynamics calls -------------------------------------------------------------------
+    def evaluate(
+        self, positions: Array, numbers: NDArray[np.int64], cell: Array, pbc: NDArray[np.bool_]
+    ) -> Evaluation:
+        if self.padded:
+            return super().evaluate(positions, numbers, cell, pbc)
+        batch = Batch(
+            torch.from_numpy(positions),
+            torch.from_numpy(numbers),
+            torch.zeros(len(numbers), dtype=torch.int64),
+            torch.from_numpy(cell).unsqueeze(0),
+            torch.from_numpy(pbc).unsqueeze(0),
+        )
+        neighbors = neighbor_list(batch, self.student.cutoff)
+        device = self.student.device
+        with torch.no_grad():
+            found = self.student(batch.to(device), neighbors.to(device))
+        return Evaluation(
+            float(found.energy[0]),
+            found.energies.cpu().numpy(),
+            found.forces.double().cpu().numpy(),
+            -found.strain_gradient[0].cpu().numpy()[_VOIGT],
+        )
 
-    def rebuild(self, cell: Array, pbc: NDArray[np.bool_]) -> bool:
-        """Find neighbours anew; see ``Forces``.
-
-        Raises
-        ------
-        DeviceMemoryError
-            The systems do not fit.
-        """
-        with self._memory():
-            self.neighbors.set(self.positions, cell, pbc, self.systems)
-            self.neighbors.rebuild()
-        near = self.neighbors
-        with self._memory(), self._on_stream(), torch.no_grad():
-            self._cell.copy_(torch.from_numpy(np.reshape(cell, (-1, 3, 3))))
-            is_periodic = np.reshape(pbc, (-1, 1, 3)).all(2, keepdims=True)
-            self._is_periodic.copy_(torch.from_numpy(is_periodic))
-            counts, table, images, laps, whole = (
-                wp.to_torch(array)
-                for array in (near.counts, near.neighbors, near.images, near.laps, near.whole)
-            )
-            slots = torch.arange(table.shape[1], device=counts.device)
-            used = slots < counts.unsqueeze(1)  # (n_atoms, n_slots)
-            i = used.nonzero()[:, 0]
-            j = table[used].long()
-            shifts = whole[images[used].long()] - laps[j] + laps[i]
-            self._set_edges(Neighbors(i, j, shifts))
-        return True
-
-    def compute(self) -> None:
-        """Forces and totals. Worthless once an atom has left its skin: that waits for nobody."""
-        if self.device.is_cpu and self.neighbors.moved.numpy()[0]:
-            return
-        with self._memory(), self._on_stream(), torch.no_grad():
-            self._n_runs += 1
-            if self._n_padding and self._n_runs == (1 if self.compile else _FIRST_RECORDED):
-                self._prepare()
-            self._launch()
-
-    def total(self) -> None: ...
-
-    def bytes_per_atom(self) -> int:
-        return 0
-
-    # -- what a calculator calls ---------------------------------------------------------------
-
-    def evaluate(self, positions: Array, cell: Array, pbc: NDArray[np.bool_]) -> Evaluation:
-        """Of one system, from positions on the host; waits for the device."""
+    def _evaluate(self, positions: Array, cell: Array, pbc: NDArray[np.bool_]) -> Evaluation:
         near = self.neighbors
         self.positions.assign(positions)
         is_current = near.is_current(self.positions, cell, pbc)
@@ -173,50 +114,101 @@ class TorchEvaluator:
         if not is_current or near.moved.numpy()[0]:
             self.rebuild(cell, pbc)
             found = self._run()
-        return found
+        return Evaluation.of(found)
 
-    def _run(self) -> Evaluation:
+    def _run(self) -> Array:
+        """Evaluate; a copy of what there is on the device."""
         self.compute()
         with self._on_stream():
-            exchanged = self._exchanged.cpu().numpy().copy()
-        n = self.systems.n_atoms
-        totals, energies, forces = exchanged[:7], exchanged[7 : 7 + n], exchanged[7 + n :]
-        return Evaluation(float(totals[0]), energies, forces.reshape(n, 3), totals[1:])
+            return self._exchanged.cpu().numpy().copy()
 
-    # -- edges of a constant number ------------------------------------------------------------
+    # -- for dynamics on the device ------------------------------------------------------------
+
+    def rebuild(self, cell: Array, pbc: NDArray[np.bool_]) -> bool:
+        near = self.neighbors
+        with self._memory(self.systems.n_atoms):
+            near.set(self.positions, cell, pbc, self.systems)
+            near.rebuild()
+            with self._on_stream(), torch.no_grad():
+                self._cell.copy_(torch.from_numpy(np.reshape(cell, (-1, 3, 3))))
+                is_periodic = np.reshape(pbc, (-1, 1, 3)).all(2, keepdims=True)
+                self._is_periodic.copy_(torch.from_numpy(is_periodic))
+                self._set_edges(self._pairs())
+        return True
+
+    def compute(self) -> None:
+        """Totals as well. Worthless once an atom has left its skin: that waits for nobody."""
+        if self.device.is_cpu and self.neighbors.moved.numpy()[0]:
+            return
+        with self._memory(self.systems.n_atoms), self._on_stream(), torch.no_grad():
+            self._n_runs += 1
+            if self.padded and self._n_runs == (1 if self.compile else _FIRST_RECORDED):
+                self._prepare()
+            self._launch()
+
+    def total(self) -> None: ...
+
+    # -- what depends on the atoms' number and types -------------------------------------------
+
+    def _make_room(self, types: Tensor, sizes: NDArray[np.int64]) -> None:
+        self._release()  # before there are two
+        super()._make_room(types, sizes)
+        self.systems = Systems.of_sizes(sizes, self.device)
+        self.neighbors = VerletList(self.student.cutoff, self.skin, self.device, self.n_threads)
+        n, n_systems, here = self.systems.n_atoms, self.systems.n_systems, types.device
+        # What goes to the host, in one piece.
+        self._exchanged = torch.zeros(7 * n_systems + 4 * n, dtype=torch.float64, device=here)
+        totals, self._energies, forces = self._exchanged.split([7 * n_systems, n, 3 * n])
+        self._totals, self._forces = totals.view(n_systems, 7), forces.view(n, 3)
+        self.totals = wp.from_torch(self._totals, dtype=vec7d)
+        self.forces = wp.from_torch(self._forces, dtype=wp.vec3d)
+        self.positions = wp.zeros(n, dtype=wp.vec3d, device=self.device)
+        self._n_padding = PADDING_ATOMS + n // 8 if self.padded else 0
+        self._n_edges = 0
+        self._n_slots: int | None = None
+        system_idx = torch.repeat_interleave(torch.arange(n_systems), torch.from_numpy(sizes))
+        self._types = torch.cat([types, types.new_zeros(self._n_padding)])
+        self._system_idx = torch.cat([system_idx, torch.full((self._n_padding,), n_systems)])
+        self._system_idx = self._system_idx.to(here)
+        self._cell = torch.zeros(n_systems, 3, 3, dtype=torch.float64, device=here)
+        self._is_periodic = torch.zeros(n_systems, 1, 1, dtype=torch.bool, device=here)
+        self._edges: Neighbors
+        self._unused: Neighbors
+        self._set_launch()
+
+    # -- edges ---------------------------------------------------------------------------------
+
+    def _pairs(self) -> Neighbors:
+        """Those of the list, with shifts of atoms that are not wrapped into their cell."""
+        near = self.neighbors
+        counts, table, images, laps, whole = (
+            wp.to_torch(array)
+            for array in (near.counts, near.neighbors, near.images, near.laps, near.whole)
+        )
+        used = torch.arange(table.shape[1], device=counts.device) < counts.unsqueeze(1)
+        i, j = used.nonzero()[:, 0], table[used].long()
+        return Neighbors(i, j, whole[images[used].long()] - laps[j] + laps[i])
 
     def _set_edges(self, edges: Neighbors) -> None:
-        n_used = len(edges.i)
-        if not self._n_padding:
+        """Pairs first, in their order; padding from there on."""
+        if not self.padded:
             self._edges = edges
             return
         if self._n_slots != self.neighbors.capacity:
             self._n_slots = self.neighbors.capacity
             self._set_launch()
-        if n_used <= self._n_edges:
-            self._fill(edges)
-        else:
-            self._n_edges = _EDGES_ROUND * (int(_MARGIN * n_used) // _EDGES_ROUND + 1)
-            self._padding, self._edges = self._unused(), self._unused()
-            self._fill(edges)
-            self._set_launch()
-
-    def _unused(self) -> Neighbors:
-        """Edges of twice the cutoff, spread evenly over the atoms of the last system."""
-        device = self.student.device
-        number = torch.arange(self._n_edges, device=device)
-        atom = self.systems.n_atoms + number * self._n_padding // self._n_edges
-        shifts = torch.zeros(self._n_edges, 3, dtype=torch.float64, device=device)
-        shifts[:, 0] = 1.0
-        return Neighbors(atom, atom.clone(), shifts)
-
-    def _fill(self, edges: Neighbors) -> None:
-        """Pairs first, in their order; padding from there on."""
         n_used = len(edges.i)
+        if n_used > self._n_edges:
+            self._n_edges = padded_number(int(_MARGIN * n_used))
+            unused = padding(self._n_edges, self._n_padding, self.student.device)
+            atoms = self.systems.n_atoms + unused.i
+            self._unused = Neighbors(atoms, atoms, unused.shifts)
+            self._edges = Neighbors(atoms.clone(), atoms.clone(), unused.shifts.clone())
+            self._set_launch()
         for name in ("i", "j", "shifts"):
             own = getattr(self._edges, name)
             own[:n_used] = getattr(edges, name)
-            own[n_used:] = getattr(self._padding, name)[n_used:]
+            own[n_used:] = getattr(self._unused, name)[n_used:]
 
     # -- one evaluation ------------------------------------------------------------------------
 
@@ -224,33 +216,29 @@ class TorchEvaluator:
         self, positions: Tensor, cell: Tensor, i: Tensor, j: Tensor, shifts: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Energies of systems and of atoms, forces, and derivatives by strain."""
-        if self._n_padding:
+        if self.padded:
             positions = torch.cat([positions, positions.new_zeros(self._n_padding, 3)])
             own = 2.0 * self.student.cutoff * torch.eye(3, dtype=cell.dtype, device=cell.device)
             cell = torch.cat([cell, own.unsqueeze(0)])
         pbc = torch.ones(len(cell), 3, dtype=torch.bool, device=cell.device)
         batch = Batch(positions, self._types, self._system_idx, cell, pbc)
         # Shapes must not depend on values: a bound on the neighbours of atoms.
-        before, self.student.max_neighbors = self.student.max_neighbors, self._n_slots
-        try:
-            found = self.student.predict(self._types, batch, Neighbors(i, j, shifts))
-        finally:
-            self.student.max_neighbors = before
+        found = self.student.predict(self._types, batch, Neighbors(i, j, shifts), self._n_slots)
         return found.energy, found.energies, found.forces, found.strain_gradient
 
-    def _evaluate(self, derivatives: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]) -> None:
+    def _write(self, derivatives: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]) -> None:
         energy, energies, forces, strain = derivatives(*self._arguments())
         n, n_systems = self.systems.n_atoms, self.systems.n_systems
         self._energies.copy_(energies[:n])
         self._forces.copy_(forces[:n])
         self._totals[:, 0] = energy[:n_systems]
-        for column, (a, b) in enumerate(_VOIGT, 1):
+        for column, (a, b) in enumerate(zip(*_VOIGT, strict=True), 1):
             self._totals[:, column] = -strain[:n_systems, a, b]
 
     def _set_launch(self) -> None:
         """Run kernels one by one at first: single evaluations are not worth a recording."""
         self._n_runs = 0
-        self._launch: Callable[[], object] = partial(self._evaluate, self._derivatives)
+        self._launch: Callable[[], object] = partial(self._write, self._derivatives)
 
     def _arguments(self) -> tuple[Tensor, ...]:
         """The lattice on the device where it is periodic: a barostat may have changed it."""
@@ -278,7 +266,7 @@ class TorchEvaluator:
             self.compile = False
             warnings.warn(f"evaluations go uncompiled, slower: {error}", stacklevel=6)
             return
-        self._launch = partial(self._evaluate, fused)
+        self._launch = partial(self._write, fused)
 
     def _record(self) -> None:
         graph = torch.cuda.CUDAGraph()
@@ -292,20 +280,6 @@ class TorchEvaluator:
             warnings.warn(f"evaluations go without a CUDA graph, slower: {error}", stacklevel=6)
             return
         self._launch = graph.replay
-
-    @contextmanager
-    def _memory(self) -> Iterator[None]:
-        try:
-            yield
-        except (MemoryError, RuntimeError) as error:
-            lacking = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError)
-            if isinstance(error, DeviceMemoryError) or not (lacking or "allocat" in str(error)):
-                raise
-            raise DeviceMemoryError(
-                f"{self.systems.n_atoms} atoms do not fit into the memory of {self.device.alias}",
-                found=str(error).split(". ")[0],
-                remedy="take fewer atoms",
-            ) from error
 
     @contextmanager
     def _on_stream(self) -> Iterator[None]:

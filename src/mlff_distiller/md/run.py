@@ -14,8 +14,7 @@ from typing import Any, Literal
 from ase import Atoms
 from pydantic import ValidationError
 
-from mlff_distiller.engines.backends import BackendName
-from mlff_distiller.engines.forces import choose_forces
+from mlff_distiller.engines.choice import BackendName, choose_engine
 from mlff_distiller.engines.loading import ready_student
 from mlff_distiller.errors import ConfigError, DynamicsError, from_pydantic
 from mlff_distiller.md.checkpoint import (
@@ -129,12 +128,15 @@ def run_md(
         **asdict(settings),
     }
     target = _n_steps(n_steps, time_ps, time_step_fs(frames, settings))
-    forces = choose_forces(
-        *(model, frames, dtype, backend, settings.skin_A),
+    engine = choose_engine(
+        model,
+        frames,
+        backend=backend,
+        skin=settings.skin_A,
         compile=bool(compile),
         n_steps=target if compile is None else 0,
     )
-    simulation = Simulation(forces, frames, settings)
+    simulation = Simulation(engine, frames, settings)
     files.open(simulation, frames, about)
     run = _Run(simulation, files, about, frames_every, log_every, observers, on_progress)
     with _interruptions() as interrupted:

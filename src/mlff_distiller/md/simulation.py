@@ -15,10 +15,11 @@ from ase.constraints import FixAtoms
 from numpy.typing import NDArray
 
 from mlff_distiller.batch import check_structure
-from mlff_distiller.engines.forces import Forces
+from mlff_distiller.engines.engine import Engine
 from mlff_distiller.errors import DynamicsError
 from mlff_distiller.kernels.compiling import Launch, load
 from mlff_distiller.kernels.dynamics import warp as integrators
+from mlff_distiller.kernels.types import vec6d
 from mlff_distiller.md.ensemble import Ensemble
 from mlff_distiller.md.files import Frame
 
@@ -65,8 +66,8 @@ class Simulation:
 
     Parameters
     ----------
-    forces
-        Made for the same ``frames``; see ``choose_forces``.
+    engine
+        With room for the same ``frames``; see ``choose_engine``.
     frames
         Momenta are taken as they are; where all are zero, new ones are drawn. ``FixAtoms`` holds
         atoms in place; other constraints are refused.
@@ -77,9 +78,9 @@ class Simulation:
         The settings do not fit the structures.
     """
 
-    def __init__(self, forces: Forces, frames: Sequence[Atoms], ensemble: Ensemble) -> None:
-        self.forces, self.ensemble = forces, ensemble
-        self.device = forces.device
+    def __init__(self, engine: Engine, frames: Sequence[Atoms], ensemble: Ensemble) -> None:
+        self.engine, self.ensemble = engine, ensemble
+        self.device = engine.device
         self.templates = [_template(atoms) for atoms in frames]
         self._check(frames)
         sizes = [len(atoms) for atoms in frames]
@@ -88,7 +89,7 @@ class Simulation:
         masses = np.concatenate([atoms.get_masses() for atoms in frames])
         fixed = np.concatenate([_fixed(atoms) for atoms in frames])
         self.time_step_fs = time_step_fs(frames, ensemble)
-        self._with_graphs = self.device.is_cuda and forces.capturable
+        self._with_graphs = self.device.is_cuda and engine.capturable
         self._steps_listed = self.seconds_a_step = 0.0
         self._block = STEPS_A_GRAPH
         self._n_rebuilds = 0
@@ -174,7 +175,7 @@ class Simulation:
         return np.array(degrees, dtype=np.float64)
 
     def _allocate(self, masses: Array, fixed: NDArray[np.bool_]) -> None:
-        e, systems = self.ensemble, self.forces.systems
+        e, systems = self.ensemble, self.engine.systems
         n, n_systems = systems.n_atoms, systems.n_systems
         self._is_coupled = e.has_bussi or e.ensemble == "npt"
         self._kernels = integrators.build(
@@ -193,7 +194,7 @@ class Simulation:
             self._step, self._halt, self._broken = (
                 wp.zeros(1, dtype=dtype) for dtype in (wp.int64, int, int)
             )
-            self._partial = wp.zeros(systems.n_chunks, dtype=integrators.vec6d)
+            self._partial = wp.zeros(systems.n_chunks, dtype=vec6d)
             self._seeds = wp.array(seeds, dtype=wp.uint64)
             self._thermal = wp.array(units.kB * self._temperatures(), dtype=wp.float64)
             self._pressures = wp.array(pressures, dtype=wp.float64)
@@ -209,7 +210,7 @@ class Simulation:
 
     def _record(self) -> None:
         """The launches of a step; again when arrays were replaced."""
-        e, f, near, k = self.ensemble, self.forces, self.forces.neighbors, self._kernels
+        e, f, near, k = self.ensemble, self.engine, self.engine.neighbors, self._kernels
         systems, dt = f.systems, wp.float64(self.time_step_fs * units.fs)
         n, is_npt = systems.n_atoms, e.ensemble == "npt"
 
@@ -284,7 +285,7 @@ class Simulation:
                     break
                 _call(self._begin)
                 _call(self._end)
-                if self.forces.neighbors.moved.numpy()[0]:
+                if self.engine.neighbors.moved.numpy()[0]:
                     self._find_neighbors(start)
             now = self._settle(done)
             self.seconds_a_step = (time.perf_counter() - began) / max(1, now - done)
@@ -321,7 +322,7 @@ class Simulation:
     def _settle(self, before: int) -> int:
         """Look at what the device has done; find neighbours and finish a step that wants them."""
         self._kinetic()
-        if self.forces.neighbors.moved.numpy()[0]:
+        if self.engine.neighbors.moved.numpy()[0]:
             self._block = int(np.clip(self._steps_listed // 2, 4, LARGEST_BLOCK))
             self._find_neighbors(self.step)
             self._kinetic()
@@ -358,9 +359,9 @@ class Simulation:
         self._steps_listed = 0
         self._n_rebuilds += 1
         cell = self.cell() if cell is None else cell
-        if not self.forces.exact:
-            self._last_listed = (wp.clone(self.forces.positions), cell)
-        if self.forces.rebuild(cell, self._pbc) or not self._begin:
+        if not self.engine.exact:
+            self._last_listed = (wp.clone(self.engine.positions), cell)
+        if self.engine.rebuild(cell, self._pbc) or not self._begin:
             self._record()
 
     def _fail(self, found: str, expected: str, step: int) -> None:
@@ -385,8 +386,8 @@ class Simulation:
         """Energies, temperature and pressure of the present state."""
         self._kinetic()
         if self.ensemble.ensemble != "npt":
-            self.forces.total()
-        kinetic, totals = self._kinetic_energy(), self.forces.totals.numpy()
+            self.engine.total()
+        kinetic, totals = self._kinetic_energy(), self.engine.totals.numpy()
         cell = self.cell()
         volume = np.abs(np.linalg.det(cell))
         volume = np.where(self._pbc.all(1) & (volume > 0), volume, np.nan)
@@ -400,7 +401,7 @@ class Simulation:
     def state(self) -> State:
         """A copy of all that the next step depends on."""
         listed = self._last_listed and (self._last_listed[0].numpy(), self._last_listed[1])
-        positions, velocities = self.forces.positions.numpy(), self.velocities.numpy()
+        positions, velocities = self.engine.positions.numpy(), self.velocities.numpy()
         return State(self.step, positions.copy(), velocities.copy(), self.cell(), listed)
 
     def load(self, state: State) -> None:
@@ -411,22 +412,22 @@ class Simulation:
         self._halt.zero_()
         self._broken.zero_()
         at, cell = state.listed or (state.positions, state.cell)
-        self.forces.positions.assign(at)
+        self.engine.positions.assign(at)
         self._list(cell)
-        self.forces.positions.assign(state.positions)
-        near = self.forces.neighbors
+        self.engine.positions.assign(state.positions)
+        near = self.engine.neighbors
         if state.listed is not None and self.ensemble.ensemble == "npt":
             near.lattice.assign(state.cell)
             near.shifting()()
         near.follow()
         near.moved.zero_()
-        self.forces.compute()
-        self.forces.total()
+        self.engine.compute()
+        self.engine.total()
 
     def cell(self) -> Array:
         """(n_systems, 3, 3) Å."""
         if self.ensemble.ensemble == "npt" and self._begin:
-            self._cell = self.forces.neighbors.lattice.numpy().copy()
+            self._cell = self.engine.neighbors.lattice.numpy().copy()
         return self._cell.copy()
 
     def atoms(self, system: int = 0) -> Atoms:
@@ -443,9 +444,9 @@ class Simulation:
         return Frame(
             self.step,
             self.time_ps,
-            self.forces.positions.numpy().copy(),
+            self.engine.positions.numpy().copy(),
             self.velocities.numpy().copy(),
-            self.forces.forces.numpy().copy(),
+            self.engine.forces.numpy().copy(),
             self.cell(),
             seen.potential_energy,
             seen.stress,
@@ -464,9 +465,9 @@ class Simulation:
 
     def _keep(self, step: int) -> None:
         """The state that an explosion leads back to."""
-        wp.copy(self._kept_positions, self.forces.positions)
+        wp.copy(self._kept_positions, self.engine.positions)
         wp.copy(self._kept_velocities, self.velocities)
-        wp.copy(self._kept_lattice, self.forces.neighbors.lattice)
+        wp.copy(self._kept_lattice, self.engine.neighbors.lattice)
         self._kept_step = step
 
     def _kept_cell(self) -> Array:
@@ -478,7 +479,7 @@ class Simulation:
     def _kinetic_energy(self) -> Array:
         """(n_systems,) eV, after ``_kinetic`` was launched."""
         chunks = self._partial.numpy()[:, :3].sum(1)
-        energy: Array = np.add.reduceat(chunks, self.forces.systems.first_chunk.numpy()[:-1])
+        energy: Array = np.add.reduceat(chunks, self.engine.systems.first_chunk.numpy()[:-1])
         return energy
 
     def _temperature(self, kinetic_energy: Array) -> Array:

@@ -25,7 +25,7 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from mlff_distiller.deploy import StudentCalculator
-from mlff_distiller.engines.forces import choose_forces
+from mlff_distiller.engines.choice import choose_engine
 from mlff_distiller.engines.loading import ready_student
 from mlff_distiller.errors import ConfigError, TeacherError
 from mlff_distiller.md import Ensemble, Simulation
@@ -226,7 +226,7 @@ class _Case:
     def _simulation(self) -> Simulation:
         atoms = start_of(self.system, self.settings.temperature_K, self.settings.seed)
         student = ready_student(self.one.student, self.one.device, self.dtype)  # type: ignore[arg-type]
-        forces = choose_forces(student, [atoms], self.dtype, compile=self.one.compile)
+        forces = choose_engine(student, [atoms], compile=self.one.compile)
         kelvin: Any = self.settings.temperature_K
         ensemble = Ensemble(self.settings.ensemble, kelvin, seed=self.settings.seed)
         return Simulation(forces, [atoms], ensemble)

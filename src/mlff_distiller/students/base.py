@@ -47,11 +47,9 @@ class Student(nn.Module, ABC):
 
     architecture: ClassVar[str]
     kernels: ClassVar[str | None] = None
-    """Compiled kernels that run it beside PyTorch, by name."""
+    """Module of ``engines`` whose compiled kernels run it; None where only PyTorch does."""
     weight_decay: ClassVar[float] = 0.0
     """That suits it, times the learning rate, in an update."""
-    max_neighbors: int | None = None
-    """Bound on neighbours of an atom, where shapes must not depend on values; None: unknown."""
     reference_energies: Tensor  # (n_types,) eV, float64 whatever the dtype of the module
     types_of_numbers: Tensor  # (119,) int64, -1 for unknown elements
     repulsion: ZBL | None
@@ -100,16 +98,32 @@ class Student(nn.Module, ABC):
         """Keyword arguments of the constructor, as JSON."""
 
     @abstractmethod
-    def site_energies(self, types: Tensor, i: Tensor, j: Tensor, vectors: Tensor) -> Tensor:
-        """U (n_atoms,) in eV of atoms with ``types`` (n_atoms,) and edges i, j, r_ij."""
+    def site_energies(
+        self,
+        types: Tensor,
+        i: Tensor,
+        j: Tensor,
+        vectors: Tensor,
+        max_neighbors: int | None = None,
+    ) -> Tensor:
+        """U (n_atoms,) in eV of atoms with ``types`` (n_atoms,) and edges i, j, r_ij.
+
+        ``max_neighbors`` bounds the neighbours of an atom, for tensors of shapes that do not
+        depend on values; if None they are counted.
+        """
 
     def site_energies_and_gradients(
-        self, types: Tensor, i: Tensor, j: Tensor, vectors: Tensor
+        self,
+        types: Tensor,
+        i: Tensor,
+        j: Tensor,
+        vectors: Tensor,
+        max_neighbors: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """U (n_atoms,) in eV, and d(sum U)/dr_ij (n_edges, 3) in eV/Å."""
         with torch.enable_grad():
             leaf = vectors if vectors.requires_grad else vectors.detach().requires_grad_()
-            energies = self.site_energies(types, i, j, leaf)
+            energies = self.site_energies(types, i, j, leaf, max_neighbors)
             (gradients,) = torch.autograd.grad(energies.sum(), leaf, create_graph=self.training)
         return energies, gradients
 
@@ -135,11 +149,22 @@ class Student(nn.Module, ABC):
         """Predict a batch whose ``neighbors`` reach at least ``cutoff``."""
         return self.predict(self.types(batch.atomic_numbers), batch, neighbors)
 
-    def predict(self, types: Tensor, batch: Batch, neighbors: Neighbors) -> Prediction:
-        """The same for known ``types`` (n_atoms,); with ``max_neighbors`` never waits for a GPU."""
+    def predict(
+        self,
+        types: Tensor,
+        batch: Batch,
+        neighbors: Neighbors,
+        max_neighbors: int | None = None,
+    ) -> Prediction:
+        """The same for known ``types`` (n_atoms,).
+
+        With a bound ``max_neighbors`` on the neighbours of an atom it never waits for a GPU.
+        """
         i, j = neighbors.i, neighbors.j
         vectors = edge_vectors(batch, neighbors)
-        site, gradients = self.site_energies_and_gradients(types, i, j, vectors.to(self.dtype))
+        site, gradients = self.site_energies_and_gradients(
+            types, i, j, vectors.to(self.dtype), max_neighbors
+        )
 
         forces = site.new_zeros((batch.n_atoms, 3)).index_add(0, i, gradients)
         forces = forces.index_add(0, j, -gradients)

@@ -114,18 +114,26 @@ class NEP(Student):
             None if own is None else Repulsion(own.table, own.charges),
         )
 
-    def slots(self, types: Tensor, i: Tensor, j: Tensor, vectors: Tensor) -> Slots:
-        far = 2.0 * self.cutoff
-        return Slots.from_edges(types, i, j, vectors, far, self.max_neighbors)
-
-    def site_energies(self, types: Tensor, i: Tensor, j: Tensor, vectors: Tensor) -> Tensor:
-        slots = self.slots(types, i, j, vectors)
+    def site_energies(
+        self,
+        types: Tensor,
+        i: Tensor,
+        j: Tensor,
+        vectors: Tensor,
+        max_neighbors: int | None = None,
+    ) -> Tensor:
+        slots = Slots.from_edges(types, i, j, vectors, 2.0 * self.cutoff, max_neighbors)
         return energies_and_gradients(self.shape, self.nep4(), types, slots)[0]
 
     def site_energies_and_gradients(
-        self, types: Tensor, i: Tensor, j: Tensor, vectors: Tensor
+        self,
+        types: Tensor,
+        i: Tensor,
+        j: Tensor,
+        vectors: Tensor,
+        max_neighbors: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        slots = self.slots(types, i, j, vectors)
+        slots = Slots.from_edges(types, i, j, vectors, 2.0 * self.cutoff, max_neighbors)
         energies, table = energies_and_gradients(self.shape, self.nep4(), types, slots)
         return energies, table[slots.rows, slots.columns]
 
@@ -133,5 +141,6 @@ class NEP(Student):
         """Unscaled q (n_atoms, D), without gradients."""
         with torch.no_grad():
             parameters = self.nep4()
-            geometry = Geometry.of(self.shape, parameters, types, self.slots(types, i, j, vectors))
+            slots = Slots.from_edges(types, i, j, vectors, 2.0 * self.cutoff)
+            geometry = Geometry.of(self.shape, parameters, types, slots)
             return descriptors(self.shape, parameters, types, geometry)[0]

@@ -117,8 +117,15 @@ class PaiNN(Student):
             given["max_moment"] = 2 if given.pop("moments") else 1
         return cls(**{**given, "elements": tuple(config["elements"])})
 
-    def site_energies(self, types: Tensor, i: Tensor, j: Tensor, vectors: Tensor) -> Tensor:
-        slots = Slots.from_edges(types, i, j, vectors, 2.0 * self.cutoff, self.max_neighbors)
+    def site_energies(
+        self,
+        types: Tensor,
+        i: Tensor,
+        j: Tensor,
+        vectors: Tensor,
+        max_neighbors: int | None = None,
+    ) -> Tensor:
+        slots = Slots.from_edges(types, i, j, vectors, 2.0 * self.cutoff, max_neighbors)
         r = (slots.vectors.square().sum(2) + _SHORTEST**2).sqrt()  # (n_atoms, n_slots)
         directions = slots.vectors / r.unsqueeze(2)
         pair, seen = (types.unsqueeze(1), slots.neighbor_types), r

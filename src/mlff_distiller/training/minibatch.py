@@ -11,13 +11,17 @@ from torch import Tensor
 
 from mlff_distiller.batch import Batch
 from mlff_distiller.dataset.loader import cut
-from mlff_distiller.neighbors import Neighbors, neighbor_list
+from mlff_distiller.neighbors import (
+    PADDING_ATOMS,
+    Neighbors,
+    neighbor_list,
+    padded_number,
+    padding,
+)
 from mlff_distiller.students.base import Student
 
 Sample = tuple[Batch, Neighbors]
 
-_PADDING_ATOMS = 16
-_EDGES_ROUND = 256
 _ATOMS_AT_ONCE = 4096
 
 
@@ -193,11 +197,10 @@ class Minibatches:
     def padded_size(self, plan: Sequence[Sequence[int]]) -> Size:
         """Holds every minibatch of ``plan``, and padding beside it."""
         sizes = [self.size(units) for units in plan]
-        n_edges = max(size.n_edges for size in sizes)
         return Size(
             max(size.n_systems for size in sizes) + 1,
-            max(size.n_atoms for size in sizes) + _PADDING_ATOMS,
-            _EDGES_ROUND * (n_edges // _EDGES_ROUND + 1),
+            max(size.n_atoms for size in sizes) + PADDING_ATOMS,
+            padded_number(max(size.n_edges for size in sizes)),
         )
 
     def most_neighbors(self) -> int:
@@ -210,13 +213,13 @@ class Minibatches:
         columns = {}
         for field in fields(Minibatch):
             own = getattr(self._nothing, field.name)
-            length = {"i": n_edges, "j": n_edges, "shifts": n_edges}.get(
-                field.name, n_systems if field.name in _BY_SYSTEM else n_atoms
-            )
+            length = n_systems if field.name in _BY_SYSTEM else n_atoms
             columns[field.name] = own.expand(length, *own.shape[1:])
-        ends = torch.arange(n_edges, device=device, dtype=torch.int32) * n_atoms // max(n_edges, 1)
-        itself = torch.arange(n_atoms, device=device)
-        return Minibatch(**{**columns, "i": ends, "j": ends, "partner": itself})
+        edges = padding(n_edges, n_atoms, device)
+        columns["i"] = columns["j"] = edges.i.int()
+        columns["shifts"] = edges.shifts.to(torch.int16)
+        columns["partner"] = torch.arange(n_atoms, device=device)
+        return Minibatch(**columns)
 
 
 _BY_SYSTEM = (

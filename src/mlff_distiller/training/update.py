@@ -82,8 +82,8 @@ class Updater:
         part = self.minibatches.make(own) if own else None
         return self._step(part, scales.to(device), self._loss)
 
-    def _loss(self, part: Minibatch, scales: Tensor) -> Tensor:
-        prediction = self.student.predict(part.types, *part.graph())
+    def _loss(self, part: Minibatch, scales: Tensor, max_neighbors: int | None = None) -> Tensor:
+        prediction = self.student.predict(part.types, *part.graph(), max_neighbors)
         weights, norms = scales.unbind(0)
         return loss(prediction, part, self.spread, norms, weights, self.settings.loss.huber_delta)
 
@@ -105,7 +105,6 @@ class Updater:
         return error
 
     def _fix(self, size: Size) -> _FixedSize:
-        self.student.max_neighbors = self.minibatches.most_neighbors()
         try:
             self._fixed = _FixedSize(self, size)
             return self._fixed
@@ -116,8 +115,6 @@ class Updater:
                 remedy="set training.compile=false or training.cuda_graph=false, or lower "
                 "training.atoms_per_batch if memory is short",
             ) from error
-        finally:
-            self.student.max_neighbors = None
 
 
 class _FixedSize:
@@ -128,15 +125,16 @@ class _FixedSize:
         self.part = updater.minibatches.make([], size).clone()
         self.scales = torch.ones(2, 5, dtype=updater.student.dtype, device=updater.student.device)
         self._graph: torch.cuda.CUDAGraph | None = None
+        loss = partial(updater._loss, max_neighbors=updater.minibatches.most_neighbors())
         if updater.compiles:
             try:
-                loss = compiled_loss(updater.student, updater._loss, self.part, self.scales)
-                self._record(updater, loss)
+                fused = compiled_loss(updater.student, loss, self.part, self.scales)
+                self._record(updater, fused)
                 return
             except Exception as error:
                 updater.compiles = False
                 warnings.warn(f"training goes uncompiled, slower: {error}", stacklevel=2)
-        self._record(updater, updater._loss)
+        self._record(updater, loss)
 
     def _record(self, updater: Updater, loss: LossOf) -> None:
         self._step = partial(updater._step, self.part, self.scales, loss)

@@ -10,7 +10,7 @@ import numpy as np
 from ase import Atoms
 
 from mlff_distiller.deploy import StudentCalculator
-from mlff_distiller.engines.forces import choose_forces
+from mlff_distiller.engines.choice import choose_engine
 from mlff_distiller.errors import DistillerError
 from mlff_distiller.md import Ensemble, Simulation
 from mlff_distiller.structure import default_time_step_fs, thermalise
@@ -37,10 +37,8 @@ def ms_per_step(force_field: ForceField, atoms: Atoms, temperature_K: float) -> 
         ensemble = Ensemble(
             ensemble="nve", temperature_K=(temperature_K,), time_step_fs=step_fs, seed=0
         )
-        forces = choose_forces(
-            calculator.student, [atoms], force_field.dtype, "auto", ensemble.skin_A
-        )
-        simulation = Simulation(forces, [atoms], ensemble)
+        engine = choose_engine(calculator.student, [atoms], skin=ensemble.skin_A)
+        simulation = Simulation(engine, [atoms], ensemble)
         n = _WARM_UP
         simulation.advance(n)
         n = max(5, min(2000, round(_SECONDS * n / _seconds(simulation, n))))

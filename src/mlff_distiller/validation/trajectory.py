@@ -14,7 +14,7 @@ from ase.md.verlet import VelocityVerlet
 from numpy.typing import NDArray
 
 from mlff_distiller.deploy import StudentCalculator
-from mlff_distiller.engines.forces import choose_forces
+from mlff_distiller.engines.choice import choose_engine
 from mlff_distiller.errors import DistillerError, DynamicsError
 from mlff_distiller.md import Ensemble, Simulation
 from mlff_distiller.structure import at_rest, default_time_step_fs, thermalise
@@ -188,11 +188,8 @@ def simulations(
     calculator = force_field.calculator
     if not isinstance(calculator, StudentCalculator):
         raise TypeError(f"{force_field.name} is no student")
-    forces = choose_forces(
-        *(calculator.student, [atoms], force_field.dtype, "auto", ensemble.skin_A),
-        n_steps=n_steps,
-    )
-    simulation = Simulation(forces, [atoms], ensemble)
+    engine = choose_engine(calculator.student, [atoms], skin=ensemble.skin_A, n_steps=n_steps)
+    simulation = Simulation(engine, [atoms], ensemble)
     yield simulation
     while simulation.step < n_steps:
         simulation.advance(min(every, n_steps - simulation.step))

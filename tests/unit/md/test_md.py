@@ -15,7 +15,7 @@ from ase.io import read
 from tests.conftest import random_nep, random_painn, rattled
 
 from mlff_distiller import StudentCalculator, run_md
-from mlff_distiller.engines.forces import choose_forces
+from mlff_distiller.engines.choice import choose_engine
 from mlff_distiller.errors import ConfigError, DynamicsError
 from mlff_distiller.md import Ensemble, Simulation
 
@@ -55,7 +55,7 @@ def simulation(student, frames, **settings) -> Simulation:
     frames = [frames] if isinstance(frames, Atoms) else frames
     settings = {"time_step_fs": 0.2, "skin_A": 0.3} | settings
     ensemble = Ensemble(**settings)
-    return Simulation(choose_forces(student, frames, skin=ensemble.skin_A), frames, ensemble)
+    return Simulation(choose_engine(student, frames, skin=ensemble.skin_A), frames, ensemble)
 
 
 def same(a, b) -> bool:
@@ -208,15 +208,15 @@ def test_a_density_jump_during_the_run_loses_no_neighbour(student):
     """Compressed by 30 %: the table grows, and forces are those of a fresh start."""
     one = simulation(student, water_like(4), max_temperature_K=1e9, max_step_A=5.0)
     one.advance(5)
-    capacity = one.forces.neighbors.capacity
+    capacity = one.engine.neighbors.capacity
     one.set_cell(0.7 ** (1 / 3) * one.cell()[0])
     compressed = one.atoms()
     compressed.calc = StudentCalculator(student, device="cpu")
     assert np.abs(one.atoms().get_forces() - compressed.get_forces()).max() < 1e-4
     one.advance(3)
-    assert one.forces.neighbors.capacity > capacity
+    assert one.engine.neighbors.capacity > capacity
     compressed = one.atoms()
-    wanted = one.forces.forces.numpy().copy()
+    wanted = one.engine.forces.numpy().copy()
     compressed.calc = StudentCalculator(student, device="cpu")
     assert np.abs(wanted - compressed.get_forces()).max() < 1e-4
 

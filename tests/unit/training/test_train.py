@@ -319,18 +319,17 @@ def test_a_padded_minibatch_teaches_the_same(make):
     minibatches = Minibatches(training, student, 10_000)
     spread = Spread.of(training, student)
     (units,) = minibatches.plan(0)
-    size, gradients = minibatches.size(units), []
+    size, gradients, most = minibatches.size(units), [], minibatches.most_neighbors()
     padded = Size(size.n_systems + 3, size.n_atoms + 5, size.n_edges + 77)
-    for shape in (None, padded, padded):
+    for shape, max_neighbors in ((None, None), (padded, None), (padded, most)):
         part = minibatches.make(units, shape)
         if shape is not None:
             assert Size(len(part.cell), len(part.types), len(part.i)) == padded
         weights = torch.tensor([1.0, 0.3, 0.5, 0.5, 0.1], dtype=torch.float64)
-        prediction = student.predict(part.types, *part.graph())
+        prediction = student.predict(part.types, *part.graph(), max_neighbors)
         error = loss(prediction, part, spread, minibatches.norms(units), weights, 0.1)
         gradients.append(torch.autograd.grad(error, list(student.parameters())))
         assert all(torch.isfinite(own).all() for own in gradients[-1])
-        student.max_neighbors = minibatches.most_neighbors()
     assert any(own.abs().max() > 1e-3 for own in gradients[0])
     for others in gradients[1:]:
         for first, other in zip(gradients[0], others, strict=True):

@@ -13,9 +13,8 @@ from functools import cache
 import warp as wp
 
 from mlff_distiller.kernels.neighbors.warp import has_left, on_grid
+from mlff_distiller.kernels.types import vec6d, vec7d
 
-vec6d = wp.types.vector(6, wp.float64)
-vec7d = wp.types.vector(7, wp.float64)
 real = wp.float64
 
 MULTIPLIERS = wp.constant(wp.vec2ui(wp.uint32(0xD2511F53), wp.uint32(0xCD9E8D57)))

@@ -24,9 +24,7 @@ from mlff_distiller.kernels.nep.reference import Shape
 from mlff_distiller.kernels.nep.warp_functions import Types, atom_functions, edge_functions
 from mlff_distiller.kernels.nep.warp_lanes import WARP, gradients_by_warps, warps_a_block
 from mlff_distiller.kernels.nep.warp_threads import gradients_by_threads
-
-vec6d = wp.types.vector(6, wp.float64)
-vec7d = wp.types.vector(7, wp.float64)
+from mlff_distiller.kernels.types import vec6d, vec7d
 
 # A CPU sums in vectors only with leave to reorder; NaN and infinity keep their meaning.
 CPU_FLAGS = (

@@ -16,6 +16,7 @@ import warp as wp
 
 from mlff_distiller.kernels.nep.reference import Shape
 from mlff_distiller.kernels.nep.warp_functions import AtomFunctions, EdgeFunctions, Types
+from mlff_distiller.kernels.types import vec6d
 
 WARP = 32
 N_NEAR = 256
@@ -25,8 +26,6 @@ SHARED_BYTES = 48 * 1024
 LARGEST_BLOCK = 4
 """Warps: few, since a block's place is free only when its last atom is done."""
 N_TOTALS = 7  # energy, and the virial's xx, yy, zz, yz, xz, xy
-
-vec6d = wp.types.vector(6, wp.float64)
 
 
 class Scratch:

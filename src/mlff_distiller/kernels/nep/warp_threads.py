@@ -7,8 +7,7 @@ import warp as wp
 
 from mlff_distiller.kernels.nep.reference import Shape
 from mlff_distiller.kernels.nep.warp_functions import AtomFunctions, EdgeFunctions, Types
-
-vec6d = wp.types.vector(6, wp.float64)
+from mlff_distiller.kernels.types import vec6d
 
 
 def gradients_by_threads(

@@ -7,8 +7,8 @@ from ase import Atoms
 from tests.conftest import random_nep, random_painn, rattled, structures
 
 from mlff_distiller.deploy import StudentCalculator
-from mlff_distiller.engines.forces import TorchForces
 from mlff_distiller.engines.loading import ready_student
+from mlff_distiller.engines.torch import TorchEngine
 from mlff_distiller.md import run_md
 
 FRAMES = [rattled(structures()[name]) for name in ("small cell", "molecule", "slab")]
@@ -17,17 +17,17 @@ PBC = np.stack([atoms.pbc for atoms in FRAMES])
 GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 
 
-def evaluated(forces: TorchForces, positions, n=1):
-    forces.positions.assign(positions)
-    forces.rebuild(CELLS, PBC)
+def evaluated(engine: TorchEngine, positions, n=1):
+    engine.positions.assign(positions)
+    engine.rebuild(CELLS, PBC)
     for _ in range(n):
-        forces.compute()
-    return forces.forces.numpy().copy(), forces.totals.numpy().copy()
+        engine.compute()
+    return engine.forces.numpy().copy(), engine.totals.numpy().copy()
 
 
 def of_all(device="cpu", make=random_painn, **options):
     student = ready_student(make(), device, "float64")
-    return TorchForces(student, FRAMES, **options)
+    return TorchEngine(student, **options).for_frames(FRAMES)
 
 
 POSITIONS = np.concatenate([atoms.positions for atoms in FRAMES])
@@ -42,14 +42,14 @@ def test_padding_changes_nothing(make):
 
 
 def test_more_pairs_than_there_was_room_for():
-    forces = of_all(padded=True)
-    evaluated(forces, POSITIONS)
-    before, closer = len(forces._edges.i), POSITIONS.copy()
+    engine = of_all(padded=True)
+    evaluated(engine, POSITIONS)
+    before, closer = len(engine._edges.i), POSITIONS.copy()
     molecule = slice(len(FRAMES[0]), len(FRAMES[0]) + len(FRAMES[1]))
-    forces._n_edges = 256  # as if there had been few
+    engine._n_edges = 256  # as if there had been few
     closer[molecule] *= 0.97
-    found = evaluated(forces, closer, 4)
-    assert len(forces._edges.i) >= before
+    found = evaluated(engine, closer, 4)
+    assert len(engine._edges.i) >= before
     wanted = evaluated(of_all(), closer)
     assert np.abs(found[0] - wanted[0]).max() < 1e-12
     assert np.abs(found[0] - evaluated(of_all(), POSITIONS)[0]).max() > 1e-3
@@ -72,34 +72,35 @@ def test_an_atom_with_more_neighbours_than_any_had(make, device, monkeypatch):
     found = []
     for options in ({"compile": device == "cpu", "padded": True}, {}):
         here = device if options else "cpu"
-        forces = TorchForces(ready_student(make(), here, "float64"), [atoms], **options)
+        engine = TorchEngine(ready_student(make(), here, "float64"), **options)
+        engine.for_frames([atoms])
         for positions in (clusters(16), clusters(36)):
-            forces.positions.assign(positions)
-            forces.rebuild(*box)
-            edges, slots = len(forces._edges.i), forces.neighbors.capacity
+            engine.positions.assign(positions)
+            engine.rebuild(*box)
+            edges, slots = len(engine._edges.i), engine.neighbors.capacity
             for _ in range(5):
-                forces.compute()
-            found.append((forces.forces.numpy().copy(), edges, slots))
+                engine.compute()
+            found.append((engine.forces.numpy().copy(), edges, slots))
     assert found[0][1] == found[1][1]
     assert found[0][2] < found[1][2]
     assert np.abs(found[1][0] - found[3][0]).max() < 1e-9 * np.abs(found[3][0]).max()
 
 
 def test_fewer_pairs_leave_no_old_ones():
-    forces = of_all(padded=True)
-    evaluated(forces, POSITIONS)
+    engine = of_all(padded=True)
+    evaluated(engine, POSITIONS)
     apart = POSITIONS.copy()
     molecule = slice(len(FRAMES[0]), len(FRAMES[0]) + len(FRAMES[1]))
     apart[molecule] *= 10.0
-    found, wanted = evaluated(forces, apart), evaluated(of_all(), apart)
+    found, wanted = evaluated(engine, apart), evaluated(of_all(), apart)
     assert np.abs(found[0] - wanted[0]).max() < 1e-12
 
 
 @pytest.mark.parametrize("device", ["cpu", GPU])
 def test_compiled(device):
-    forces = of_all(device, compile=True)
-    found, wanted = evaluated(forces, POSITIONS, 2), evaluated(of_all(), POSITIONS)
-    assert forces.compile  # nothing went wrong that was only warned of
+    engine = of_all(device, compile=True)
+    found, wanted = evaluated(engine, POSITIONS, 2), evaluated(of_all(), POSITIONS)
+    assert engine.compile  # nothing went wrong that was only warned of
     assert np.abs(found[0] - wanted[0]).max() < 1e-10
     assert np.abs(found[1] - wanted[1]).max() < 1e-10
 
@@ -107,10 +108,10 @@ def test_compiled(device):
 @pytest.mark.gpu
 @pytest.mark.parametrize("make", [random_nep, random_painn])
 def test_recorded(make):
-    forces = of_all("cuda", make)
+    engine = of_all("cuda", make)
     for scale in (1.0, 1.01):  # again: positions are read anew
-        moved = evaluated(forces, scale * POSITIONS, 5)
-        assert forces._launch.__name__ == "replay"
+        moved = evaluated(engine, scale * POSITIONS, 5)
+        assert engine._launch.__name__ == "replay"
         wanted = evaluated(of_all(make=make), scale * POSITIONS)
         assert np.abs(moved[0] - wanted[0]).max() < 1e-9
         assert np.abs(moved[1] - wanted[1]).max() < 1e-9
@@ -178,12 +179,12 @@ def test_long_runs_are_compiled(monkeypatch):
 def test_lack_of_memory_names_the_atoms(monkeypatch):
     from mlff_distiller.errors import DeviceMemoryError
 
-    forces = of_all()
-    evaluated(forces, POSITIONS)
+    engine = of_all()
+    evaluated(engine, POSITIONS)
 
     def fail(*_):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to")
 
-    forces._launch = fail
+    engine._launch = fail
     with pytest.raises(DeviceMemoryError, match="atoms do not fit into the memory of cpu"):
-        forces.compute()
+        engine.compute()

@@ -1,12 +1,13 @@
 """Compiled kernels and PyTorch give the same; without the former there is a warning."""
 
-import sys
+import copy
+import pickle
 import warnings
 
 import numpy as np
 import pytest
 import warp as wp
-from tests.conftest import random_nep, rattled, structures
+from tests.conftest import random_nep, random_painn, rattled, structures
 
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.errors import KernelError, StudentError
@@ -30,29 +31,21 @@ def test_unknown_backend():
         StudentCalculator(random_nep(), device="cpu", backend="cuda")
 
 
-def break_loading(monkeypatch):
+def test_no_kernels_for_a_student():
+    with pytest.raises(StudentError, match=r"no compiled kernels[\s\S]*a nep student[\s\S]*painn"):
+        StudentCalculator(random_painn(), device="cpu", backend="warp")
+
+
+@pytest.mark.parametrize("settings", [{"backend": "auto"}, {"backend": "torch", "compile": True}])
+def test_without_kernels_pytorch_runs_and_says_so(monkeypatch, settings):
     def fail(*args, **kwargs):
-        raise RuntimeError("no compiler here")
+        raise RuntimeError(message)
 
-    monkeypatch.setattr(wp, "load_module", fail)
-
-
-def hide_warp(monkeypatch):
-    monkeypatch.delitem(sys.modules, "mlff_distiller.engines.nep", raising=False)
-    monkeypatch.setitem(sys.modules, "warp", None)
-    for module in ("compiling", "neighbors", "neighbors.verlet", "nep.warp"):
-        monkeypatch.delitem(sys.modules, f"mlff_distiller.kernels.{module}", raising=False)
-
-
-@pytest.mark.parametrize(
-    ("obstacle", "message"),
-    [(break_loading, "no compiler here"), (hide_warp, "cannot be imported")],
-)
-def test_without_kernels_pytorch_runs_and_says_so(monkeypatch, obstacle, message):
+    message = "no compiler here"
     atoms = rattled(structures()["small cell"])
     expected = StudentCalculator(random_nep(), device="cpu", backend="torch").get_forces(atoms)
-    obstacle(monkeypatch)
-    calculator = StudentCalculator(random_nep(), device="cpu")
+    monkeypatch.setattr(wp, "load_module", fail)
+    calculator = StudentCalculator(random_nep(), device="cpu", **settings)
     with pytest.warns(UserWarning, match=message):
         assert np.array_equal(calculator.get_forces(atoms), expected)
     with warnings.catch_warnings():
@@ -62,6 +55,42 @@ def test_without_kernels_pytorch_runs_and_says_so(monkeypatch, obstacle, message
     demanded = StudentCalculator(random_nep(), device="cpu", backend="warp")
     with pytest.raises(KernelError, match=message):
         demanded.get_forces(atoms)
+
+
+@pytest.mark.parametrize("settings", [{"backend": "auto"}, {"backend": "torch", "compile": True}])
+def test_copies_of_an_engine_start_without_atoms(monkeypatch, settings):
+    monkeypatch.setattr("torch.compile", lambda graph, **_: graph)
+    calculator = StudentCalculator(random_nep(), device="cpu", dtype="float64", **settings)
+    atoms = rattled(structures()["small cell"])
+    forces, engine = calculator.get_forces(atoms), calculator._engine
+    for other in (copy.deepcopy(engine), pickle.loads(pickle.dumps(engine))):
+        assert not hasattr(other, "positions")
+        assert other.student is not engine.student
+        given = atoms.positions, atoms.numbers, atoms.cell.array, atoms.pbc
+        assert np.array_equal(other.evaluate(*given).forces, forces)
+    both = copy.deepcopy(calculator)
+    assert both._engine.student is both.student
+
+
+@pytest.mark.parametrize("settings", [{"backend": "auto"}, {"backend": "torch", "compile": True}])
+def test_an_evaluation_that_is_broken_off_leaves_nothing_half_done(monkeypatch, settings):
+    monkeypatch.setattr("torch.compile", lambda graph, **_: graph)
+    calculator = StudentCalculator(random_nep(), device="cpu", dtype="float64", **settings)
+    atoms = rattled(structures()["small cell"])
+    calculator.get_forces(atoms)
+    wanted = calculator.get_forces(rattled(atoms, 0.5))
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    calculator.get_forces(atoms)
+    after_search = "_record" if settings["backend"] == "auto" else "_set_edges"
+    with monkeypatch.context() as patch:
+        patch.setattr(type(calculator._engine), after_search, interrupted)
+        calculator._engine.neighbors.version = -5  # as if the search had replaced arrays
+        with pytest.raises(KeyboardInterrupt):
+            calculator.get_forces(rattled(atoms, 0.5))
+    assert np.abs(calculator.get_forces(rattled(atoms, 0.5)) - wanted).max() < 1e-9
 
 
 def test_warp_stays_as_the_user_has_it(monkeypatch):

@@ -1,0 +1,185 @@
+"""``Engine``: what computes a student, for arrays on the host and for atoms on the device."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+import warp as wp
+from ase import Atoms
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mlff_distiller.errors import DeviceMemoryError
+from mlff_distiller.kernels.compiling import warp_device
+from mlff_distiller.kernels.neighbors.verlet import VerletList
+from mlff_distiller.kernels.systems import Systems
+from mlff_distiller.students.base import Student
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one structure has; the arrays are the caller's own."""
+
+    energy: float  # eV
+    energies: Array  # (n_atoms,) eV
+    forces: Array  # (n_atoms, 3) eV/Å
+    virial: Array  # (6,) eV: xx, yy, zz, yz, xz, xy; stress is -virial / volume
+
+    @classmethod
+    def of(cls, numbers: Array) -> Evaluation:
+        """From energy, virial, energies and forces in a row (7 + 4 n_atoms,); keeps it."""
+        end = 7 + (len(numbers) - 7) // 4
+        forces = numbers[end:].reshape(-1, 3)
+        return cls(float(numbers[0]), numbers[7:end], forces, numbers[1:7])
+
+
+class Engine(ABC):
+    """A student on its device, for structure after structure.
+
+    Callers on the host call ``evaluate``. Dynamics that stays on the device calls ``for_frames``,
+    then ``rebuild``, ``compute`` and ``total``. Whoever moves ``positions`` also moves
+    ``neighbors.inside``, and sets ``neighbors.moved`` once an atom has left its skin. ``compute``
+    and ``total`` then do nothing, or nothing of worth, until ``rebuild``.
+
+    Nothing is compiled or allocated before there are atoms, and memory is allocated again only
+    when they are others. Copies, also by pickling, start without atoms. Not for use from several
+    threads at once.
+
+    Parameters
+    ----------
+    student
+        On its device, and of the dtype to compute in. Differences of positions, sums over atoms
+        and results are float64.
+    skin
+        Å; see ``VerletList``.
+    n_threads
+        CPU cores to use; as many as torch uses if None.
+    """
+
+    capturable: ClassVar[bool]
+    """Whether ``compute`` and ``total`` may be recorded into a CUDA graph."""
+    exact: ClassVar[bool]
+    """Whether results are the same, bit for bit, whenever neighbours were last found."""
+    student: Student
+    skin: float
+    device: wp.Device
+    n_threads: int
+    systems: Systems
+    neighbors: VerletList
+    positions: wp.array  # (n_atoms,) vec3d, Å
+    forces: wp.array  # (n_atoms,) vec3d, eV/Å
+    totals: wp.array  # (n_systems,) vec7d: energy, and the virial's xx yy zz yz xz xy, eV
+    _cores: int | None
+    _given: tuple[bytes, bytes | None] | None = None
+
+    def __init__(
+        self, student: Student, skin: float, n_threads: int | None = None, **settings: Any
+    ) -> None:
+        self._settings = {"student": student, "skin": skin, "_cores": n_threads, **settings}
+        self._release()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self._settings
+
+    def __setstate__(self, settings: dict[str, Any]) -> None:
+        self._settings = settings
+        self._release()
+
+    # -- for callers on the host ---------------------------------------------------------------
+
+    def evaluate(
+        self,
+        positions: Array,  # (n_atoms, 3) Å
+        numbers: NDArray[np.int64],  # (n_atoms,) atomic numbers
+        cell: Array,  # (3, 3) Å
+        pbc: NDArray[np.bool_],  # (3,)
+    ) -> Evaluation:
+        """Energy, forces and virial of one structure. Waits for the device.
+
+        Raises
+        ------
+        DeviceMemoryError
+            The structure does not fit; smaller ones can be evaluated next.
+        KernelError
+            Kernels cannot be compiled here.
+        UnknownElementError
+            The student does not know an element.
+        """
+        try:
+            with self._memory(len(numbers)):
+                self.prepare(numbers)
+                return self._evaluate(positions, cell, pbc)
+        except BaseException:
+            self._release()  # whatever is half done
+            raise
+
+    @abstractmethod
+    def _evaluate(self, positions: Array, cell: Array, pbc: NDArray[np.bool_]) -> Evaluation: ...
+
+    # -- for dynamics on the device ------------------------------------------------------------
+
+    def for_frames(self, frames: Sequence[Atoms]) -> Self:
+        """The same, with room for these systems."""
+        numbers = np.concatenate([atoms.numbers for atoms in frames]).astype(np.int64)
+        with self._memory(len(numbers)):
+            self.prepare(numbers, np.array([len(atoms) for atoms in frames]))
+        return self
+
+    @abstractmethod
+    def rebuild(self, cell: Array, pbc: NDArray[np.bool_]) -> bool:
+        """Find neighbours; True if arrays were replaced, and graphs are to be recorded again.
+
+        ``cell`` and ``pbc`` are those of one system or of each.
+        """
+
+    @abstractmethod
+    def compute(self) -> None:
+        """Launch energies, forces and virials of all atoms."""
+
+    @abstractmethod
+    def total(self) -> None:
+        """Launch their sums over each system."""
+
+    # -- what depends on the atoms' number and types -------------------------------------------
+
+    def prepare(self, numbers: NDArray[np.int64], sizes: NDArray[np.int64] | None = None) -> None:
+        """Make room for atoms of ``numbers`` (n_atoms,), in systems of ``sizes`` or in one."""
+        given = numbers.tobytes(), None if sizes is None else sizes.tobytes()
+        if given != self._given:
+            self._given = None  # until all is there
+            types = self.student.types(torch.from_numpy(numbers).to(self.student.device))
+            self._make_room(types, np.array([len(numbers)]) if sizes is None else sizes)
+            self._given = given
+
+    @abstractmethod
+    def _make_room(self, types: Tensor, sizes: NDArray[np.int64]) -> None:
+        self.device = warp_device(str(self.student.device))
+        self.n_threads = self._cores or torch.get_num_threads()
+
+    def _release(self) -> None:
+        """Keep nothing but what it was made with."""
+        self.__dict__ = {"_settings": self._settings, **self._settings}
+
+    @contextmanager
+    def _memory(self, n_atoms: int) -> Iterator[None]:
+        """A lack of memory becomes an error that names it, after which all of it is free."""
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            lacking = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError)
+            if isinstance(error, DeviceMemoryError) or not (lacking or "allocat" in str(error)):
+                raise
+            self._release()
+            raise DeviceMemoryError(
+                f"{n_atoms} atoms do not fit into the memory of {self.student.device}",
+                found=str(error).split(". ")[0] or None,
+                remedy="take fewer atoms, or a smaller skin",
+            ) from error
