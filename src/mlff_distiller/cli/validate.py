@@ -21,9 +21,9 @@ from mlff_distiller.errors import ConfigError
 if TYPE_CHECKING:
     from ase import Atoms
 
+    from mlff_distiller.md.record import ForceField
     from mlff_distiller.reports.comparison import Validated
     from mlff_distiller.validation.settings import ValidationSettings
-    from mlff_distiller.validation.trajectory import ForceField
 
 console = Console(highlight=False)
 EPILOG = (
@@ -92,11 +92,11 @@ def validate(
             expected="STRUCTURE, --out FOLDER, and either --student or --calculator",
         )
     from mlff_distiller.labeling.structures import read_frames
+    from mlff_distiller.md.record import ForceField
     from mlff_distiller.reports.comparison import names_of, write_comparison
     from mlff_distiller.teachers import load_teacher
     from mlff_distiller.validation.remembering import Remembering
-    from mlff_distiller.validation.speed import ms_per_step
-    from mlff_distiller.validation.trajectory import ForceField
+    from mlff_distiller.validation.speed import speeds
 
     settings = _settings(config, temperature, time_ps, time_step, limit)
     files, known = {"structure": structure}, {}
@@ -121,7 +121,7 @@ def validate(
             source = load_teacher(teacher, device=device, python=teacher_python)
             identity = asdict(stack.enter_context(source).identity)
             one = ForceField(teacher, source)
-            speed = ms_per_step(one, atoms, settings.temperature_K[0])
+            speed = speeds(one, atoms, settings.temperature_K[0], device)["ms_per_step"]
             if len(candidates) > 1:
                 one = ForceField(teacher, Remembering(source))
             reference = _Reference(one, speed, identity)
@@ -177,8 +177,8 @@ def _student(
     """A student, with the data of its run where none are given."""
     from mlff_distiller.deploy import StudentCalculator
     from mlff_distiller.engines.loading import resolve_device
+    from mlff_distiller.md.record import ForceField
     from mlff_distiller.measure.machine import device_name
-    from mlff_distiller.validation.trajectory import ForceField
 
     folder = path / "student" if (path / "student").is_dir() else path
     own = {**files, **{f"student/{file.name}": file for file in _files_of(folder)}}

@@ -8,6 +8,7 @@ from typing import Any
 from ase import Atoms
 
 from mlff_distiller.errors import DistillerError
+from mlff_distiller.md.record import ForceField
 from mlff_distiller.validation.breakdown import (
     Answers,
     answers,
@@ -16,7 +17,6 @@ from mlff_distiller.validation.breakdown import (
     labelled,
     labels,
 )
-from mlff_distiller.validation.trajectory import ForceField
 from mlff_distiller.validation.verdict import Finding
 
 _MOST_TEST = 500

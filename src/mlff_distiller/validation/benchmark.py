@@ -3,42 +3,14 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-from ase import Atoms, units
+from ase import Atoms
 from ase.calculators.calculator import Calculator
-from ase.md.verlet import VelocityVerlet
 
-from mlff_distiller.structure import enlarge, thermalise
-
-
-def ms_per_step(
-    atoms: Atoms,
-    calculator: Calculator,
-    *,
-    n_steps: int,
-    warm_up: int,
-    repeats: int = 1,
-    time_step_fs: float = 0.5,
-) -> float:
-    """Median wall-clock time (ms) of a velocity Verlet step through ASE, at 300 K.
-
-    One sample is the mean over ``n_steps``; ``repeats`` samples follow ``warm_up`` steps.
-    """
-    atoms = atoms.copy()
-    atoms.calc = calculator
-    thermalise(atoms, 300.0, np.random.default_rng(0))
-    dynamics = VelocityVerlet(atoms, time_step_fs * units.fs)
-    dynamics.run(warm_up)
-    samples = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        dynamics.run(n_steps)
-        samples.append(1e3 * (time.perf_counter() - start) / n_steps)
-    return statistics.median(samples)
+from mlff_distiller.md.record import ForceField, ms_per_step
+from mlff_distiller.structure import enlarge
 
 
 def speed_table(
@@ -61,8 +33,9 @@ def speed_table(
     for index, (n_atoms, atoms) in enumerate(sorted(systems.items())):
         teacher_ms, student_ms = [], []
         for _ in range(3):
-            teacher_ms.append(ms_per_step(atoms, teacher, n_steps=1, warm_up=1))
-            student_ms.append(ms_per_step(atoms, student, n_steps=20, warm_up=5))
+            slow, fast = ForceField("teacher", teacher), ForceField("student", student)
+            teacher_ms.append(ms_per_step(slow, atoms, seconds=0.0, samples=1, in_ase=True))
+            student_ms.append(ms_per_step(fast, atoms, seconds=0.02, samples=1, in_ase=True))
         pair = statistics.median(teacher_ms), statistics.median(student_ms)
         rows.append(
             {

@@ -16,9 +16,9 @@ from ase import Atoms, units
 from ase.calculators.calculator import PropertyNotImplementedError
 from scipy.stats import spearmanr
 
+from mlff_distiller.md.record import Array, ForceField
 from mlff_distiller.sampling.select import densities
 from mlff_distiller.validation.accuracy import force_errors
-from mlff_distiller.validation.trajectory import Array, ForceField
 
 _DECILES = 10
 _MOST_POINTS = 1000

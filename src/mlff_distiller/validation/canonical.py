@@ -15,13 +15,13 @@ import numpy as np
 from ase import units
 from scipy.stats import gamma, kstest
 
+from mlff_distiller.md.record import Trajectory
 from mlff_distiller.md.statistics import (
     Estimate,
     correlation_time,
     mean,
     variance,
 )
-from mlff_distiller.validation.trajectory import Trajectory
 
 _LEAST_INDEPENDENT = 20
 """Samples below which a test of a distribution's shape says nothing."""

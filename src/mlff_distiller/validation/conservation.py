@@ -9,14 +9,14 @@ from ase import Atoms
 from numpy.polynomial import Polynomial
 
 from mlff_distiller.md import Ensemble
-from mlff_distiller.md.statistics import Estimate, slope
-from mlff_distiller.validation.trajectory import (
+from mlff_distiller.md.record import (
     Array,
     ForceField,
     OnStep,
     Trajectory,
     simulate,
 )
+from mlff_distiller.md.statistics import Estimate, slope
 
 
 @dataclass(frozen=True)

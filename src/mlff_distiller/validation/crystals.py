@@ -12,8 +12,8 @@ from ase import Atoms, units
 from ase.optimize import BFGS, LBFGS
 
 from mlff_distiller.errors import DistillerError
+from mlff_distiller.md.record import Array, ForceField
 from mlff_distiller.validation.observables import THZ_PER_WAVENUMBER
-from mlff_distiller.validation.trajectory import Array, ForceField
 
 _RELAXED, _ENOUGH = 1e-4, 5e-3
 """eV/Å: what is aimed at, and what is accepted; digits of float32 may end the descent before."""

@@ -14,7 +14,7 @@ from ase import Atoms, units
 from ase.calculators.calculator import PropertyNotImplementedError
 from numpy.polynomial import Polynomial
 
-from mlff_distiller.validation.trajectory import Array, ForceField
+from mlff_distiller.md.record import Array, ForceField
 
 _STEPS_A = (0.01, 0.005, 0.0025, 0.00125)
 """Per atom. Noise wants long ones, a squeezed bond short ones; extrapolation chooses."""

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from mlff_distiller.md.record import (
+    ForceField,
+    Trajectory,
+)
 from mlff_distiller.md.statistics import Estimate
 from mlff_distiller.validation.canonical import Canonical, canonical
 from mlff_distiller.validation.conservation import (
@@ -16,10 +20,6 @@ from mlff_distiller.validation.criteria import CRITERIA
 from mlff_distiller.validation.incidents import Incident, incidents
 from mlff_distiller.validation.runs import Runs
 from mlff_distiller.validation.settings import ValidationSettings
-from mlff_distiller.validation.trajectory import (
-    ForceField,
-    Trajectory,
-)
 from mlff_distiller.validation.verdict import Finding
 
 _RATIO_STEPS = 200

@@ -13,8 +13,8 @@ from ase.optimize import LBFGS
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from mlff_distiller.errors import DistillerError
+from mlff_distiller.md.record import Array, ForceField
 from mlff_distiller.validation.crystals import relaxed
-from mlff_distiller.validation.trajectory import Array, ForceField
 from mlff_distiller.validation.verdict import Finding
 
 _STRAIN = 5e-3

@@ -13,9 +13,10 @@ import numpy as np
 from ase import Atoms
 from ase.geometry import find_mic
 
+from mlff_distiller.md.ensemble import EXPLOSION
+from mlff_distiller.md.record import Array, Trajectory
 from mlff_distiller.neighbors import pair_vectors
 from mlff_distiller.structure import bonds_of, radii_of_pairs
-from mlff_distiller.validation.trajectory import Array, Trajectory
 
 Kind = Literal["ended", "hot", "clash", "evaporated", "bond"]
 
@@ -27,8 +28,6 @@ _ALONE = 2.0
 """Times the sum of covalent radii, to the nearest neighbour: no bond is so long."""
 _FURTHER = 1.5
 """Times the distance to the nearest neighbour at the beginning, for what is not bonded (argon)."""
-_HOT = 8.0
-"""Times the target temperature."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def incidents(trajectory: Trajectory) -> list[Incident]:
         incident = Incident(kind, frame, time, atom, f"frame {frame} ({time:g} ps): {named}{text}")
         found.setdefault((kind, atom), incident)
 
-    for frame in np.flatnonzero(trajectory.temperatures > _HOT * trajectory.temperature_K)[:1]:
+    for frame in np.flatnonzero(trajectory.temperatures > EXPLOSION * trajectory.temperature_K)[:1]:
         speeds = np.linalg.norm(trajectory.velocities[frame], axis=1)
         hot = trajectory.temperatures[frame]
         note("hot", int(frame), int(speeds.argmax()), f"is the fastest, the system at {hot:.0f} K")

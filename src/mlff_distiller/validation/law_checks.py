@@ -9,6 +9,9 @@ import numpy as np
 from ase import Atoms
 
 from mlff_distiller.errors import DistillerError
+from mlff_distiller.md.record import (
+    ForceField,
+)
 from mlff_distiller.validation.derivatives import (
     force_agreement,
     straight_scan,
@@ -21,9 +24,6 @@ from mlff_distiller.validation.short_range import (
     cold_curve,
     dimer_curves,
     shortest_distances,
-)
-from mlff_distiller.validation.trajectory import (
-    ForceField,
 )
 from mlff_distiller.validation.verdict import Finding
 

@@ -10,10 +10,10 @@ import numpy as np
 from ase import Atoms, units
 from scipy.signal import welch
 
+from mlff_distiller.md.record import Array, Trajectory
 from mlff_distiller.md.statistics import N_BLOCKS, Estimate
 from mlff_distiller.neighbors import pair_vectors
 from mlff_distiller.structure import BONDED, radii_of_pairs
-from mlff_distiller.validation.trajectory import Array, Trajectory
 
 """Times the sum of covalent radii, or the first nearest distance if that is more."""
 

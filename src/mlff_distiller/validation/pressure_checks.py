@@ -10,17 +10,13 @@ import numpy as np
 from ase import Atoms
 
 from mlff_distiller.md import Ensemble
+from mlff_distiller.md.compressibility import compressibility
+from mlff_distiller.md.record import ForceField, OnStep, Trajectory, simulate
 from mlff_distiller.md.statistics import Estimate, mean
 from mlff_distiller.validation.criteria import CRITERIA
 from mlff_distiller.validation.kinds import Kind
-from mlff_distiller.validation.pressure import (
-    PressureRun,
-    at_constant_pressure,
-    compressibility,
-)
 from mlff_distiller.validation.runs import Runs, plain, thermostat
 from mlff_distiller.validation.settings import ValidationSettings
-from mlff_distiller.validation.trajectory import ForceField, OnStep
 from mlff_distiller.validation.verdict import Finding, judge
 
 _BAROSTAT_FS = 500.0
@@ -38,10 +34,10 @@ def pressure_run(
     settings: ValidationSettings,
     seed: int,
     on_step: OnStep = lambda done, total: None,
-) -> PressureRun:
+) -> Trajectory:
     """NPT at the first temperature, without its equilibration; ``time_ps`` long."""
     ensemble, n, n_before = thermostat(settings.temperature_K[0], settings, seed)
-    whole = at_constant_pressure(
+    whole = simulate(
         force_field,
         atoms,
         _barostat(force_field, atoms, ensemble, settings),
@@ -98,12 +94,12 @@ def under_pressure(
         completed: Finding(float(run.completed), run.why.split("\n")[0]),
         name: pressure_deviation(run, _allowed(name, settings)),
     }
-    measured = {"pressure": {"target_GPa": run.target_GPa, **pressure_block(run)}}
+    measured = {"pressure": {"target_GPa": run.ensemble.pressure_GPa[0], **pressure_block(run)}}
     return replace(runs, npt=run), found, measured
 
 
 def density_finding(
-    mine: PressureRun | None, theirs: PressureRun, settings: ValidationSettings
+    mine: Trajectory | None, theirs: Trajectory, settings: ValidationSettings
 ) -> Finding:
     """Difference in percent beyond three errors; None where the error exceeds what is allowed."""
     if mine is None or not (mine.completed and theirs.completed):
@@ -120,7 +116,7 @@ def density_finding(
     return Finding(beyond if known else None, words + ("" if known else "; run longer"))
 
 
-def pressure_block(run: PressureRun) -> dict[str, Any]:
+def pressure_block(run: Trajectory) -> dict[str, Any]:
     """For JSON: means with their errors, and the course of the density."""
     density = mean(run.density) if run.completed else None
     pressure = mean(run.pressure_GPa) if run.completed else None
@@ -138,14 +134,15 @@ def pressure_block(run: PressureRun) -> dict[str, Any]:
     }
 
 
-def pressure_deviation(run: PressureRun, allowed: float) -> Finding:
+def pressure_deviation(run: Trajectory, allowed: float) -> Finding:
     """Beyond noise; None where noise is worth more of the volume than `_LARGEST_NOISE`."""
     pressure = mean(run.pressure_GPa) if run.completed else None
     if pressure is None:
         return Finding(None, "too short a run, or none")
     words = f"{pressure.value:.3g} ± {pressure.error:.2g} GPa"
-    beyond = pressure.beyond_noise(run.target_GPa)
-    known = beyond > allowed or pressure.error * run.compressibility_per_GPa < _LARGEST_NOISE
+    beyond = pressure.beyond_noise(run.ensemble.pressure_GPa[0])
+    strain = pressure.error * run.ensemble.compressibility_per_GPa
+    known = beyond > allowed or strain < _LARGEST_NOISE
     return Finding(beyond if known else None, words + ("" if known else "; run longer"))
 
 

@@ -8,15 +8,14 @@ import numpy as np
 from ase import Atoms
 
 from mlff_distiller.md import Ensemble
-from mlff_distiller.validation.pressure import PressureRun
-from mlff_distiller.validation.settings import ValidationSettings
-from mlff_distiller.validation.trajectory import (
+from mlff_distiller.md.record import (
     Array,
     ForceField,
     OnStep,
     Trajectory,
     simulate,
 )
+from mlff_distiller.validation.settings import ValidationSettings
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +26,7 @@ class Runs:
     """Without its equilibration."""
     nve: Trajectory | None
     """None where the run before it broke."""
-    npt: PressureRun | None = None
+    npt: Trajectory | None = None
     """None where there is no pressure, or a run or law before it broke."""
 
 
@@ -46,7 +45,7 @@ def dynamics(
     whole = simulate(
         force_field, atoms, ensemble, n_before + n, every, lambda done, _: on_step(done, total)
     )
-    nvt = whole.part(n_before // every, len(whole.time_ps)) if whole.completed else whole
+    nvt = whole.part(n_before // every) if whole.completed else whole
     nve = None
     if whole.completed:
         nve = simulate(

@@ -10,8 +10,8 @@ import numpy as np
 from ase.data import chemical_symbols, covalent_radii
 from ase.data.colors import jmol_colors
 
+from mlff_distiller.md.record import Array, Trajectory
 from mlff_distiller.validation.runs import Runs, plain
-from mlff_distiller.validation.trajectory import Array, Trajectory
 
 _MOST_POINTS = 2000
 """Of one series: as many as a wide screen has columns."""

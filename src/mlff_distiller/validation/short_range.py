@@ -10,8 +10,8 @@ from ase import Atoms
 from ase.data import chemical_symbols, covalent_radii
 
 from mlff_distiller.errors import DistillerError
+from mlff_distiller.md.record import Array, ForceField
 from mlff_distiller.neighbors import pair_vectors
-from mlff_distiller.validation.trajectory import Array, ForceField
 
 Pair = tuple[str, str]
 

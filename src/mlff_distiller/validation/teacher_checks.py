@@ -10,6 +10,13 @@ import numpy as np
 from ase import Atoms
 
 from mlff_distiller.errors import DistillerError
+from mlff_distiller.md.record import (
+    Array,
+    ForceField,
+    OnStep,
+    Trajectory,
+    simulate,
+)
 from mlff_distiller.md.statistics import Estimate
 from mlff_distiller.validation.accuracy_checks import own_frames_findings
 from mlff_distiller.validation.crystals import (
@@ -35,13 +42,6 @@ from mlff_distiller.validation.pressure_checks import (
 )
 from mlff_distiller.validation.runs import Runs, plain, some_frames, thermostat
 from mlff_distiller.validation.settings import ValidationSettings
-from mlff_distiller.validation.trajectory import (
-    Array,
-    ForceField,
-    OnStep,
-    Trajectory,
-    simulate,
-)
 from mlff_distiller.validation.verdict import Finding
 
 _MOST_FRAMES = 400
@@ -51,13 +51,7 @@ _MOST_FRAMES = 400
 def distributions(trajectory: Trajectory) -> list[Distribution]:
     """All that one run shows."""
     stride = max(1, len(trajectory.time_ps) // _MOST_FRAMES)
-    thin = replace(
-        trajectory,
-        time_ps=trajectory.time_ps[::stride],
-        positions=trajectory.positions[::stride],
-        velocities=trajectory.velocities[::stride],
-        potential=trajectory.potential[::stride],
-    )
+    thin = trajectory.part(0, None, stride)
     return [*rdfs(thin), *bond_angles(thin), *vibrational_spectrum(trajectory)]
 
 
@@ -78,7 +72,7 @@ def teacher_findings(
     ensemble, n, n_before = thermostat(settings.temperature_K[0], settings, settings.seed + 1000)
     every = settings.record_every
     whole = simulate(teacher, atoms, ensemble, n_before + n, every, on_step)
-    own = whole.part(n_before // every, len(whole.time_ps)) if whole.completed else None
+    own = whole.part(n_before // every) if whole.completed else None
     both = own is not None and runs.nvt.completed
     student_side = distributions(runs.nvt) if both else []
     teacher_side = distributions(own) if own is not None and both else []

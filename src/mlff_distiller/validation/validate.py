@@ -9,6 +9,7 @@ from typing import Any
 
 from ase import Atoms
 
+from mlff_distiller.md.record import ForceField, OnStep
 from mlff_distiller.structure import default_time_step_fs
 from mlff_distiller.validation.accuracy_checks import labelled_findings
 from mlff_distiller.validation.dynamic_checks import dynamic_findings
@@ -23,7 +24,6 @@ from mlff_distiller.validation.runs import dynamics, some_frames
 from mlff_distiller.validation.series import series
 from mlff_distiller.validation.settings import ValidationSettings
 from mlff_distiller.validation.teacher_checks import teacher_findings
-from mlff_distiller.validation.trajectory import ForceField, OnStep
 from mlff_distiller.validation.verdict import Finding, judge
 
 SCHEMA = 1

@@ -12,6 +12,7 @@ from tests.conftest import rattled
 from tests.unit.validation.faults import Pairs, argon
 from tests.unit.validation.test_validate import SHORT, failed
 
+from mlff_distiller.md.record import ForceField
 from mlff_distiller.validation.breakdown import (
     answers,
     breakdown,
@@ -19,7 +20,6 @@ from mlff_distiller.validation.breakdown import (
     labelled,
     labels,
 )
-from mlff_distiller.validation.trajectory import ForceField
 from mlff_distiller.validation.validate import validate
 
 

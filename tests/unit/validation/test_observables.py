@@ -13,6 +13,7 @@ from tests.unit.validation.faults import EPSILON, SIGMA, Pairs, argon
 
 from mlff_distiller.errors import DistillerError
 from mlff_distiller.md import Ensemble
+from mlff_distiller.md.record import ForceField, Trajectory, simulate
 from mlff_distiller.validation.crystals import (
     crystal_frequencies,
     equation_of_state,
@@ -33,7 +34,6 @@ from mlff_distiller.validation.observables import (
     velocity_autocorrelation,
     vibrational_spectrum,
 )
-from mlff_distiller.validation.trajectory import ForceField, Trajectory, simulate
 
 SOUND = ForceField("argon", Pairs())
 

@@ -19,6 +19,7 @@ from tests.unit.validation.faults import (
 )
 
 from mlff_distiller.deploy import StudentCalculator
+from mlff_distiller.md.record import ForceField
 from mlff_distiller.validation.derivatives import (
     force_agreement,
     straight_scan,
@@ -31,7 +32,6 @@ from mlff_distiller.validation.short_range import (
     dimer_curves,
     shortest_distances,
 )
-from mlff_distiller.validation.trajectory import ForceField
 
 SOUND = ForceField("argon", Pairs())
 
