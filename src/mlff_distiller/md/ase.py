@@ -112,7 +112,7 @@ def ase_dynamics(
         raise _refusal("thermostat", "langevin", ensemble.thermostat)
     langevin: dict[str, Any] = {
         "temperature_K": ensemble.temperature_K[0],
-        "friction": 1e-3 * ensemble.friction_per_ps / units.fs,
+        "friction": ensemble.friction_per_ps / (1e3 * units.fs),
         "rng": np.random.default_rng(ensemble.seed) if rng is None else rng,
         "fixcm": False,
     }
