@@ -14,7 +14,7 @@ from ase.build import bulk
 from lean_calculator import student
 
 from mlff_distiller import StudentCalculator
-from mlff_distiller.validation.benchmark import ms_per_step
+from mlff_distiller.md.record import ForceField, ms_per_step
 
 
 def main():
@@ -28,8 +28,7 @@ def main():
     rows = []
     for cells in ((2, 2, 2), (3, 3, 3), (5, 5, 5), (8, 8, 8), *([(10, 10, 10)] if on_gpu else [])):
         atoms = bulk("Si", cubic=True) * cells
-        n_steps = 50 if on_gpu or len(atoms) < 500 else 5
-        time = ms_per_step(atoms, calculator, n_steps=n_steps, warm_up=10, repeats=7)
+        time = ms_per_step(ForceField("nep", calculator), atoms, samples=7, in_ase=True)
         rows.append({"n_atoms": len(atoms), "ms_per_step": round(time, 4)})
         print(json.dumps(rows[-1]), flush=True)
     about = {

@@ -1,13 +1,19 @@
-"""What a simulation is to do: ensemble, temperature, pressure, time step."""
+"""What a simulation is to do: ensemble, temperature, pressure, time step; when it has failed."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+from ase import Atoms
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 
+from mlff_distiller.errors import DynamicsError
+from mlff_distiller.structure import default_time_step_fs
+
 Positive = Annotated[float, Field(gt=0)]
+EXPLOSION = 10.0
+"""Times the target temperature: what is hotter has blown up."""
 
 
 def _several(value: Any) -> Any:
@@ -54,6 +60,14 @@ class Ensemble:
     skin_A: Positive | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
+    def step_fs(self, *frames: Atoms) -> float:
+        """The time step, or what the hydrogen of ``frames``, or its absence, allows."""
+        return self.time_step_fs or min(map(default_time_step_fs, frames), default=1.0)
+
+    def explodes_at_K(self, first_K: float) -> float:
+        """The temperature beyond which a run that began at ``first_K`` has blown up."""
+        return self.max_temperature_K or EXPLOSION * max(300.0, first_K, *self.temperature_K)
+
     @property
     def has_langevin(self) -> bool:
         return self.ensemble != "nve" and self.thermostat == "langevin"
@@ -61,3 +75,14 @@ class Ensemble:
     @property
     def has_bussi(self) -> bool:
         return self.ensemble != "nve" and self.thermostat == "bussi"
+
+
+def explosion(
+    step: int, step_fs: float, *, expected: str, found: str, remedy: str
+) -> DynamicsError:
+    """The error of a run that has blown up."""
+    return DynamicsError(
+        f"the simulation has blown up near step {step} ({step * step_fs:g} fs): {found}",
+        expected=expected,
+        remedy=remedy,
+    )

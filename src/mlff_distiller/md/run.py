@@ -26,7 +26,7 @@ from mlff_distiller.md.checkpoint import (
 )
 from mlff_distiller.md.ensemble import Ensemble
 from mlff_distiller.md.files import TrajectoryThread, check_format
-from mlff_distiller.md.simulation import Simulation, time_step_fs
+from mlff_distiller.md.simulation import Simulation
 from mlff_distiller.md.thermo_log import Row, ThermoLog, rows_of
 from mlff_distiller.students import Student
 
@@ -127,7 +127,7 @@ def run_md(
         "dtype": dtype,
         **asdict(settings),
     }
-    target = _n_steps(n_steps, time_ps, time_step_fs(frames, settings))
+    target = _n_steps(n_steps, time_ps, settings.step_fs(*frames))
     engine = choose_engine(
         model,
         frames,

@@ -20,8 +20,9 @@ from mlff_distiller.errors import DynamicsError
 from mlff_distiller.kernels.compiling import Launch, load
 from mlff_distiller.kernels.dynamics import warp as integrators
 from mlff_distiller.kernels.types import vec6d
-from mlff_distiller.md.ensemble import Ensemble
+from mlff_distiller.md.ensemble import Ensemble, explosion
 from mlff_distiller.md.files import Frame
+from mlff_distiller.structure import thermalise
 
 STEPS_A_GRAPH = 16
 LARGEST_BLOCK = 512
@@ -88,7 +89,7 @@ class Simulation:
         self._pbc = np.stack([atoms.pbc for atoms in frames])
         masses = np.concatenate([atoms.get_masses() for atoms in frames])
         fixed = np.concatenate([_fixed(atoms) for atoms in frames])
-        self.time_step_fs = time_step_fs(frames, ensemble)
+        self.time_step_fs = ensemble.step_fs(*frames)
         self._with_graphs = self.device.is_cuda and engine.capturable
         self._steps_listed = self.seconds_a_step = 0.0
         self._block = STEPS_A_GRAPH
@@ -103,8 +104,7 @@ class Simulation:
         self._n_dof = self._degrees(masses, velocities, fixed)
         self._dof_on_device.assign(self._n_dof)
         self.load(State(0, positions, velocities, cell))
-        hottest = max(*self._temperatures(), self.observables().temperature_K.max(), 300.0)
-        self.max_temperature_K = ensemble.max_temperature_K or 10.0 * hottest
+        self.max_temperature_K = ensemble.explodes_at_K(self.observables().temperature_K.max())
 
     # -- setting up ----------------------------------------------------------------------------
 
@@ -153,9 +153,9 @@ class Simulation:
             masses, held = atoms.get_masses()[:, None], _fixed(atoms)
             velocities = np.array(atoms.get_velocities())
             if not velocities.any():
-                rng = np.random.default_rng([self.ensemble.seed + k])
-                spread = np.sqrt(units.kB * temperature / masses)
-                velocities = spread * rng.standard_normal((len(atoms), 3))
+                moving = atoms.copy()
+                thermalise(moving, temperature, np.random.default_rng([self.ensemble.seed + k]))
+                velocities = moving.get_velocities()
                 if not held.any() and len(atoms) > 1:
                     velocities -= (masses * velocities).sum(0) / masses.sum()
             parts.append(np.where(held[:, None], 0.0, velocities))
@@ -372,8 +372,9 @@ class Simulation:
             self._kept_cell(),
         )
         self.load(good)
-        raise DynamicsError(
-            f"the simulation has blown up near step {step} ({step * self.time_step_fs:g} fs)",
+        raise explosion(
+            step,
+            self.time_step_fs,
             expected=expected,
             found=found,
             remedy=f"the state of step {good.step} is kept: look for atoms too close to each "
@@ -485,12 +486,6 @@ class Simulation:
     def _temperature(self, kinetic_energy: Array) -> Array:
         temperature: Array = 2.0 * kinetic_energy / (self._n_dof * units.kB)
         return temperature
-
-
-def time_step_fs(frames: Sequence[Atoms], ensemble: Ensemble) -> float:
-    """The ensemble's, or what hydrogen, or its absence, allows."""
-    hydrogen = any((atoms.numbers == 1).any() for atoms in frames)
-    return ensemble.time_step_fs or (0.5 if hydrogen else 1.0)
 
 
 def _call(launches: Sequence[Callable[[], None]]) -> None:

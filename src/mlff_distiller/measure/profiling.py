@@ -226,10 +226,10 @@ class _Case:
     def _simulation(self) -> Simulation:
         atoms = start_of(self.system, self.settings.temperature_K, self.settings.seed)
         student = ready_student(self.one.student, self.one.device, self.dtype)  # type: ignore[arg-type]
-        forces = choose_engine(student, [atoms], compile=self.one.compile)
+        engine = choose_engine(student, [atoms], compile=self.one.compile)
         kelvin: Any = self.settings.temperature_K
         ensemble = Ensemble(self.settings.ensemble, kelvin, seed=self.settings.seed)
-        return Simulation(forces, [atoms], ensemble)
+        return Simulation(engine, [atoms], ensemble)
 
     def _of_student(self) -> tuple[dict[str, Steps], float]:
         """An ``evaluation``, a ``rebuild`` of its neighbours, and how many a step needs."""
@@ -238,19 +238,19 @@ class _Case:
         before = simulation.n_rebuilds
         simulation.advance(self.settings.n_steps)
         rate = (simulation.n_rebuilds - before) / self.settings.n_steps
-        forces = simulation.forces
-        rebuild = partial(forces.rebuild, simulation.cell(), self.system.atoms.pbc[None])
+        engine = simulation.engine
+        rebuild = partial(engine.rebuild, simulation.cell(), self.system.atoms.pbc[None])
         rebuild()
-        launch: Callable[[], object] = forces.compute
-        if forces.device.is_cuda and forces.capturable:
-            with wp.ScopedCapture(device=forces.device, force_module_load=False) as capture:
+        launch: Callable[[], object] = engine.compute
+        if engine.device.is_cuda and engine.capturable:
+            with wp.ScopedCapture(device=engine.device, force_module_load=False) as capture:
                 launch()
             launch = partial(wp.capture_launch, capture.graph)
 
         def run(function: Callable[[], object], n: int) -> None:
             for _ in range(n):
                 function()
-            wp.synchronize_device(forces.device)
+            wp.synchronize_device(engine.device)
 
         return {"evaluation": partial(run, launch), "rebuild": partial(run, rebuild)}, rate
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from ase import Atoms, units
+from ase import Atoms
 from ase.calculators.calculator import BaseCalculator
-from ase.md.langevin import Langevin
 from ase.md.md import MolecularDynamics
-from ase.md.nose_hoover_chain import IsotropicMTKNPT
-from ase.md.verlet import VelocityVerlet
 from numpy.typing import NDArray
 
 from mlff_distiller.errors import DynamicsError
-from mlff_distiller.md import Simulation, run_md
+from mlff_distiller.md import Ensemble, Simulation, run_md
+from mlff_distiller.md import ase as md_ase
 from mlff_distiller.measure.meters import MemoryMeter
 from mlff_distiller.students import Student
 
@@ -29,7 +27,6 @@ LOOK_EVERY = 10
 """Steps between two looks at energy and memory; the clock stands meanwhile."""
 STEPS_A_SAMPLE = 100
 """Of ``run_md``, which does not come back to the host after each; its log's interval too."""
-_EXPLOSION_FACTOR = 10.0
 _PILOT_SECONDS = 0.5
 
 
@@ -47,6 +44,18 @@ class Plan:
     most_seconds: float = np.inf
     seed: int = 0
     compressibility_per_GPa: float = 0.01
+
+    @property
+    def settings(self) -> Ensemble:
+        """What the dynamics is to do, the same for both engines."""
+        return Ensemble(
+            ensemble=self.ensemble,
+            temperature_K=(self.temperature_K,),
+            pressure_GPa=(self.pressure_GPa,),
+            time_step_fs=self.time_step_fs,
+            compressibility_per_GPa=self.compressibility_per_GPa,
+            seed=self.seed,
+        )
 
     def is_done(self, n_steps: int, seconds: float) -> bool:
         if seconds >= self.most_seconds:
@@ -76,41 +85,20 @@ class Trial:
 
 
 def ase_dynamics(atoms: Atoms, plan: Plan) -> MolecularDynamics:
-    """ASE's integrator for the ensemble, coupled as gently as ``run_md``'s."""
-    step = plan.time_step_fs * units.fs
-    if plan.ensemble == "nve":
-        return VelocityVerlet(atoms, step)
-    if plan.ensemble == "nvt":
-        return Langevin(
-            atoms,
-            step,
-            temperature_K=plan.temperature_K,
-            friction=1e-3 / units.fs,
-            rng=np.random.default_rng(plan.seed),
-            fixcm=False,
-        )
-    return IsotropicMTKNPT(
-        atoms,
-        step,
-        temperature_K=plan.temperature_K,
-        pressure_au=plan.pressure_GPa * units.GPa,
-        tdamp=100 * units.fs,
-        pdamp=1000 * units.fs,
-    )
+    """ASE's integrator for the plan."""
+    return md_ase.ase_dynamics(atoms, plan.settings)
 
 
 def run_ase(
     start: Atoms, calculator: BaseCalculator, plan: Plan, memory: MemoryMeter, clock: Clock
 ) -> Trial:
     """ASE's dynamics. A sample is one step: what its ``irun`` takes from one step to the next."""
-    atoms, trial = start.copy(), Trial()
-    atoms.calc = calculator
+    trial, run = Trial(), md_ase.AseSimulation(start.copy(), calculator, plan.settings)
     memory.mark(-1)
     began = clock()
-    atoms.get_forces()
+    run.atoms.get_forces()
     trial.first_call_s = clock() - began
-    dynamics = ase_dynamics(atoms, plan)
-    steps = dynamics.irun(10**9)
+    steps = run.dynamics.irun(10**9)
     next(steps)  # before the first step
     began = clock()
     while trial.warm_up_steps < plan.warm_up and trial.warm_up_s < plan.most_seconds:
@@ -120,7 +108,7 @@ def run_ase(
     samples = array("d")  # not objects: memory that grows is what is looked for
     seconds, done = 0.0, 0
     memory.mark(0)
-    trial.seen.extend(_look(atoms, 0))
+    trial.seen.extend(_look(run, 0))
     while not plan.is_done(done, seconds):
         began = clock()
         next(steps)
@@ -129,32 +117,22 @@ def run_ase(
         done += 1
         if done % LOOK_EVERY == 0:
             memory.mark(done)
-            trial.seen.extend(_look(atoms, done))
-            _check(trial.seen[-4:], plan)
+            trial.seen.extend(_look(run, done))
+            run.check()
     trial.samples_ms = 1e3 * np.frombuffer(samples)
+    return _finite(trial)
+
+
+def _look(run: md_ase.AseSimulation, step: int) -> tuple[float, ...]:
+    seen = run.observables()
+    total = seen.potential_energy + seen.kinetic_energy
+    return (step, *(float(one[0]) for one in (total, seen.temperature_K, seen.pressure_GPa)))
+
+
+def _finite(trial: Trial) -> Trial:
+    if not np.isfinite(trial.seen[1::4]).all():
+        raise DynamicsError("the simulation gave an energy that is not finite")
     return trial
-
-
-def _look(atoms: Atoms, step: int) -> tuple[int, float, float, float]:
-    energy, temperature = atoms.get_total_energy(), atoms.get_temperature()
-    pressure = np.nan
-    results = getattr(atoms.calc, "results", {})
-    if "stress" in results and atoms.cell.rank == 3:
-        stress = atoms.get_stress(voigt=False, include_ideal_gas=True)
-        pressure = -float(np.trace(stress)) / 3 / units.GPa
-    return step, float(energy), float(temperature), pressure
-
-
-def _check(seen: Sequence[float], plan: Plan) -> None:
-    step, energy, temperature, _ = seen
-    limit = _EXPLOSION_FACTOR * max(plan.temperature_K, 300.0)
-    if not (np.isfinite(energy) and temperature < limit):
-        raise DynamicsError(
-            f"the simulation has blown up near step {step:.0f}",
-            expected=f"less than {limit:.0f} K",
-            found=f"{temperature:.0f} K",
-            remedy="take a shorter time step, or a model that knows such structures",
-        )
 
 
 def run_student(
@@ -175,16 +153,7 @@ def run_student(
     """
     sample = max(1, min(STEPS_A_SAMPLE, plan.n_steps // 10))
     pilot = max(1, sample // 10)
-    settings: dict[str, Any] = {
-        "ensemble": plan.ensemble,
-        "temperature_K": plan.temperature_K,
-        "pressure_GPa": plan.pressure_GPa,
-        "time_step_fs": plan.time_step_fs,
-        "compressibility_per_GPa": plan.compressibility_per_GPa,
-        "seed": plan.seed,
-    }
-    frames, trial = [atoms.copy() for atoms in start], Trial()
-    n_atoms = sum(len(atoms) for atoms in frames)
+    frames, trial, settings = [atoms.copy() for atoms in start], Trial(), asdict(plan.settings)
     memory.mark(-1)
     marks: list[tuple[int, float, float]] = []
 
@@ -237,6 +206,4 @@ def run_student(
         energy = float(sum(row["total_energy"] for row in own))
         temperature = float(np.mean([row["temperature_K"] for row in own]))
         trial.seen.extend((step, energy, temperature, float(np.mean(pressure))))
-    if not np.isfinite(trial.seen[1::4]).all():
-        raise DynamicsError("the simulation gave an energy that is not finite", found=n_atoms)
-    return trial
+    return _finite(trial)

@@ -1,8 +1,9 @@
 """Structures from molecular dynamics: the teacher's own, or the student's with the teacher judging.
 
 A *walker* is a trajectory cut into segments. Each segment draws new velocities from the
-Maxwell-Boltzmann distribution and runs Langevin dynamics (NVT) or a Martyna-Tobias-Klein barostat
-(NPT). The teacher's segments end when the structure has decorrelated from the one they began with::
+Maxwell-Boltzmann distribution and runs Langevin dynamics (NVT), in a cell that follows the pressure
+if that is wanted (NPT). The teacher's segments end when the structure has decorrelated from the one
+they began with::
 
     |c(t)| < decorrelation for 20 fs,    c(t) = sum F(0)·F(t) / sqrt(sum |F(0)|^2 sum |F(t)|^2)
 
@@ -20,27 +21,29 @@ a walker that has strayed where the student is wrong goes back to where it was s
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from ase import Atoms, units
+from ase import Atoms
 from ase.calculators.calculator import Calculator
-from ase.md.langevin import Langevin
-from ase.md.md import MolecularDynamics
-from ase.md.nose_hoover_chain import IsotropicMTKNPT
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 
-from mlff_distiller.errors import DistillerError
+from mlff_distiller.errors import DistillerError, DynamicsError
+from mlff_distiller.md.ase import AseSimulation
+from mlff_distiller.md.compressibility import compressibility
+from mlff_distiller.md.ensemble import Ensemble
+from mlff_distiller.md.record import ForceField
 from mlff_distiller.sampling.rattle import Labeler
-from mlff_distiller.structure import shortest_distance
+from mlff_distiller.structure import shortest_distance, thermalise
 
 _LOOK_FS = 5.0
 _QUIET_LOOKS = 4
+_BAROSTAT = 1e4
+"""fs times the friction: the cell answers ten times as slowly as velocities do."""
 
 _FIRST_BRANCH = {"student": 100_000, "dynamics": 200_000}
 """Trees have the numbers below; every walker is a branch of its own, from first to last."""
@@ -57,7 +60,8 @@ class DynamicsSettings:
     ``time_step_fs`` None is 0.5 with hydrogen and 1 without. ``pressures_GPa`` are taken in turn,
     for NPT. A structure is taken for broken, and its segment ends before it, when two atoms are
     closer than ``min_distance_A``, a force exceeds ``max_force_eV_per_A`` or the temperature is
-    ``explosion_factor`` times what it should be.
+    ``explosion_factor`` times what it should be: sooner than a run would end, for such structures
+    are not worth a label.
     """
 
     share: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -247,20 +251,18 @@ def run_segment(
     structure breaks, the last whole one is returned; None if there is no such.
     """
     rng = np.random.default_rng([seed, walker.number, walker.segment])
-    atoms = walker.atoms.copy()
-    atoms.calc, walker.failure = calculator, ""
-    spread = np.sqrt(units.kB * walker.temperature_K * atoms.get_masses())
-    atoms.set_momenta(rng.normal(size=(len(atoms), 3)) * spread[:, None])
-    time_step = settings.time_step_fs or (0.5 if (atoms.numbers == 1).any() else 1.0)
-    dynamics = _dynamics(atoms, walker, settings, time_step, rng)
-    every = max(1, round(_LOOK_FS / time_step))
+    atoms, walker.failure = walker.atoms.copy(), ""
+    thermalise(atoms, walker.temperature_K, rng)
     quiet = 0
     whole: tuple[Atoms | None, float] = (None, 0.0)
     try:
+        run = AseSimulation(atoms, calculator, _ensemble(walker, calculator, settings), rng)
+        time_step = run.time_step_fs
+        every = max(1, round(_LOOK_FS / time_step))
         first = atoms.get_forces()
         for block in range(1, max(1, round(walker.reach_fs / (every * time_step))) + 1):
-            dynamics.run(every)
-            if _broken(atoms, walker.temperature_K, settings):
+            run.advance(every)
+            if _broken(atoms, settings):
                 break
             elapsed = block * every * time_step
             forces = atoms.get_forces()
@@ -268,6 +270,8 @@ def run_segment(
             quiet = quiet + 1 if abs(_correlation(first, forces)) < settings.decorrelation else 0
             if until_decorrelated and elapsed >= settings.shortest_fs and quiet >= _QUIET_LOOKS:
                 break
+    except DynamicsError:
+        pass  # it has blown up
     except DistillerError as error:  # a calculator that meets NaN, or a teacher that fails
         walker.failure = error.problem
     finally:
@@ -275,36 +279,26 @@ def run_segment(
     return whole
 
 
-def _dynamics(
-    atoms: Atoms,
-    walker: Walker,
-    settings: DynamicsSettings,
-    time_step_fs: float,
-    rng: np.random.Generator,
-) -> MolecularDynamics:
-    step = time_step_fs * units.fs
-    if settings.ensemble == "npt" and atoms.pbc.all():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # "experimental" in ASE
-            return IsotropicMTKNPT(
-                atoms,
-                step,
-                temperature_K=walker.temperature_K,
-                pressure_au=walker.pressure_GPa * units.GPa,
-                tdamp=1e3 * units.fs / settings.friction_per_ps,
-                pdamp=1e4 * units.fs / settings.friction_per_ps,
-            )
-    friction = settings.friction_per_ps / (1e3 * units.fs)
-    return Langevin(
-        atoms, step, temperature_K=walker.temperature_K, friction=friction, rng=rng, fixcm=False
+def _ensemble(walker: Walker, calculator: Calculator, settings: DynamicsSettings) -> Ensemble:
+    pressure: dict[str, Any] = {}
+    if settings.ensemble == "npt" and walker.atoms.pbc.all():
+        field = ForceField("", calculator)
+        pressure = {
+            "pressure_GPa": (walker.pressure_GPa,),
+            "barostat_time_fs": _BAROSTAT / settings.friction_per_ps,
+            "compressibility_per_GPa": compressibility(field, walker.atoms),
+        }
+    return Ensemble(
+        ensemble="npt" if pressure else "nvt",
+        temperature_K=(walker.temperature_K,),
+        time_step_fs=settings.time_step_fs,
+        friction_per_ps=settings.friction_per_ps,
+        max_temperature_K=settings.explosion_factor * walker.temperature_K,
+        **pressure,
     )
 
 
-def _broken(atoms: Atoms, temperature_K: float, settings: DynamicsSettings) -> bool:
-    if not np.isfinite(atoms.positions).all():
-        return True
-    if not atoms.get_temperature() < settings.explosion_factor * temperature_K:
-        return True
+def _broken(atoms: Atoms, settings: DynamicsSettings) -> bool:
     if not np.linalg.norm(atoms.get_forces(), axis=1).max() < settings.max_force_eV_per_A:
         return True
     return shortest_distance(atoms, 2 * settings.min_distance_A) < settings.min_distance_A

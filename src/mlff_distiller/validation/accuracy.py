@@ -14,10 +14,10 @@ from ase.calculators.calculator import PropertyNotImplementedError
 
 from mlff_distiller.batch import Batch
 from mlff_distiller.errors import DistillerError
+from mlff_distiller.md.record import Array, ForceField
 from mlff_distiller.neighbors import neighbor_list
 from mlff_distiller.students import Student
 from mlff_distiller.training import metrics
-from mlff_distiller.validation.trajectory import Array, ForceField
 
 _ATOMS_AT_ONCE = 2048
 

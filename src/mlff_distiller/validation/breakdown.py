@@ -14,9 +14,9 @@ import numpy as np
 from ase import Atoms, units
 from scipy.stats import spearmanr
 
+from mlff_distiller.md.record import Array
 from mlff_distiller.sampling.select import densities
 from mlff_distiller.validation.accuracy import Answers, force_errors
-from mlff_distiller.validation.trajectory import Array
 
 _DECILES = 10
 _MOST_POINTS = 1000

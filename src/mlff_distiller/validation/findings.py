@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from mlff_distiller.md.record import Array, Trajectory
 from mlff_distiller.md.statistics import Estimate
 from mlff_distiller.validation.subject import Subject
-from mlff_distiller.validation.trajectory import Array, Trajectory
 from mlff_distiller.validation.verdict import Finding
 
 

@@ -10,9 +10,9 @@ import numpy as np
 from ase.data import chemical_symbols, covalent_radii
 from ase.data.colors import jmol_colors
 
+from mlff_distiller.md.record import Array, Trajectory
 from mlff_distiller.validation.findings import plain
 from mlff_distiller.validation.subject import Subject
-from mlff_distiller.validation.trajectory import Array, Trajectory
 
 _MOST_POINTS = 2000
 """Points of one series: as many as a wide screen has columns."""

@@ -10,12 +10,11 @@ import numpy as np
 from ase import Atoms
 
 from mlff_distiller.md import Ensemble
+from mlff_distiller.md.record import ForceField, OnStep, Trajectory, simulate
 from mlff_distiller.structure import default_time_step_fs
 from mlff_distiller.validation.accuracy import Answers, Compared, answers
 from mlff_distiller.validation.kinds import Kind, kind_of
-from mlff_distiller.validation.pressure import PressureRun
 from mlff_distiller.validation.settings import ValidationSettings
-from mlff_distiller.validation.trajectory import ForceField, OnStep, Trajectory, simulate
 from mlff_distiller.validation.verdict import Finding
 
 OnProgress = Callable[[str, int, int, str], None]
@@ -44,7 +43,7 @@ class Subject:
     on_progress: OnProgress = lambda stage, done, total, news: None
     findings: dict[str, Finding] = field(default_factory=dict)
     """Findings of the checks made so far."""
-    npt: PressureRun | None = None
+    npt: Trajectory | None = None
     """The run at constant pressure, once it is made."""
     compared: dict[str, Compared] = field(default_factory=dict)
     """Frames that both have answered: ``test`` and ``student_md``."""

@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 from ase import Atoms
 
+from mlff_distiller.md.record import ForceField
 from mlff_distiller.validation.check import merged
 from mlff_distiller.validation.checks import CHECKS
 from mlff_distiller.validation.criteria import CRITERIA
 from mlff_distiller.validation.series import series_of
 from mlff_distiller.validation.settings import ValidationSettings
 from mlff_distiller.validation.subject import OnProgress, Subject
-from mlff_distiller.validation.trajectory import ForceField
 from mlff_distiller.validation.verdict import Finding, judge
 
 SCHEMA = 1

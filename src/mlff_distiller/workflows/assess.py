@@ -16,6 +16,7 @@ from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.durable import replacing
 from mlff_distiller.errors import DistillerError, TeacherError
 from mlff_distiller.labeling import Labeler, open_labels
+from mlff_distiller.md.record import ForceField, Trajectory
 from mlff_distiller.reports.evidence import Curve, Evidence, ParitySet, Sampling
 from mlff_distiller.reports.evidence import Trajectory as Drawn
 from mlff_distiller.students import Student
@@ -26,7 +27,6 @@ from mlff_distiller.validation.checks.distributions import rdfs
 from mlff_distiller.validation.series import series_of
 from mlff_distiller.validation.settings import ValidationSettings
 from mlff_distiller.validation.subject import Subject
-from mlff_distiller.validation.trajectory import ForceField, Trajectory
 from mlff_distiller.validation.validate import Examined, examine, summary, worst_of
 from mlff_distiller.validation.verdict import Finding, judge
 from mlff_distiller.workflows.config import Config

@@ -21,12 +21,12 @@ from mlff_distiller.durable import EventLog, sha256_of_file, write_json
 from mlff_distiller.engines.loading import resolve_device
 from mlff_distiller.errors import DatasetError
 from mlff_distiller.labeling import BRANCHES_PER_SEED
+from mlff_distiller.md.record import ForceField, stays_up
 from mlff_distiller.neighbors import neighbor_list
 from mlff_distiller.students import Student, load_student, save_student, set_repulsion
 from mlff_distiller.training import ALONE, Trackers, Workers, train, workers_of_torchrun
 from mlff_distiller.training.sources import NO_SOURCES, Sources
 from mlff_distiller.validation.accuracy import student_errors
-from mlff_distiller.validation.stability import stays_up
 from mlff_distiller.workflows.config import Config, to_plain
 from mlff_distiller.workflows.folder import fix_inputs, only_one
 
@@ -209,7 +209,8 @@ def _short_md(student: Student, frames: Sequence[Batch], config: Config) -> dict
     atoms = min(frames, key=lambda frame: frame.n_atoms).to_atoms()[0]
     calculator = StudentCalculator(copy.deepcopy(student).eval(), device=str(student.device))
     temperature = max(config.sampling.temperature_K)
-    return stays_up(atoms, calculator, temperature, config.training.md_steps, config.seed)
+    field = ForceField(student.architecture, calculator)
+    return stays_up(field, atoms, temperature, config.training.md_steps, config.seed)
 
 
 @torch.no_grad()

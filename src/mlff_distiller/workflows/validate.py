@@ -18,6 +18,7 @@ from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.durable import write_json
 from mlff_distiller.errors import ConfigError, from_pydantic
 from mlff_distiller.labeling.structures import read_frames
+from mlff_distiller.md.record import ForceField
 from mlff_distiller.reports.comparison import Validated, names_of, write_comparison
 from mlff_distiller.reports.validation import write_page
 from mlff_distiller.students import student_folder
@@ -27,7 +28,6 @@ from mlff_distiller.validation.remembering import Remembering
 from mlff_distiller.validation.series import series_of
 from mlff_distiller.validation.settings import ValidationSettings
 from mlff_distiller.validation.subject import OnProgress, Subject
-from mlff_distiller.validation.trajectory import ForceField
 from mlff_distiller.validation.validate import NOTHING, Examined, examine, summary, worst_of
 from mlff_distiller.validation.verdict import Finding, judge
 from mlff_distiller.workflows.assess import known_of, short_settings, structure_block

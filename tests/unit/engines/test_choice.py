@@ -32,7 +32,7 @@ def test_unknown_backend():
 
 
 def test_no_kernels_for_a_student():
-    with pytest.raises(StudentError, match=r"no compiled kernels[\s\S]*a nep student[\s\S]*painn"):
+    with pytest.raises(StudentError, match=r"no compiled kernels[\s\S]*that has some[\s\S]*painn"):
         StudentCalculator(random_painn(), device="cpu", backend="warp")
 
 

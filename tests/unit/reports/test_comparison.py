@@ -16,6 +16,7 @@ from tests.unit.reports.test_report import ATTACK, Page, browse
 from tests.unit.validation.faults import Pairs, argon
 
 from mlff_distiller.errors import DistillerError
+from mlff_distiller.md.record import ForceField
 from mlff_distiller.reports.comparison import (
     Validated,
     front_panel,
@@ -23,11 +24,12 @@ from mlff_distiller.reports.comparison import (
     write_comparison,
 )
 from mlff_distiller.validation.certificate import verify_certificate
+from mlff_distiller.validation.checks import speed
 from mlff_distiller.validation.classes import class_of, compares
 from mlff_distiller.validation.criteria import CRITERIA
 from mlff_distiller.validation.remembering import Remembering
-from mlff_distiller.validation.speed import ms_per_step, speeds
-from mlff_distiller.validation.trajectory import ForceField
+from mlff_distiller.validation.settings import ValidationSettings
+from mlff_distiller.validation.subject import Subject
 from mlff_distiller.validation.verdict import Finding, judge
 
 FIDELITY = "student_md_forces_fidelity"
@@ -110,18 +112,22 @@ def test_a_step_is_timed_in_its_own_dynamics():
             super().calculate(*arguments, **more)
 
     copper = bulk("Cu", cubic=True)
-    own = ms_per_step(ForceField("slow", Slow()), copper, 300.0)
-    assert own is not None
-    assert 10.0 < own < 40.0
-    found = speeds(ForceField("slow", Slow()), copper, 300.0, "a processor", 10 * own)
-    assert found["speedup"] == pytest.approx(10.0, rel=0.5)
+    settings = ValidationSettings()
+    one = Subject(ForceField("slow", Slow()), copper, settings, ForceField("fast", EMT()))
+    made = speed.CHECK.measure(one)
+    assert made.findings == {}  # asked of students
+    found = made.numbers["speed"]
+    assert 10.0 < found["ms_per_step"] < 40.0
+    assert found["speedup"] == found["teacher_ms_per_step"] / found["ms_per_step"] < 1.0
     assert found["dynamics"] == "ase"
 
     class Broken(Pairs):
         def spoil(self, atoms):
             raise DistillerError("it broke")
 
-    assert ms_per_step(ForceField("broken", Broken()), argon(), 300.0) is None
+    one = Subject(ForceField("broken", Broken()), argon(), settings)
+    found = speed.CHECK.measure(one).numbers["speed"]
+    assert found["ms_per_step"] is found["speedup"] is None
 
 
 # Names and page

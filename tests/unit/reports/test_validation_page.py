@@ -13,10 +13,10 @@ from tests.unit.reports.test_report import ATTACK, Page, browse
 from tests.unit.validation.faults import Hole, Pairs, argon
 from tests.unit.validation.test_validate import SHORT
 
+from mlff_distiller.md.record import ForceField
 from mlff_distiller.reports.validation import write_page
 from mlff_distiller.reports.validation_plots import panels
 from mlff_distiller.reports.validation_tables import tables
-from mlff_distiller.validation.trajectory import ForceField
 from mlff_distiller.validation.validate import validate
 
 Found = tuple[dict[str, Any], dict[str, Any]]

@@ -1,20 +1,18 @@
 """Statistics, conservation, ensemble and incidents: against cases whose answer is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from ase import Atoms, units
 from ase.build import bulk, molecule
-from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
-from ase.calculators.lj import LennardJones
-from tests.conftest import random_nep, random_painn
 
-from mlff_distiller.deploy import StudentCalculator
-from mlff_distiller.errors import DynamicsError
 from mlff_distiller.md import Ensemble
+from mlff_distiller.md.record import ForceField, Trajectory, simulate
 from mlff_distiller.md.statistics import (
     Estimate,
-    block_means,
+    blocks,
     correlation_time,
     mean,
     slope,
@@ -23,7 +21,6 @@ from mlff_distiller.md.statistics import (
 from mlff_distiller.validation.checks.conservation import conservation, fluctuation_ratio
 from mlff_distiller.validation.checks.incidents import incidents
 from mlff_distiller.validation.checks.thermostat import canonical
-from mlff_distiller.validation.trajectory import ForceField, Trajectory, simulate
 
 
 def correlated(n: int, memory: float, rng: np.random.Generator) -> np.ndarray:
@@ -62,7 +59,7 @@ def test_correlation_time():
 def test_too_short_series_give_none():
     assert mean(np.ones(19)) is variance(np.ones(3)) is slope(np.ones(5), np.ones(5)) is None
     with pytest.raises(ValueError, match="3 samples make no 10 blocks"):
-        block_means(np.ones(3))
+        blocks(np.ones(3))
 
 
 def test_beyond_noise():
@@ -149,57 +146,6 @@ def test_hot_hydrogen_is_seen():
     assert found.elements_K["C"].beyond_noise(300) < 10
 
 
-@pytest.mark.parametrize("make", [random_nep, random_painn])
-def test_students_run_on_their_own_integrators(make):
-    field = ForceField("student", StudentCalculator(make(), device="cpu", dtype="float64"))
-    atoms = molecule("H2O")  # random parameters have no minimum: 3,000 K let it fall
-    run = simulate(field, atoms, Ensemble(time_step_fs=0.05, temperature_K=3000), 40, 2)
-    assert run.completed, run.why
-    assert run.n_steps == 40
-    assert run.positions.shape == (21, len(atoms), 3)
-    assert conservation(run).momentum < 1e-5
-    again = field.energy(run.frame(-1))
-    assert run.potential[-1] == pytest.approx(again, abs=1e-4)
-
-
-class Failing(Calculator):
-    """Lennard-Jones that gives NaN, or raises, after some calls."""
-
-    implemented_properties = ("energy", "forces")
-
-    def __init__(self, after: int, error: Exception | None = None) -> None:
-        super().__init__()
-        self.own, self.left, self.error = LennardJones(epsilon=0.01, sigma=3.4), after, error
-
-    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
-        super().calculate(atoms, properties, system_changes)
-        self.left -= 1
-        if self.left < 0 and self.error:
-            raise self.error
-        self.results = {
-            "energy": self.own.get_potential_energy(atoms),
-            "forces": self.own.get_forces(atoms) * (np.nan if self.left < 0 else 1),
-        }
-
-
-@pytest.mark.parametrize(
-    ("error", "why"), [(None, "not finite"), (KeyError("gone"), "KeyError: 'gone'")]
-)
-def test_a_broken_run_ends_with_its_reason(error, why):
-    field = ForceField("broken", Failing(20, error))
-    argon = bulk("Ar", cubic=True)
-    run = simulate(field, argon, Ensemble(ensemble="nve", temperature_K=50), 100, 5)
-    assert not run.completed
-    assert why in run.why
-    assert 0 < run.n_steps < 30
-    assert [incident.kind for incident in incidents(run)] == ["ended"]
-
-
-def test_npt_is_refused():
-    with pytest.raises(DynamicsError, match="nve or nvt"):
-        simulate(EMT_FIELD, copper(), Ensemble(ensemble="npt"), 1, 1)
-
-
 def still(atoms: Atoms, n: int = 30) -> Trajectory:
     return made(np.full(n, 1.5 * len(atoms) * units.kB * 300), atoms)
 
@@ -247,6 +193,11 @@ def test_bonds_across_a_boundary_are_not_broken():
 
 def test_argon_has_no_bonds_and_does_not_evaporate():
     assert incidents(still(bulk("Ar", cubic=True, a=6.5) * 2)) == []
+
+
+def test_the_end_of_a_broken_run_is_an_incident():
+    run = replace(still(molecule("C6H6")), completed=False, why="NaN")
+    assert [incident.kind for incident in incidents(run)] == ["ended"]
 
 
 def test_momentum_that_changes_is_seen():

@@ -13,9 +13,9 @@ from tests.unit.validation.test_validate import SHORT, failed
 
 from mlff_distiller.batch import Batch
 from mlff_distiller.deploy import StudentCalculator
+from mlff_distiller.md.record import ForceField
 from mlff_distiller.students import NEPSettings, nep_for
 from mlff_distiller.training import TrainingSettings, train
-from mlff_distiller.validation.trajectory import ForceField
 from mlff_distiller.validation.validate import validate
 
 pytestmark = pytest.mark.slow

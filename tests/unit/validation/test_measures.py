@@ -8,8 +8,11 @@ from tests.conftest import random_nep, rattled, structures
 
 from mlff_distiller.batch import Batch
 from mlff_distiller.deploy import StudentCalculator
+from mlff_distiller.md.record import ForceField
 from mlff_distiller.validation.accuracy import force_errors, student_errors
-from mlff_distiller.validation.benchmark import speed_table
+from mlff_distiller.validation.checks.speed import speed_table
+
+EMT_FIELD = ForceField("EMT", EMT())
 
 
 def test_force_errors_of_a_scaled_copy():
@@ -54,7 +57,7 @@ def test_a_student_compared_with_itself_is_perfect():
 
 
 def test_speed_table_has_one_row_a_size():
-    rows = speed_table(bulk("Cu", cubic=True), EMT(), EMT(), (4, 8, 8, 6), "cpu")
+    rows = speed_table(bulk("Cu", cubic=True), EMT_FIELD, EMT_FIELD, (4, 8, 8, 6), "cpu")
     assert [row["n_atoms"] for row in rows] == [4, 8]
     for row in rows:
         assert row["speedup"] == row["teacher_ms_per_step"] / row["student_ms_per_step"]

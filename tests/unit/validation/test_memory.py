@@ -12,8 +12,8 @@ from tests.unit.validation.test_validate import SHORT, failed
 
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.md import Ensemble
+from mlff_distiller.md.record import ForceField
 from mlff_distiller.validation.checks.memory import _heap, memory_growth
-from mlff_distiller.validation.trajectory import ForceField
 from mlff_distiller.validation.validate import validate
 
 COLD = Ensemble(ensemble="nvt", temperature_K=40, time_step_fs=5.0)

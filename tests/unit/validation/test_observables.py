@@ -13,6 +13,7 @@ from tests.unit.validation.faults import EPSILON, SIGMA, Pairs, argon
 
 from mlff_distiller.errors import DistillerError
 from mlff_distiller.md import Ensemble
+from mlff_distiller.md.record import ForceField, Trajectory, simulate
 from mlff_distiller.validation.checks.diffusion import diffusion
 from mlff_distiller.validation.checks.distributions import (
     Distribution,
@@ -30,7 +31,6 @@ from mlff_distiller.validation.checks.vibrations import (
     phonon_frequencies,
 )
 from mlff_distiller.validation.kinds import kind_of
-from mlff_distiller.validation.trajectory import ForceField, Trajectory, simulate
 
 SOUND = ForceField("argon", Pairs())
 

@@ -1,4 +1,4 @@
-"""Constant pressure: an ideal gas, argon on both integrators' equation, cells that give way."""
+"""Constant pressure: densities, the noise of a pressure, force fields that give way."""
 
 from dataclasses import replace
 
@@ -13,24 +13,16 @@ from tests.unit.validation.test_validate import SHORT, failed
 
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.md import Ensemble
-from mlff_distiller.md.statistics import mean
+from mlff_distiller.md.record import ForceField, Trajectory
 from mlff_distiller.validation.checks.density import (
     density_finding,
     pressure_deviation,
     pressure_run,
 )
-from mlff_distiller.validation.pressure import (
-    PressureRun,
-    at_constant_pressure,
-    compressibility,
-)
 from mlff_distiller.validation.subject import Subject
-from mlff_distiller.validation.trajectory import ForceField
 from mlff_distiller.validation.validate import validate
 
 SOUND = ForceField("argon", Pairs())
-
-
 LIMIT = 2.0
 """Percent of the density."""
 
@@ -39,41 +31,6 @@ def dense(field, atoms, settings, seed):
     """A run at constant pressure."""
     subject = Subject(field, atoms, replace(settings, kind="crystal"))
     return pressure_run(subject, field, atoms, settings.time_ps, seed)
-
-
-class Nothing(Calculator):
-    """No forces: an ideal gas."""
-
-    implemented_properties = ("energy", "forces", "stress")
-
-    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
-        super().calculate(atoms, properties, system_changes)
-        zero = np.zeros((len(atoms), 3))
-        self.results = {"energy": 0.0, "forces": zero, "stress": np.zeros(6)}
-
-
-def test_the_volume_of_an_ideal_gas_has_its_distribution():
-    n, kelvin, gigapascal = 40, 300.0, 0.02
-    expected = (n + 1) * units.kB * kelvin / (gigapascal * units.GPa)  # p(V) = V^n exp(-PV/kT)
-    gas = Atoms(f"Ar{n}", cell=np.eye(3) * expected ** (1 / 3), pbc=True)
-    settings = Ensemble(
-        ensemble="npt",
-        temperature_K=kelvin,
-        pressure_GPa=gigapascal,
-        time_step_fs=5.0,
-        friction_per_ps=20.0,
-        barostat_time_fs=100.0,
-        compressibility_per_GPa=1 / gigapascal,
-    )
-    run = at_constant_pressure(ForceField("gas", Nothing()), gas, settings, 12_000, 4)
-    assert run.completed, run.why
-    volume, pressure = mean(run.volume), mean(run.pressure_GPa)
-    assert abs(volume.value - expected) < 4 * volume.error
-    assert volume.error < 0.04 * expected
-    assert run.volume.std() / expected == pytest.approx((n + 1) ** -0.5, rel=0.15)
-    assert pressure.beyond_noise(gigapascal) < 1e-4
-    grams = n * 39.95 / 6.02214e23
-    assert run.density[0] == pytest.approx(grams / (run.volume[0] * 1e-24), rel=1e-3)
 
 
 class SameStudent(Calculator):
@@ -105,44 +62,6 @@ def test_students_and_other_calculators_agree_on_a_density():
     assert runs[0].density.mean() == pytest.approx(2.29, abs=0.02)
 
 
-def test_compressibility():
-    assert compressibility(SOUND, argon()) == pytest.approx(1 / 3.0, rel=0.2)
-    assert compressibility(ForceField("gas", Nothing()), argon()) == 1.0
-
-    class Springs(Calculator):
-        """Stiff bonds in hydrogen molecules, none between them."""
-
-        implemented_properties = ("energy",)
-
-        def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
-            super().calculate(atoms, properties, system_changes)
-            length = atoms.get_distance(0, 1, mic=True)
-            self.results = {"energy": 1e4 * (length - 0.74) ** 2}
-
-    pair = Atoms("H2H2", [[3.9, 1, 1], [0.64, 1, 1], [1, 3, 3], [1.74, 3, 3]], cell=[4] * 3, pbc=1)
-    assert compressibility(ForceField("springs", Springs()), pair) == 1.0
-
-
-def test_a_cell_that_bursts_or_collapses():
-    class Pushing(Pairs):
-        def spoil(self, atoms):
-            self.results["stress"] = -0.1 * np.array([1, 1, 1, 0, 0, 0])
-
-    settings = Ensemble(
-        ensemble="npt",
-        temperature_K=40,
-        time_step_fs=5.0,
-        barostat_time_fs=100.0,
-        compressibility_per_GPa=0.3,
-    )
-    run = at_constant_pressure(ForceField("it", Pushing()), argon(), settings, 200, 2)
-    assert not run.completed
-    assert "burst" in run.why
-    squeezed = replace(settings, pressure_GPa=100.0)
-    run = at_constant_pressure(ForceField("gas", Nothing()), argon(), squeezed, 200, 2)
-    assert "collapsed" in run.why
-
-
 def test_another_density_is_beyond_noise():
     class Wider(Pairs):
         def potential(self, r):
@@ -165,11 +84,16 @@ def test_another_density_is_beyond_noise():
 def test_noise_of_the_pressure_weighs_against_the_stiffness():
     rng = np.random.default_rng(0)
     series = 4.0 * rng.normal(size=100)  # known to ± 0.4 GPa
-    soft = PressureRun(argon(), 0.0, 0.3, True, series, series, series)
-    assert pressure_deviation(soft, 0.05).value is None
-    assert "run longer" in pressure_deviation(soft, 0.05).words
-    assert pressure_deviation(replace(soft, compressibility_per_GPa=0.01), 0.05).value == 0.0
-    off = replace(soft, pressure_GPa=series + 3.0)
+    soft = Ensemble(ensemble="npt", compressibility_per_GPa=0.3)
+    nothing = np.empty((100, 0, 3))
+    run = Trajectory(
+        *(argon(), soft, 1.0, 100, True, series, nothing, nothing, series), pressure_GPa=series
+    )
+    assert pressure_deviation(run, 0.05).value is None
+    assert "run longer" in pressure_deviation(run, 0.05).words
+    stiff = replace(run, ensemble=replace(soft, compressibility_per_GPa=0.01))
+    assert pressure_deviation(stiff, 0.05).value == 0.0
+    off = replace(run, pressure_GPa=series + 3.0)
     assert pressure_deviation(off, 0.05).value > 1.0
 
 

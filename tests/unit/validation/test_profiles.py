@@ -13,13 +13,13 @@ from tests.unit.validation.faults import Pairs, argon
 
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.md import Ensemble
+from mlff_distiller.md.record import ForceField, Trajectory
 from mlff_distiller.md.statistics import Estimate
 from mlff_distiller.validation.checks import CHECKS
 from mlff_distiller.validation.checks.conservation import Conservation, drift_of
 from mlff_distiller.validation.criteria import CRITERIA
 from mlff_distiller.validation.settings import EvaluationSettings, ValidationSettings
 from mlff_distiller.validation.subject import Subject
-from mlff_distiller.validation.trajectory import ForceField, Trajectory
 from mlff_distiller.validation.validate import Examined, examine, worst_of
 from mlff_distiller.validation.verdict import Finding, judge
 from mlff_distiller.workflows.assess import observables

@@ -8,8 +8,8 @@ from ase import Atoms
 from ase.build import bulk, molecule
 
 from mlff_distiller.md import Ensemble
+from mlff_distiller.md.record import Trajectory
 from mlff_distiller.validation.series import movie, series
-from mlff_distiller.validation.trajectory import Trajectory
 
 
 def trajectory(atoms: Atoms, n: int, ensemble: str = "nvt", why: str = "") -> Trajectory:

@@ -19,6 +19,7 @@ from tests.unit.validation.faults import (
 )
 
 from mlff_distiller.deploy import StudentCalculator
+from mlff_distiller.md.record import ForceField
 from mlff_distiller.validation.checks.derivatives import force_agreement, stress_agreement
 from mlff_distiller.validation.checks.leakage import leakage
 from mlff_distiller.validation.checks.short_range import (
@@ -28,7 +29,6 @@ from mlff_distiller.validation.checks.short_range import (
 )
 from mlff_distiller.validation.checks.smoothness import straight_scan
 from mlff_distiller.validation.checks.translation import translation
-from mlff_distiller.validation.trajectory import ForceField
 
 SOUND = ForceField("argon", Pairs())
 

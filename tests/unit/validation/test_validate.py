@@ -24,9 +24,9 @@ from tests.unit.validation.faults import (
 
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.errors import ConfigError
+from mlff_distiller.md.record import ForceField
 from mlff_distiller.validation.criteria import CRITERIA
 from mlff_distiller.validation.settings import ValidationSettings
-from mlff_distiller.validation.trajectory import ForceField
 from mlff_distiller.validation.validate import validate
 from mlff_distiller.validation.verdict import Finding, judge
 

@@ -13,12 +13,12 @@ from numpy.polynomial import Polynomial
 
 from mlff_distiller import plotting
 from mlff_distiller.md import Ensemble
+from mlff_distiller.md.record import Array, ForceField, Trajectory, simulate
 from mlff_distiller.md.statistics import Estimate, slope
 from mlff_distiller.plotting import Panel
 from mlff_distiller.validation.check import Check, Measured, Tree
 from mlff_distiller.validation.findings import completed, pair, worst
 from mlff_distiller.validation.subject import Subject
-from mlff_distiller.validation.trajectory import Array, ForceField, Trajectory, simulate
 from mlff_distiller.validation.verdict import Finding
 
 _DRIFT = "nve_drift_meV_per_atom_per_ps"

@@ -9,12 +9,12 @@ import numpy as np
 from ase import Atoms
 
 from mlff_distiller.md import Ensemble
+from mlff_distiller.md.compressibility import compressibility
+from mlff_distiller.md.record import ForceField, Trajectory, simulate
 from mlff_distiller.md.statistics import Estimate, mean
 from mlff_distiller.validation.check import Check, Measured
 from mlff_distiller.validation.findings import plain
-from mlff_distiller.validation.pressure import PressureRun, at_constant_pressure, compressibility
 from mlff_distiller.validation.subject import Subject
-from mlff_distiller.validation.trajectory import ForceField
 from mlff_distiller.validation.verdict import Finding
 
 _COMPLETED, _PRESSURE = "npt_completed", "npt_pressure_deviation_GPa"
@@ -53,7 +53,9 @@ def _pressure(subject: Subject) -> Measured:
         _COMPLETED: Finding(float(run.completed), run.why.split("\n")[0]),
         _PRESSURE: pressure_deviation(run, subject.limit(_PRESSURE)),
     }
-    return Measured(found, {"pressure": {"target_GPa": run.target_GPa, **_block(run)}})
+    return Measured(
+        found, {"pressure": {"target_GPa": run.ensemble.pressure_GPa[0], **_block(run)}}
+    )
 
 
 def _density(subject: Subject) -> Measured:
@@ -67,14 +69,14 @@ def _density(subject: Subject) -> Measured:
 
 def pressure_run(
     subject: Subject, force_field: ForceField, atoms: Atoms, time_ps: float, stream: int
-) -> PressureRun:
+) -> Trajectory:
     """NPT at the first temperature, ``time_ps`` long after an equilibration."""
     settings = subject.settings
     ensemble = subject.thermostat(settings.temperature_K[0], stream)
     before, n = subject.steps(2.0 * settings.equilibration_ps), max(1, subject.steps(time_ps))
     barostat = _barostat(force_field, atoms, ensemble, settings.pressure_GPa or 0.0, time_ps)
     show, every = subject.progress(f"constant pressure, {force_field.name}"), settings.record_every
-    whole = at_constant_pressure(force_field, atoms, barostat, before + n, every, show)
+    whole = simulate(force_field, atoms, barostat, before + n, every, show)
     return whole.part(before // every) if whole.completed else whole
 
 
@@ -98,7 +100,7 @@ def _barostat(
     )
 
 
-def density_finding(mine: PressureRun | None, theirs: PressureRun, allowed: float) -> Finding:
+def density_finding(mine: Trajectory | None, theirs: Trajectory, allowed: float) -> Finding:
     """Difference in percent beyond three errors; None where the error exceeds what is allowed."""
     if mine is None or not (mine.completed and theirs.completed):
         why = theirs.why.split("\n")[0]
@@ -113,7 +115,7 @@ def density_finding(mine: PressureRun | None, theirs: PressureRun, allowed: floa
     return Finding(beyond if known else None, words + ("" if known else "; run longer"))
 
 
-def _block(run: PressureRun) -> dict[str, Any]:
+def _block(run: Trajectory) -> dict[str, Any]:
     """For JSON: means with their errors, and the course of the density."""
     density = mean(run.density) if run.completed else None
     pressure = mean(run.pressure_GPa) if run.completed else None
@@ -131,14 +133,15 @@ def _block(run: PressureRun) -> dict[str, Any]:
     }
 
 
-def pressure_deviation(run: PressureRun, allowed: float) -> Finding:
+def pressure_deviation(run: Trajectory, allowed: float) -> Finding:
     """Beyond noise; None where noise is worth more of the volume than `_LARGEST_NOISE`."""
     pressure = mean(run.pressure_GPa) if run.completed else None
     if pressure is None:
         return Finding(None, "too short a run, or none")
     words = f"{pressure.value:.3g} ± {pressure.error:.2g} GPa"
-    beyond = pressure.beyond_noise(run.target_GPa)
-    known = beyond > allowed or pressure.error * run.compressibility_per_GPa < _LARGEST_NOISE
+    beyond = pressure.beyond_noise(run.ensemble.pressure_GPa[0])
+    strain = pressure.error * run.ensemble.compressibility_per_GPa
+    known = beyond > allowed or strain < _LARGEST_NOISE
     return Finding(beyond if known else None, words + ("" if known else "; run longer"))
 
 

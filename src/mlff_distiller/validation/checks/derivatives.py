@@ -13,9 +13,9 @@ import numpy as np
 from ase import Atoms, units
 from ase.calculators.calculator import PropertyNotImplementedError
 
+from mlff_distiller.md.record import Array, ForceField
 from mlff_distiller.validation.check import Check, Measured
 from mlff_distiller.validation.subject import Subject
-from mlff_distiller.validation.trajectory import Array, ForceField
 from mlff_distiller.validation.verdict import Finding
 
 _STEPS_A = (0.01, 0.005, 0.0025, 0.00125)

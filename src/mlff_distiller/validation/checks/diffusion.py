@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from mlff_distiller.md.record import Trajectory
 from mlff_distiller.md.statistics import Estimate
 from mlff_distiller.validation.check import Check, Measured
 from mlff_distiller.validation.subject import Subject
-from mlff_distiller.validation.trajectory import Trajectory
 from mlff_distiller.validation.verdict import Finding
 
 _NAME = "diffusion_difference_percent"

@@ -16,6 +16,7 @@ from ase import Atoms
 from scipy.signal import welch
 
 from mlff_distiller import plotting
+from mlff_distiller.md.record import Array, Trajectory
 from mlff_distiller.md.statistics import N_BLOCKS
 from mlff_distiller.neighbors import pair_vectors
 from mlff_distiller.plotting import GREY, Panel
@@ -23,7 +24,6 @@ from mlff_distiller.structure import BONDED, radii_of_pairs
 from mlff_distiller.validation.check import Check, Measured, Tree
 from mlff_distiller.validation.findings import plain
 from mlff_distiller.validation.subject import Subject
-from mlff_distiller.validation.trajectory import Array, Trajectory
 from mlff_distiller.validation.verdict import Finding
 
 _CRITERIA = {

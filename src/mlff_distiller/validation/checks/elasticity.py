@@ -13,10 +13,10 @@ from ase.optimize import LBFGS
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from mlff_distiller.errors import DistillerError
+from mlff_distiller.md.record import Array, ForceField
 from mlff_distiller.validation.check import Check, Measured
 from mlff_distiller.validation.checks.equation_of_state import relaxed
 from mlff_distiller.validation.subject import Subject
-from mlff_distiller.validation.trajectory import Array, ForceField
 from mlff_distiller.validation.verdict import Finding
 
 _NAME = "elastic_difference_percent"

@@ -13,11 +13,11 @@ from ase.optimize import BFGS, LBFGS
 
 from mlff_distiller import plotting
 from mlff_distiller.errors import DistillerError
+from mlff_distiller.md.record import Array, ForceField
 from mlff_distiller.plotting import Panel
 from mlff_distiller.validation.check import Check, Measured, Tree
 from mlff_distiller.validation.findings import plain
 from mlff_distiller.validation.subject import Subject
-from mlff_distiller.validation.trajectory import Array, ForceField
 from mlff_distiller.validation.verdict import Finding
 
 _VOLUME, _MODULUS = "volume_difference_percent", "bulk_modulus_difference_percent"

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from ase import units
 
+from mlff_distiller.md.record import Trajectory
 from mlff_distiller.md.statistics import Estimate, mean, variance
 from mlff_distiller.validation.check import Check, Measured
 from mlff_distiller.validation.subject import Subject
-from mlff_distiller.validation.trajectory import Trajectory
 
 
 def heat_capacity(runs: Sequence[Trajectory]) -> dict[str, Any]:

@@ -13,11 +13,11 @@ import numpy as np
 from ase import Atoms
 from ase.geometry import find_mic
 
+from mlff_distiller.md.record import Array, Trajectory
 from mlff_distiller.neighbors import pair_vectors
 from mlff_distiller.structure import bonds_of, radii_of_pairs
 from mlff_distiller.validation.check import Check, Measured
 from mlff_distiller.validation.subject import Subject
-from mlff_distiller.validation.trajectory import Array, Trajectory
 from mlff_distiller.validation.verdict import Finding
 
 _MOST = 100

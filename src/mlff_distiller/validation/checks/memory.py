@@ -13,13 +13,12 @@ import torch
 import warp as wp
 from ase import Atoms
 
-from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.md import Ensemble
+from mlff_distiller.md.record import ForceField, OnStep, steps_of
 from mlff_distiller.md.statistics import Estimate, growth
 from mlff_distiller.measure.meters import host_bytes
 from mlff_distiller.validation.check import Check, Measured
 from mlff_distiller.validation.subject import Subject
-from mlff_distiller.validation.trajectory import ForceField, OnStep, steps_of
 from mlff_distiller.validation.verdict import Finding
 
 _NAME = "memory_growth_kB_per_step"
@@ -73,11 +72,11 @@ def memory_growth(
     gc.freeze()  # what is there already needs no look at each mark, which takes 0.1 s
     try:
         for row in steps_of(force_field, atoms, ensemble, n_steps, every):
-            on_step(row[0], n_steps)
-            if row[0] < _WARM_UP * n_steps:
+            on_step(row.step, n_steps)
+            if row.step < _WARM_UP * n_steps:
                 continue
             gc.collect()  # Python's cycles are no leak, however long it waits to free them
-            steps.append(row[0])
+            steps.append(row.step)
             for place, read in reads.items():
                 marks[place].append(read())
     finally:
@@ -120,9 +119,8 @@ def _heap() -> Callable[[], int] | None:
 
 
 def _gpu(force_field: ForceField) -> torch.device | None:
-    calculator = force_field.calculator
-    if isinstance(calculator, StudentCalculator):
-        device = calculator.student.device
+    if force_field.student is not None:
+        device = force_field.student.device
         return device if device.type == "cuda" else None
     return torch.device("cuda") if torch.cuda.is_initialized() else None
 

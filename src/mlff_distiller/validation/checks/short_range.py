@@ -16,12 +16,12 @@ from ase.data import chemical_symbols, covalent_radii
 
 from mlff_distiller import plotting
 from mlff_distiller.errors import DistillerError
+from mlff_distiller.md.record import Array, ForceField
 from mlff_distiller.neighbors import pair_vectors
 from mlff_distiller.plotting import Panel
 from mlff_distiller.validation.check import Check, Measured, Tree
 from mlff_distiller.validation.findings import plain
 from mlff_distiller.validation.subject import Subject
-from mlff_distiller.validation.trajectory import Array, ForceField
 from mlff_distiller.validation.verdict import Finding
 
 Pair = tuple[str, str]

@@ -8,12 +8,12 @@ import numpy as np
 from ase import Atoms
 
 from mlff_distiller import plotting
+from mlff_distiller.md.record import Array, ForceField
 from mlff_distiller.plotting import Panel
 from mlff_distiller.validation.check import Check, Measured, Tree
 from mlff_distiller.validation.checks.derivatives import displaced, moved
 from mlff_distiller.validation.findings import plain
 from mlff_distiller.validation.subject import Subject
-from mlff_distiller.validation.trajectory import Array, ForceField
 from mlff_distiller.validation.verdict import Finding
 
 _SCAN_POINTS, _SCAN_A, _N_SCANS = 120, 0.6, 2

@@ -18,6 +18,7 @@ from ase import units
 from scipy.stats import gamma, kstest
 
 from mlff_distiller import plotting
+from mlff_distiller.md.record import Trajectory
 from mlff_distiller.md.statistics import (
     Estimate,
     correlation_time,
@@ -28,7 +29,6 @@ from mlff_distiller.plotting import GREY, Panel
 from mlff_distiller.validation.check import Check, Measured, Tree
 from mlff_distiller.validation.findings import completed, pair, worst
 from mlff_distiller.validation.subject import Subject
-from mlff_distiller.validation.trajectory import Trajectory
 
 _LEAST_INDEPENDENT = 20
 """Samples below which a test of a distribution's shape says nothing."""

@@ -8,11 +8,11 @@ import numpy as np
 from ase import Atoms
 from numpy.polynomial import Polynomial
 
+from mlff_distiller.md.record import ForceField
 from mlff_distiller.structure import enlarge
 from mlff_distiller.validation.check import Check, Measured
 from mlff_distiller.validation.checks.derivatives import displaced, moved
 from mlff_distiller.validation.subject import Subject
-from mlff_distiller.validation.trajectory import ForceField
 from mlff_distiller.validation.verdict import Finding
 
 _LINES_A = (0.05, 0.0125)

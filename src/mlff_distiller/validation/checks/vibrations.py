@@ -11,12 +11,12 @@ from ase import Atoms, units
 
 from mlff_distiller import plotting
 from mlff_distiller.errors import DistillerError
+from mlff_distiller.md.record import Array, ForceField
 from mlff_distiller.plotting import BLUE, GREY, Panel
 from mlff_distiller.validation.check import Check, Measured, Tree
 from mlff_distiller.validation.checks.equation_of_state import relaxed
 from mlff_distiller.validation.findings import plain
 from mlff_distiller.validation.subject import Subject
-from mlff_distiller.validation.trajectory import Array, ForceField
 from mlff_distiller.validation.verdict import Finding
 
 _DIFFERENCE, _IMAGINARY = "frequency_difference_percent", "imaginary_frequency_per_cm"

@@ -25,12 +25,12 @@ from mlff_distiller.dataset import Dataset
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.engines.loading import resolve_device
 from mlff_distiller.errors import StudentError, TrainingError
+from mlff_distiller.md.record import ForceField, ms_per_step
 from mlff_distiller.structure import enlarge
 from mlff_distiller.students import Student
 from mlff_distiller.students.architecture import Counts
 from mlff_distiller.students.registry import architecture_names, architecture_of, architectures
 from mlff_distiller.training import TrainingSettings, train
-from mlff_distiller.validation.benchmark import ms_per_step
 from mlff_distiller.workflows.config import Config, to_plain, with_settings
 from mlff_distiller.workflows.train import split_labels
 
@@ -113,11 +113,13 @@ class Bench:
         anew: its time is, if anything, too short.
         """
         calculator = StudentCalculator(copy.deepcopy(student), device=str(self.device))
-        time_step = 0.5 if trained else _STILL_FS
-        rough = ms_per_step(self.system, calculator, n_steps=5, warm_up=5, time_step_fs=time_step)
-        n_steps = min(50, max(3, round(100.0 / rough)))
         return ms_per_step(
-            self.system, calculator, n_steps=n_steps, warm_up=5, repeats=9, time_step_fs=time_step
+            ForceField(student.architecture, calculator),
+            self.system,
+            time_step_fs=0.5 if trained else _STILL_FS,
+            seconds=0.1,
+            samples=9,
+            in_ase=True,
         )
 
     def us_per_atom(self, ms: float) -> float:
