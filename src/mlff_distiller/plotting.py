@@ -1,4 +1,4 @@
-"""How every plot of the report looks: its axes, colours, number of points and description.
+"""How every plot looks: its axes, colours, number of points and description.
 
 Colours differ in brightness as in hue, for readers who see few hues, and a second cue (symbol,
 dash or hatching) always goes with them.
@@ -22,6 +22,10 @@ MAX_POINTS, WORST = 4000, 100
 """Points drawn per trace, more only slow the browser down; of them, the largest errors."""
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#2A83C8", "#DD6B20", "#009E73", "#B5689A", "#8792A2"
+COLORS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+CATEGORIES = {"title": "", "type": "category", "autorange": "reversed", "showgrid": False}
+"""A vertical axis of names, the first at the top."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,17 @@ def log_axis(title: str, values: Array) -> dict[str, Any]:
     ticks = [step * 10.0**decade for decade in decades for step in steps]
     labels = {"tickvals": ticks, "ticktext": [f"{tick:,g}" for tick in ticks]}
     return {"title": title, "type": "log", "range": [low - pad, high + pad]} | labels
+
+
+def curve_look(number: int) -> tuple[str, str]:
+    """Colour and dash of the ``number``-th curve of a plot."""
+    return COLORS[number % len(COLORS)], DASHES[number % len(DASHES)]
+
+
+def pale(color: str) -> str:
+    """``color`` for an area below or around a curve of that colour."""
+    red, green, blue = (int(color[k : k + 2], 16) for k in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.22)"
 
 
 def line(x: Array, y: Array, name: str, color: str, dash: str = "solid", **more: Any) -> Any:

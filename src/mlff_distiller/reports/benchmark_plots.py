@@ -9,20 +9,10 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from mlff_distiller.plotting import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PURPLE,
-    Panel,
-    figure,
-    log_axis,
-)
+from mlff_distiller.plotting import CATEGORIES, COLORS, Panel, figure, log_axis
 
 Case = dict[str, Any]
 
-_COLORS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
 _ENGINES = {"ase": ("solid", "circle"), "run_md": ("dash", "diamond")}
 _MOST_CURVES = 12
 """In one plot; more cannot be told apart."""
@@ -30,14 +20,14 @@ _MOST_CURVES = 12
 
 def all_panels(cases: Sequence[Case]) -> dict[str, list[Panel]]:
     """The plots by section of the page."""
-    colors = {name: _COLORS[k % 5] for k, name in enumerate(dict.fromkeys(_of(cases, "model")))}
+    colors = {name: COLORS[k % 5] for k, name in enumerate(dict.fromkeys(_of(cases, "model")))}
     ensembles = list(dict.fromkeys(_of(cases, "ensemble")))
     first = [case for case in cases if case["ensemble"] == ensembles[0]] if ensembles else []
     return {
         "latency": [_boxes(cases, colors)],
         "scaling": [
-            _scaling(first, colors, "Time of a step", "ms a step", _median),
-            _scaling(first, colors, "Cost of an atom", "µs an atom and step", _per_atom),
+            _scaling(first, colors, "Time per step", "ms per step", _median),
+            _scaling(first, colors, "Cost per atom", "µs per atom and step", _per_atom),
         ],
         "memory": [_memory(cases, colors, "host"), _memory(cases, colors, "gpu")],
         "gpu": [_gpu(cases, colors, *words) for words in _GPU],
@@ -94,9 +84,8 @@ def _boxes(cases: Sequence[Case], colors: dict[str, str]) -> Panel:
             )
         )
     ends = np.array([[case["quantiles_ms"][1], case["quantiles_ms"][99]] for case in cases])
-    x = log_axis("ms a step", ends.ravel())
-    y = {"title": "", "type": "category", "autorange": "reversed", "showgrid": False}
-    drawn = figure(traces, x, y, top=16, height=90 + 26 * len(cases))
+    x = log_axis("ms per step", ends.ravel())
+    drawn = figure(traces, x, CATEGORIES, top=16, height=90 + 26 * len(cases))
     note = "Box: the middle half of the steps; line: the median; whiskers: from 1 to 99 %."
     if any(case["steps_a_sample"] > 1 for case in cases):
         note += " A sample of run_md is a mean over many steps, so its boxes are narrower."
@@ -150,7 +139,7 @@ def _curves(
     traces = []
     for number, case in enumerate(shown):
         x, y = points(case)
-        color = _COLORS[number % 5] if alone else colors[case["model"]]
+        color = COLORS[number % 5] if alone else colors[case["model"]]
         line = {"color": color, "dash": _ENGINES[case["engine"]][0], "width": 1.5}
         traces.append(go.Scatter(x=x, y=y, name=label(case), mode="lines", line=line))
     left = len(cases) - len(shown)

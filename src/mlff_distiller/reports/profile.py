@@ -1,9 +1,8 @@
-"""A profile as one HTML file: phases side by side, findings, kernels, memory."""
+"""The page of a profile: phases side by side, findings, kernels, memory."""
 
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from mlff_distiller.durable import write_json, write_text
+from mlff_distiller.durable import write_json
 from mlff_distiller.measure.phases import (
     BOOKKEEPING,
     COMPARING,
@@ -25,9 +24,8 @@ from mlff_distiller.measure.phases import (
     TO_HOST,
 )
 from mlff_distiller.measure.profiling import Profile
-from mlff_distiller.plotting import BLUE, GREEN, GREY, ORANGE, PURPLE, Panel, figure
-from mlff_distiller.reports.benchmark import drawn, flat, template
-from mlff_distiller.reports.page import page_of
+from mlff_distiller.plotting import BLUE, CATEGORIES, GREEN, GREY, ORANGE, PURPLE, Panel, figure
+from mlff_distiller.reports.page import flat, write
 
 _COLORS = {
     BOOKKEEPING: "#A9B3C0",
@@ -55,24 +53,33 @@ def write_page(path: Path, found: Profile) -> None:
     """Write the profile with its plots and tables."""
     cases = found.cases
     panels = {
-        "phases": [_shares(cases), _times(cases)],
+        "phases": [
+            _bars(cases, "Share of each phase", "share of the step (%)", relative=True),
+            _bars(cases, "Time of each phase", "ms per step", relative=False),
+        ],
         "memory": [_memory(case) for case in cases if _course(case) is not None],
     }
-    text = page_of(
-        template("profile.html.jinja"),
-        drawn(panels),
-        panels=panels,
-        about=found.content["about"],
+    about = found.content["about"]
+    traces = [
+        (f"trace of {_name(case)}", f"{case['trace_file']}, for Perfetto or chrome://tracing")
+        for case in cases
+        if case["trace_file"]
+    ]
+    write(
+        path,
+        "profile.html.jinja",
+        panels,
+        about=about,
         settings=found.content["settings"],
         cases=cases,
         phases=[name for name in PHASES if any(_ms(case, name) for case in cases)],
         meaning=MEANING,
         ms=_ms,
         name=_name,
-        provenance=list(flat(found.content["about"])),
-        raw=json.dumps({**found.content, "cases": [_short(case) for case in cases]}, indent=1),
+        provenance_rows=[*flat(about), *traces],
+        raw={**found.content, "cases": [_short(case) for case in cases]},
+        raw_file="profile.json",
     )
-    write_text(path, text)
 
 
 def _name(case: Case) -> str:
@@ -93,14 +100,6 @@ def _short(case: Case) -> Case:
         for device, row in case["trace"]["allocations"].items()
     }
     return {**case, "trace": {**case["trace"], "allocations": allocations}}
-
-
-def _shares(cases: Sequence[Case]) -> Panel:
-    return _bars(cases, "Share of each phase", "share of the step (%)", relative=True)
-
-
-def _times(cases: Sequence[Case]) -> Panel:
-    return _bars(cases, "Time of each phase", "ms a step", relative=False)
 
 
 def _bars(cases: Sequence[Case], title: str, unit: str, *, relative: bool) -> Panel:
@@ -131,9 +130,8 @@ def _bars(cases: Sequence[Case], title: str, unit: str, *, relative: bool) -> Pa
     x: dict[str, Any] = {"title": unit}
     if relative:
         x["range"] = [0, 100]
-    y = {"title": "", "type": "category", "autorange": "reversed", "showgrid": False}
     below = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "normal"}
-    shown = figure(traces, x, y, top=80, barmode="stack", height=170 + 34 * len(cases))
+    shown = figure(traces, x, CATEGORIES, top=80, barmode="stack", height=170 + 34 * len(cases))
     return Panel(title, shown.update_layout(legend=below, bargap=0.35))
 
 
@@ -153,7 +151,7 @@ def _memory(case: Case) -> Panel:
     drawn_ = figure([trace], {"title": "time (ms)"}, {"title": "MiB"}, top=10, height=280)
     rows = case["trace"]["allocations"][device]
     note = (
-        f"PyTorch's allocator of the {device}: {rows['n']:.0f} allocations a step, "
+        f"PyTorch's allocator of the {device}: {rows['n']:.0f} allocations per step, "
         f"{rows['bytes'] / 2**20:.3g} MiB; {rows['left_MiB']:+.3g} MiB from first to last."
     )
     return Panel(html.escape(_name(case)), drawn_, note)

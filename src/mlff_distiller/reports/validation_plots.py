@@ -14,22 +14,12 @@ import plotly.graph_objects as go
 from scipy.stats import gamma
 
 from mlff_distiller import plotting
-from mlff_distiller.plotting import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PURPLE,
-    Panel,
-    figure,
-)
-from mlff_distiller.reports.page import FILTERS
-from mlff_distiller.reports.validation_tables import LONGEST_CELL, label
+from mlff_distiller.plotting import BLUE, COLORS, GREY, Panel, curve_look, figure, pale
+from mlff_distiller.reports.validation_tables import LONGEST_CELL
+from mlff_distiller.reports.words import label, words
 from mlff_distiller.validation.evidence import Array
 
 Tree = Mapping[str, Any]
-COLORS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 _BAND = 2.0
 """Standard errors to each side: 95 %."""
 
@@ -100,7 +90,7 @@ def _histograms(runs: Sequence[Tree]) -> Panel:
         name = f"{run['target_K']:g} K"
         middles = 0.5 * (edges[1:] + edges[:-1])
         seen = plotting.line(middles, heights, name, color, line_shape="hvh", fill="tozeroy")
-        traces.append(seen.update(fillcolor=_pale(color)))
+        traces.append(seen.update(fillcolor=pale(color)))
         expected = gamma(half, scale=run["target_K"] / half)
         low, high = expected.ppf([1e-4, 1 - 1e-4])
         x = np.linspace(low, high, 200)
@@ -135,7 +125,7 @@ def _curves(curves: Sequence[Tree], key: str) -> list[Any]:
         x, y = plotting.finite(_array(curve["x"]), _array(curve[key]))
         if x.size > 1:
             name = html.escape(str(curve.get("name", "")))
-            traces.append(plotting.line(x, y, name, *_look(len(traces)), showlegend=True))
+            traces.append(plotting.line(x, y, name, *curve_look(len(traces)), showlegend=True))
     return traces
 
 
@@ -179,7 +169,7 @@ _AXES = {"rdf": "distance", "angle": "angle", "vibrational": "frequency"}
 def _band(x: Array, low: Array, high: Array, color: str) -> Any:
     x, low, high = plotting.finite(x, low, high)
     around = {"x": np.r_[x, x[::-1]], "y": np.r_[high, np.maximum(low, 0.0)[::-1]]}
-    look = {"fill": "toself", "fillcolor": _pale(color), "line": {"width": 0}}
+    look = {"fill": "toself", "fillcolor": pale(color), "line": {"width": 0}}
     return go.Scatter(**around, **look, mode="lines", showlegend=False, hoverinfo="skip")
 
 
@@ -190,7 +180,7 @@ def _equation_of_state(both: Sequence[Tree] | None) -> Panel:
             _array(one.get("volumes_A3_per_atom")), _array(one.get("energies_eV_per_atom"))
         )
         if x.size:
-            trace = plotting.line(x, 1e3 * (y - y.min()), who, *_look(number))
+            trace = plotting.line(x, 1e3 * (y - y.min()), who, *curve_look(number))
             symbol = ("circle", "diamond")[number]
             traces.append(trace.update(mode="lines+markers", marker={"symbol": symbol, "size": 7}))
     y_axis = {"title": "energy above the lowest (meV/atom)"}
@@ -219,7 +209,9 @@ def _frequencies(both: Sequence[Any] | None) -> list[Panel]:
     edges = np.linspace(ends[0], ends[1], min(60, max(10, mine.size // 4)) + 1)
     middles = 0.5 * (edges[1:] + edges[:-1])
     traces = [
-        plotting.line(middles, np.histogram(own, edges)[0], who, *_look(number), line_shape="hvh")
+        plotting.line(
+            middles, np.histogram(own, edges)[0], who, *curve_look(number), line_shape="hvh"
+        )
         for number, (who, own) in enumerate((("student", mine), ("teacher", theirs)))
     ]
     counts = figure(traces, {"title": "frequency (cm⁻¹)"}, {"title": "number"})
@@ -246,12 +238,12 @@ def others(measured: Tree) -> list[Panel]:
         for number, (name, *columns) in enumerate(shown):
             x, y = plotting.finite(*columns)
             if (np.diff(x) > 0).all():
-                traces.append(plotting.line(x, y, html.escape(name), *_look(number)))
+                traces.append(plotting.line(x, y, html.escape(name), *curve_look(number)))
             else:
                 look = (html.escape(name), COLORS[number % 5], "circle")
                 traces.append(plotting.markers(x, y, look))
         axes = [{"title": html.escape(label(name))} for name in (first, rest[0])]
-        panels.append(Panel(str(FILTERS["words"](path)), figure(traces, *axes)))
+        panels.append(Panel(words(path), figure(traces, *axes)))
     return panels
 
 
@@ -270,15 +262,6 @@ def _blocks(measured: Tree, above: str) -> Iterator[tuple[str, dict[str, Array]]
 def _is_column(values: Any) -> bool:
     long = isinstance(values, list) and len(values) > LONGEST_CELL
     return long and all(value is None or isinstance(value, int | float) for value in values)
-
-
-def _look(number: int) -> tuple[str, str]:
-    return COLORS[number % 5], DASHES[number % 5]
-
-
-def _pale(color: str) -> str:
-    red, green, blue = (int(color[k : k + 2], 16) for k in (1, 3, 5))
-    return f"rgba({red},{green},{blue},0.22)"
 
 
 def _array(values: Any) -> Array:

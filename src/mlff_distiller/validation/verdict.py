@@ -27,7 +27,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check looks at: a number, or None for want of one, and words for whoever reads."""
+    """The number a check judges, None if it was not measured, and words that explain it."""
 
     value: float | None
     words: str = ""
@@ -62,7 +62,7 @@ def judge(findings: Mapping[str, Finding], limits: Mapping[str, float]) -> dict[
     Raises
     ------
     ConfigError
-        A limit is of no check, or not finite.
+        A limit names an unknown check, or is not finite.
     """
     for name, limit in limits.items():
         if name not in CRITERIA:
@@ -83,7 +83,7 @@ def judge(findings: Mapping[str, Finding], limits: Mapping[str, float]) -> dict[
         if passed:
             continue
         if value is None or math.isnan(value):
-            reason = f"{name} was not measured, so nobody knows"
+            reason = f"{name} was not measured, which counts as a failure"
         else:
             order = "at most" if criterion.at_most else "at least"
             reason = f"{criterion.failure}: {name} is {value:.4g}, {order} {limit:g} is allowed"
