@@ -106,8 +106,9 @@ def _write_generated_pages() -> None:
     (folder / "settings.yaml").write_text(settings, encoding="utf-8")
     rows = ["| Check | Limit | A failure means | Why this limit |", "|---|---|---|---|"]
     for check in CRITERIA.values():
-        unit = "" if check.unit in (SHARE, YES_NO) else check.unit
+        unit = "" if check.unit == SHARE else check.unit
         limit = f"{'≤' if check.at_most else '≥'} {check.limit:g} {unit}".rstrip()
+        limit = "yes" if check.unit == YES_NO else limit
         name = f"{check.title} (`{check.name}`)"
         rows.append(f"| {name} | {limit} | {check.failure} | {check.why} |")
     (folder / "criteria.md").write_text("\n".join(rows) + "\n", encoding="utf-8")

@@ -127,6 +127,7 @@ def students_panel(found: Sequence[Validated]) -> Panel:
     shown = trade_off(points, _LOOKS, axes, ("teacher’s time", teacher), top=50)
     named = {"mode": "markers+text", "textposition": "bottom left"}
     shown.update_traces(**named, marker={"size": 12, "opacity": 1}, selector={"mode": "markers"})
+    shown.update_layout(legend_itemsizing="trace")
     note = "Lower left is better. Errors are on frames of each one's own MD, times of this machine."
     missing = len(found) - len(known)
     note += f" Without an error or a time, and so left out: {missing}." if missing else ""

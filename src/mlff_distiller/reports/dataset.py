@@ -117,7 +117,9 @@ def panels(found: Overview) -> list[Panel]:
     return [
         Panel("Elements", figure([bars], {"title": "element"}, {"title": "atoms", "type": "log"})),
         _histogram("Sizes", found.n_atoms, "atoms per record"),
-        _histogram("Energies", found.energies, "energy relative to the elements (eV/atom)"),
+        _histogram(
+            "Energies", found.energies, "energy (eV/atom)", "Less a fit of one per element."
+        ),
         _histogram("Forces", found.forces, "root mean square force (eV/Å)"),
         _histogram("Shortest distances", found.nearest, "shortest distance (Å)"),
         _histogram("Pressures", found.pressures_GPa, "pressure (GPa)"),
@@ -125,14 +127,14 @@ def panels(found: Overview) -> list[Panel]:
     ]
 
 
-def _histogram(title: str, values: np.ndarray, label: str) -> Panel:
+def _histogram(title: str, values: np.ndarray, label: str, note: str = "") -> Panel:
     values = values[np.isfinite(values)]
     if not len(values):
         return Panel(title, None)
     counts, edges = np.histogram(values, bins=min(60, max(5, round(2 * len(values) ** (1 / 3)))))
     middles, widths = 0.5 * (edges[1:] + edges[:-1]), np.diff(edges)
     bars = go.Bar(x=middles, y=counts, width=widths, marker={"color": GREEN})
-    return Panel(title, figure([bars], {"title": label}, {"title": "records"}))
+    return Panel(title, figure([bars], {"title": label}, {"title": "records"}), note)
 
 
 def _coverage(found: Overview) -> Panel:

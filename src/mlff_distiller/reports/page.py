@@ -9,10 +9,8 @@ or ``&``.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +65,11 @@ def flat(tree: Any, above: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(tree, Mapping):
         for key, value in tree.items():
             yield from flat(value, f"{above} {key}".strip().replace("_", " "))
-    elif isinstance(tree, list) and any(isinstance(item, Mapping) for item in tree):
+    elif isinstance(tree, list | tuple) and any(isinstance(item, Mapping) for item in tree):
         for item in tree:
             yield above, ", ".join(f"{key} {value}" for key, value in item.items())
     else:
-        yield above, ", ".join(map(str, tree)) if isinstance(tree, list) else str(tree)
+        yield above, ", ".join(map(str, tree)) if isinstance(tree, list | tuple) else str(tree)
 
 
 def _as_json(content: Any) -> str:
@@ -90,16 +88,8 @@ def _for_script(content: Any) -> Markup:
 
 def _plain(content: Any) -> Any:
     """``content`` as JSON can hold it: NaN and infinity become null."""
-    if isinstance(content, Mapping):
-        return {str(key): _plain(value) for key, value in content.items()}
-    if isinstance(content, np.ndarray | np.generic):
-        return _plain(content.tolist())
-    if isinstance(content, list | tuple):
-        return [_plain(value) for value in content]
-    if content is None or isinstance(content, bool | str):
-        return content
-    if isinstance(content, Integral):
-        return int(content)
-    if isinstance(content, Real):
-        return float(content) if math.isfinite(content) else None
-    return str(content)
+    return json.loads(json.dumps(content, default=_of_numpy), parse_constant=lambda _: None)
+
+
+def _of_numpy(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)

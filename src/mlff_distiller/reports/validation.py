@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 
 from mlff_distiller.durable import sha256_of_file
 from mlff_distiller.reports import validation_plots as plots
-from mlff_distiller.reports.page import write
+from mlff_distiller.reports.page import flat, write
 from mlff_distiller.reports.validation_tables import Table, named, tables
 from mlff_distiller.reports.words import few, number, quantity, words
 from mlff_distiller.validation.certificate import versions
@@ -72,13 +72,7 @@ def _cell(value: Any, table: Table, key: Any = None) -> Markup:
 
 
 def _provenance(content: Mapping[str, Any], files: Mapping[str, Path]) -> list[tuple[str, str]]:
-    rows = []
-    for who in ("calculator", "teacher"):
-        for key, value in (content.get(who) or {}).items():
-            rows.append((f"{who}, {key.replace('_', ' ')}", "" if value is None else str(value)))
-    for key, value in (content.get("settings") or {}).items():
-        text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-        rows.append((f"setting {key}", text))
-    rows += [(f"version of {key}", value) for key, value in versions().items()]
-    rows += [(f"file {key}, SHA-256", sha256_of_file(path)) for key, path in files.items()]
-    return rows
+    blocks = {who: content.get(who) or {} for who in ("calculator", "teacher")}
+    blocks |= {"setting": content.get("settings") or {}, "version of": versions()}
+    hashes = [(f"file {key}, SHA-256", sha256_of_file(path)) for key, path in files.items()]
+    return [*flat(blocks), *hashes]
