@@ -33,7 +33,7 @@ from mlff_distiller.durable import EventLog, write_json
 from mlff_distiller.labeling import Labeler, open_labels
 from mlff_distiller.sampling import DynamicsSettings, RattleSettings, walk, walkers
 from mlff_distiller.sampling.dynamics import relative_error, run_segment
-from mlff_distiller.students import load_student, nep_for, save_student
+from mlff_distiller.students import load_student, save_student
 from mlff_distiller.training import train
 from mlff_distiller.workflows.config import Config
 
@@ -123,7 +123,7 @@ def train_one(work: Path, strategy: str, size: int, device: str) -> None:
     training = labels.read(np.sort(np.concatenate([split.train, split.test]))).systems()
     validation = labels.read(split.validation).systems()
     config = settings(strategy)
-    student = nep_for(training, config.nep, config.seed).to(device)
+    student = config.new_student(training).to(device)
     rows = train(student, training, validation, config.training, seed=1)
     about = {"n_labels": len(groups), "seconds": rows[-1]["seconds"], "epochs": len(rows)}
     save_student(student.cpu(), folder, about=about, card="benchmark", frames=training)

@@ -83,8 +83,9 @@ def main():
                 student = nep_for(training, NEPSettings(), arguments.seed)
             else:
                 preset, options = variant
-                own = PaiNNSettings(**options)
-                student = painn_for(training, own, arguments.seed, preset)
+                channels, layers = map(int, preset.split("x"))
+                own = PaiNNSettings(channels=channels, layers=layers, **options)
+                student = painn_for(training, own, arguments.seed)
             student = student.to(arguments.device)
             settings = TrainingSettings(
                 updates=arguments.updates,

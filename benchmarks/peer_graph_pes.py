@@ -34,7 +34,7 @@ from ase.io import read
 from mlff_distiller.batch import Batch
 from mlff_distiller.students import NEPSettings, PaiNNSettings, nep_for, painn_for
 from mlff_distiller.training import TrainingSettings, train
-from mlff_distiller.validation.accuracy import compare
+from mlff_distiller.validation.accuracy import student_errors
 
 TARGETS = (200, 150, 100, 80, 60, 50, 40, 35, 30, 25, 20, 15, 10)
 """meV/Å."""
@@ -101,8 +101,9 @@ def ours(name, updates, parts, arguments):
     if architecture == "nep":
         student = nep_for(training, NEPSettings(), arguments.seed)
     else:
-        settings = PaiNNSettings(cutoff_A=arguments.cutoff)
-        student = painn_for(training, settings, arguments.seed, preset)
+        channels, layers = map(int, preset.split("x"))
+        settings = PaiNNSettings(cutoff_A=arguments.cutoff, channels=channels, layers=layers)
+        student = painn_for(training, settings, arguments.seed)
     student = student.to(arguments.device)
     given = {"updates": updates, **arguments.training}
     per_update = TrainingSettings(**given).atoms_in_batch(student.device.type)
@@ -117,7 +118,7 @@ def ours(name, updates, parts, arguments):
         on_validation=on_validation,
     )
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
-    errors = compare(student, test).errors
+    errors = student_errors(student, test)
     return {
         "by": "mlff-distiller",
         "model": name,

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from ase import Atoms
 from ase.geometry import complete_cell
 from torch import Tensor
 from vesin import NeighborList
@@ -103,6 +104,18 @@ def find_pairs(
         )
         del search
     return i.astype(np.int64), j.astype(np.int64), shifts.astype(np.float64)
+
+
+def pair_vectors(
+    atoms: Atoms,
+    cutoff: float,  # Å
+    positions: np.ndarray | None = None,  # (n_atoms, 3) Å, in place of those of the atoms
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``i`` ascending (n_edges,), ``j`` (n_edges,) and ``r_ij`` (n_edges, 3) in Å."""
+    if positions is None:
+        positions = atoms.positions
+    i, j, shifts = find_pairs(positions, atoms.cell.array, atoms.pbc, cutoff)
+    return i, j, positions[j] - positions[i] + shifts @ atoms.cell.array
 
 
 def neighbor_list(batch: Batch, cutoff: float) -> Neighbors:

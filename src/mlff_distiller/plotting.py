@@ -7,7 +7,7 @@ dash or hatching) always goes with them.
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,9 @@ MAX_POINTS, WORST = 4000, 100
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#2A83C8", "#DD6B20", "#009E73", "#B5689A", "#8792A2"
 COLORS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+_DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+BAND = 2.0
+"""Standard errors to each side of a band: 95 %."""
 CATEGORIES = {"title": "", "type": "category", "autorange": "reversed", "showgrid": False}
 """A vertical axis of names, the first at the top."""
 
@@ -114,17 +116,6 @@ def log_axis(title: str, values: Array) -> dict[str, Any]:
     return {"title": title, "type": "log", "range": [low - pad, high + pad]} | labels
 
 
-def curve_look(number: int) -> tuple[str, str]:
-    """Colour and dash of the ``number``-th curve of a plot."""
-    return COLORS[number % len(COLORS)], DASHES[number % len(DASHES)]
-
-
-def pale(color: str) -> str:
-    """``color`` for an area below or around a curve of that colour."""
-    red, green, blue = (int(color[k : k + 2], 16) for k in (1, 3, 5))
-    return f"rgba({red},{green},{blue},0.22)"
-
-
 def line(x: Array, y: Array, name: str, color: str, dash: str = "solid", **more: Any) -> Any:
     """A curve, thin if it is dense."""
     look = {"color": color, "dash": dash, "width": 1 if x.size > 1000 else 2.5}
@@ -136,3 +127,38 @@ def markers(x: Array, y: Array, look: tuple[str, str, str], **more: Any) -> Any:
     name, color, symbol = look
     marker = {"color": color, "symbol": symbol, "size": 5, "opacity": 0.55}
     return go.Scatter(x=x, y=y, name=name, mode="markers", marker=marker, **more)
+
+
+def look(number: int) -> tuple[str, str]:
+    """Colour and dash of the curve of this number."""
+    return COLORS[number % 5], _DASHES[number % 5]
+
+
+def pale(color: str) -> str:
+    """The same colour for areas."""
+    red, green, blue = (int(color[k : k + 2], 16) for k in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.22)"
+
+
+def array(values: Any) -> Array:
+    """Numbers of a JSON list; None in it is NaN, and None itself empty."""
+    return np.array([] if values is None else values, dtype=float)
+
+
+def band(x: Array, low: Array, high: Array, color: str) -> Any:
+    """The area between two curves that are nowhere negative."""
+    x, low, high = finite(x, low, high)
+    around = {"x": np.r_[x, x[::-1]], "y": np.r_[high, np.maximum(low, 0.0)[::-1]]}
+    shape = {"fill": "toself", "fillcolor": pale(color), "line": {"width": 0}}
+    return go.Scatter(**around, **shape, mode="lines", showlegend=False, hoverinfo="skip")
+
+
+def curves(found: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
+    """Lines of ``key`` over ``x``, named; those with fewer than two points are left out."""
+    traces: list[Any] = []
+    for one in found:
+        x, y = finite(array(one["x"]), array(one[key]))
+        if x.size > 1:
+            name = html.escape(str(one.get("name", "")))
+            traces.append(line(x, y, name, *look(len(traces)), showlegend=True))
+    return traces

@@ -1,10 +1,19 @@
-"""What a simulation needs to know of a structure before it begins: size, time step, momenta."""
+"""What is known of a structure by itself: size, distances, bonds, time step, momenta."""
 
 from __future__ import annotations
 
 import numpy as np
 from ase import Atoms, units
+from ase.data import covalent_radii
 from ase.md.velocitydistribution import Stationary, ZeroRotation
+from numpy.typing import NDArray
+
+from mlff_distiller.neighbors import pair_vectors
+
+BONDED = 1.25
+"""Times the sum of covalent radii: what is nearer is bonded."""
+_NONMETALS = (1, 6, 7, 8, 9, 15, 16, 17, 34, 35, 53)
+"""Elements whose bonds have a length of their own; in metals neighbours come and go."""
 
 
 def enlarge(atoms: Atoms, n_atoms: int) -> Atoms:
@@ -29,6 +38,36 @@ def enlarge(atoms: Atoms, n_atoms: int) -> Atoms:
     if not pbc.any():
         large.cell = None
     return large
+
+
+def shortest_distance(atoms: Atoms, search: float = 3.0) -> float:
+    """Å; infinite if no two atoms (or images) are within ``search``."""
+    vectors = pair_vectors(atoms, search)[2]
+    return float(np.linalg.norm(vectors, axis=1).min(initial=np.inf))
+
+
+def radii_of_pairs(
+    numbers: NDArray[np.int64], i: NDArray[np.int64], j: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Sums of the covalent radii (n_pairs,) of atoms ``i`` and ``j`` in Å."""
+    return np.asarray(covalent_radii[numbers[i]] + covalent_radii[numbers[j]])
+
+
+def bonds_of(atoms: Atoms) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Atoms ``i < j`` (n_bonds,) of all covalent bonds between nonmetals."""
+    i, j, vectors = pair_vectors(atoms, 3.0)
+    d = np.linalg.norm(vectors, axis=1)
+    nonmetal = np.isin(atoms.numbers, _NONMETALS)
+    near = d < BONDED * radii_of_pairs(atoms.numbers, i, j)
+    bonded = near & (i < j) & nonmetal[i] & nonmetal[j]
+    return i[bonded], j[bonded]
+
+
+def random_rotation(rng: np.random.Generator) -> NDArray[np.float64]:
+    """A proper rotation matrix (3, 3), uniformly distributed."""
+    q, r = np.linalg.qr(rng.normal(size=(3, 3)))
+    q = q * np.sign(np.diag(r))
+    return q if np.linalg.det(q) > 0 else -q
 
 
 def default_time_step_fs(atoms: Atoms) -> float:

@@ -120,6 +120,7 @@ def content(folder: Path) -> dict[str, tuple[bytes, bytes]]:
 def test_run_holds_what_it_promises(straight):
     names = {path.name for path in straight.iterdir()}
     assert names >= {"config.yaml", "dataset", "student", "report.html", "report.json", "log.jsonl"}
+    assert names >= {"certificate.json", "series.json", "structures.traj"}
     report = json.loads((straight / "report.json").read_text())
     assert report["schema"] == 1
     assert report["data"]["n_labels"] == 40 == len(Dataset(straight / "dataset"))
@@ -133,6 +134,40 @@ def test_run_holds_what_it_promises(straight):
     assert verify(straight / "dataset").ok
     assert verify(straight / "student_md").ok
     assert "nep student of ase:counted:Counted" in (straight / "student" / "README.md").read_text()
+
+
+def checks(path: Path) -> dict[str, dict]:
+    return {one["name"]: one for one in json.loads(path.read_text())["verdict"]["checks"]}
+
+
+def test_validate_adds_its_checks_to_the_certificate_of_the_run(bench, straight, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    assert command("validate", "--verify", run / "certificate.json").returncode == 0
+    settings = tmp_path / "brief.yaml"
+    settings.write_text("{time_ps: 0.2, nve_ps: 0.1, memory_steps: 20, large_atoms: 64}")
+    words = ["validate", "--student", run, "--teacher", "ase:counted:Counted", "--device", "cpu"]
+
+    def again(*more: object) -> Done:
+        with contextlib.chdir(bench.folder):
+            made = command(*words, "--config", settings, *more, environment=bench.environment("v"))
+        assert made.returncode == 1, made.stderr  # too short a run to know the temperature
+        return made
+
+    first = checks(run / "certificate.json")
+    assert first == checks(run / "report.json")
+    assert "validation.html" in again().stdout
+    whole = checks(run / "certificate.json")
+    assert len(whole) > 20
+    assert {name: whole[name] for name in first} == first
+    assert command("validate", "--verify", run / "certificate.json").returncode == 0
+    assert (run / "report.html").read_bytes() == (straight / "report.html").read_bytes()
+    # Measured again, without what the run knows, the values are the same but for the times.
+    (run / "certificate.json").unlink()
+    again("--out", tmp_path / "proof")
+    measured = checks(tmp_path / "proof" / "certificate.json")
+    for name in set(first) - {"speedup"}:
+        assert measured[name]["value"] == pytest.approx(first[name]["value"], abs=1e-6), name
 
 
 def test_student_runs_in_ase(straight):

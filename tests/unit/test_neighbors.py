@@ -21,6 +21,7 @@ from mlff_distiller.neighbors import (
     edge_vectors,
     find_pairs,
     neighbor_list,
+    pair_vectors,
 )
 
 
@@ -145,6 +146,18 @@ def test_edge_vectors_differentiate_by_positions_and_cell():
 
     inputs = batch.positions.clone().requires_grad_(), batch.cell.clone().requires_grad_()
     assert torch.autograd.gradcheck(vectors, inputs)
+
+
+def test_pair_vectors_are_those_of_edges():
+    atoms = structures()["small cell"]
+    batch = Batch.from_atoms([atoms])
+    pairs = neighbor_list(batch, 3.0)
+    i, j, vectors = pair_vectors(atoms, 3.0)
+    assert np.array_equal(i, pairs.i.numpy())
+    assert np.array_equal(j, pairs.j.numpy())
+    assert np.allclose(vectors, edge_vectors(batch, pairs).numpy(), rtol=0, atol=1e-12)
+    moved = pair_vectors(atoms, 3.0, atoms.positions + 50.0)[2]
+    assert np.sort(moved, axis=0) == pytest.approx(np.sort(vectors, axis=0), abs=1e-9)
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")

@@ -126,7 +126,7 @@ def run_benchmark(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[str, typer.Option(help="Of students: float32 or float64.")] = "float32",
     compile: Annotated[
-        bool, typer.Option("--compile", help="Fuse kernels of painn students first.")
+        bool, typer.Option("--compile", help="Fuse the kernels of students that PyTorch runs.")
     ] = False,
     teacher_python: Annotated[
         str | None, typer.Option(help="Python of another environment for the teachers.")

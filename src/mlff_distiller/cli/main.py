@@ -43,7 +43,7 @@ app.command(
 )(cli_label.label)
 app.command(
     "train",
-    epilog="Examples: mlff-distiller train labels --student painn-64x2 --out run"
+    epilog="Examples: mlff-distiller train labels --out run training.updates=20000"
     "\n\nmlff-distiller train labels --tune 30 --max-us-per-atom 20 --out run",
 )(cli_train.train)
 app.command(
@@ -77,9 +77,7 @@ def distill(
         str, typer.Option(help="A name from 'teachers', FAMILY:PATH, or ase:module:factory.")
     ],
     out: Annotated[Path, typer.Option(help="Folder of the run; the same command continues it.")],
-    student: Annotated[
-        str | None, typer.Option(help="The student: nep, or painn-32x2, painn-64x2, painn-128x3.")
-    ] = None,
+    student: cli_train.StudentName = None,
     temperature: Annotated[
         list[float] | None, typer.Option(help="Sampling temperature, K; repeatable.")
     ] = None,
@@ -154,6 +152,20 @@ def teachers() -> None:
         table.add_column(heading)
     for row in registered_teachers():
         table.add_row(row.name, row.family, row.licence, escape(row.install), row.description)
+    console.print(table)
+
+
+@app.command(epilog="Example: mlff-distiller students")
+def students() -> None:
+    """List the students this version knows, and their sizes."""
+    from mlff_distiller.students.registry import architectures
+
+    table = Table(box=None, padding=(0, 2))
+    for heading in ("student", "sizes", "runs by", ""):
+        table.add_column(heading)
+    for name, own in architectures().items():
+        engine = f"{own.student.kernels} kernels" if own.student.kernels else "PyTorch"
+        table.add_row(name, ", ".join(own.presets), engine, own.description)
     console.print(table)
 
 

@@ -58,7 +58,9 @@ def md(
     backend: Annotated[str, typer.Option(help="auto, warp or torch.")] = "auto",
     compile: Annotated[
         bool | None,
-        typer.Option(help="Fuse a painn's kernels first; by default where it pays."),
+        typer.Option(
+            help="Fuse the kernels of a student that PyTorch runs; by default where it pays."
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.")] = False,

@@ -13,11 +13,18 @@ from rich.table import Table
 
 from mlff_distiller.cli.progress import Display
 from mlff_distiller.errors import ConfigError
+from mlff_distiller.students.registry import architecture_names
 
 if TYPE_CHECKING:
-    from mlff_distiller.workflows.tune.trial import Architecture, TuneSettings
+    from mlff_distiller.workflows.tune.trial import TuneSettings
 
 console = Console(highlight=False)
+StudentName = Annotated[
+    str | None,
+    typer.Option(
+        help=f"The student: {', '.join(architecture_names())}, or with a size; see 'students'."
+    ),
+]
 
 
 def train(
@@ -26,9 +33,7 @@ def train(
     settings: Annotated[
         list[str] | None, typer.Argument(help="KEY=VALUE: a setting, as of distill.")
     ] = None,
-    student: Annotated[
-        str | None, typer.Option(help="The student: nep, or painn-32x2, painn-64x2, painn-128x3.")
-    ] = None,
+    student: StudentName = None,
     init: Annotated[
         Path | None,
         typer.Option(help="Student to begin with, whose sizes stay; try a lower learning rate."),
@@ -143,15 +148,15 @@ def _check_combination(
 
 def _architectures(
     student: str | None, settings: Sequence[str] | None, config: Path | None
-) -> tuple[Architecture, ...]:
+) -> tuple[str, ...]:
     """Those of the student that was asked for, wherever; all if none was."""
+    from mlff_distiller.students.registry import architecture_of, architectures
     from mlff_distiller.workflows.config import load_config, read_yaml
 
     named = student is not None or any(word.startswith("student=") for word in settings or [])
     if not named and (config is None or "student" not in read_yaml(config)):
-        return ("nep", "painn")
-    chosen = load_config(config, settings or [], student=student).student
-    return ("nep",) if chosen == "nep" else ("painn",)
+        return tuple(architectures())
+    return (architecture_of(load_config(config, settings or [], student=student).student).name,)
 
 
 def _tune_settings(**values: Any) -> TuneSettings:

@@ -13,7 +13,7 @@ from ase.build import bulk, diamond100, fcc111, molecule
 
 from mlff_distiller.errors import ConfigError
 from mlff_distiller.labeling.structures import read_frames
-from mlff_distiller.structure import enlarge
+from mlff_distiller.structure import enlarge, random_rotation
 
 WATER_DENSITY = 0.997  # g/cm³ at 298 K
 LARGEST = 20_000_000
@@ -129,25 +129,17 @@ def _water_box(n: int) -> Atoms:
     edge = (water.get_masses().sum() / (0.60221408 * WATER_DENSITY)) ** (1 / 3)  # Å a molecule
     grid = edge * np.stack(np.meshgrid(*[np.arange(n)] * 3, indexing="ij"), -1).reshape(-1, 3)
     length = n * edge
-    placed = np.stack([site + own @ _turn(rng).T for site in grid])
+    placed = np.stack([site + own @ random_rotation(rng).T for site in grid])
     for _ in range(4):  # each in turn takes the best of some orientations
         for k, site in enumerate(grid):
             others = np.delete(placed, k, axis=0).reshape(-1, 3)
-            tries = np.stack([site + own @ _turn(rng).T for _ in range(12)] + [placed[k]])
+            tries = np.stack([site + own @ random_rotation(rng).T for _ in range(12)] + [placed[k]])
             apart = tries[:, :, None, :] - others
             apart -= length * np.round(apart / length)
             nearest = np.linalg.norm(apart, axis=-1).min((1, 2))
             placed[k] = tries[np.argmax(nearest)]
     symbols = list(water.symbols) * len(grid)
     return Atoms(symbols, placed.reshape(-1, 3), cell=[length] * 3, pbc=True)
-
-
-def _turn(rng: np.random.Generator) -> np.ndarray:
-    """A random rotation matrix."""
-    q, r = np.linalg.qr(rng.normal(size=(3, 3)))
-    q = q * np.sign(np.diag(r))
-    turned: np.ndarray = q if np.linalg.det(q) > 0 else -q
-    return turned
 
 
 BUILT_IN: dict[str, Callable[[int], System]] = {

@@ -14,8 +14,9 @@ import numpy as np
 from mlff_distiller.plotting import BLUE, GREEN, ORANGE, Panel
 from mlff_distiller.reports.front import TITLE, Point, non_dominated, trade_off
 from mlff_distiller.reports.page import write
-from mlff_distiller.reports.validation_plots import distribution_panel, energies
 from mlff_distiller.reports.validation_tables import checks_table
+from mlff_distiller.validation.checks.conservation import energies
+from mlff_distiller.validation.checks.distributions import panel as distribution_panel
 from mlff_distiller.validation.classes import Class, class_of
 
 _LOOKS = {
@@ -34,6 +35,11 @@ class Validated:
     content: Mapping[str, Any]
     """The content of its certificate."""
     series: Mapping[str, Any]
+    page: Path = Path("report.html")
+
+    @property
+    def certificate(self) -> Path:
+        return self.page.parent / "certificate.json"
 
     @property
     def use(self) -> Class:

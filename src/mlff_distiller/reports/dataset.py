@@ -13,7 +13,7 @@ from ase import units
 from ase.data import chemical_symbols
 
 from mlff_distiller.dataset import Dataset
-from mlff_distiller.neighbors import find_pairs
+from mlff_distiller.neighbors import pair_vectors
 from mlff_distiller.plotting import BLUE, GREEN, Panel, figure, markers, thinned
 from mlff_distiller.reports.page import write
 from mlff_distiller.sampling import descriptors
@@ -74,8 +74,7 @@ def survey(dataset: Dataset, on_record: Callable[[int], None] = lambda n: None) 
         atoms, forces = record.atoms, record.labels["forces"].astype(np.float64)
         counts[number] = np.bincount(atoms.numbers, minlength=119)
         sizes = np.linalg.norm(forces, axis=1)
-        i, j, shifts = find_pairs(atoms.positions, atoms.cell.array, atoms.pbc, _NEAREST)
-        vectors = atoms.positions[j] - atoms.positions[i] + shifts @ atoms.cell.array
+        vectors = pair_vectors(atoms, _NEAREST)[2]
         columns[:4, number] = (
             float(record.labels["energy"]),
             np.sqrt((forces**2).mean()),

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from mlff_distiller.reports.distillation_plots import all_panels, column, rows
+from mlff_distiller.reports.evidence import Evidence
 from mlff_distiller.reports.page import write
 from mlff_distiller.reports.words import measured
-from mlff_distiller.validation.evidence import Evidence
 
 
 def write_report(path: Path, report: dict[str, Any], evidence: Evidence) -> None:

@@ -16,7 +16,7 @@ from ase import units
 
 from mlff_distiller import plotting
 from mlff_distiller.plotting import BLUE, GREEN, GREY, ORANGE, PURPLE, Panel
-from mlff_distiller.validation.evidence import (
+from mlff_distiller.reports.evidence import (
     Array,
     Curve,
     Evidence,

@@ -11,16 +11,14 @@ from typing import Annotated, Any
 
 import numpy as np
 from ase import Atoms
-from ase.data import covalent_radii
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from mlff_distiller.neighbors import find_pairs
+from mlff_distiller.neighbors import pair_vectors
+from mlff_distiller.structure import BONDED, radii_of_pairs
 
-_BOND = 1.25
-"""In units of the sum of covalent radii."""
 _REACH_A = 4.0
 _FAR = 1.6
 """In units of the shortest distance: pairs farther apart are not pushed together."""
@@ -89,12 +87,10 @@ def approach(
 
 def _pairs(atoms: Atoms) -> Pairs:
     """Pairs within reach, i < j, the vectors between them, and the body of each atom."""
-    i, j, shifts = find_pairs(atoms.positions, atoms.cell.array, atoms.pbc, _REACH_A)
-    vectors = atoms.positions[j] - atoms.positions[i] + shifts @ atoms.cell.array
+    i, j, vectors = pair_vectors(atoms, _REACH_A)
     own = i < j
     i, j, vectors = i[own], j[own], vectors[own]
-    radii = covalent_radii[atoms.numbers]
-    bonded = np.linalg.norm(vectors, axis=1) < _BOND * (radii[i] + radii[j])
+    bonded = np.linalg.norm(vectors, axis=1) < BONDED * radii_of_pairs(atoms.numbers, i, j)
     graph = coo_array((np.ones(bonded.sum()), (i[bonded], j[bonded])), shape=2 * (len(atoms),))
     return i, j, vectors, connected_components(graph, directed=False)[1]
 
@@ -146,10 +142,8 @@ def _push(
         made.append(round(r, 4))
     if not made:
         return None
-    i, j, shifts = find_pairs(pushed.positions, pushed.cell.array, pushed.pbc, _REACH_A)
-    r = np.linalg.norm(
-        pushed.positions[j] - pushed.positions[i] + shifts @ pushed.cell.array, axis=1
-    )
+    i, j, vectors = pair_vectors(pushed, _REACH_A)
+    r = np.linalg.norm(vectors, axis=1)
     least = np.array(
         [settings.range[0] * shortest.get(k, 0.0) for k in _kinds(pushed, i, j, bodies)]
     )

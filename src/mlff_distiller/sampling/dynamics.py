@@ -36,7 +36,8 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 
 from mlff_distiller.errors import DistillerError
-from mlff_distiller.sampling.rattle import Labeler, shortest_distance
+from mlff_distiller.sampling.rattle import Labeler
+from mlff_distiller.structure import shortest_distance
 
 _LOOK_FS = 5.0
 _QUIET_LOOKS = 4

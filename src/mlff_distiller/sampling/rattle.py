@@ -31,7 +31,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 
 from mlff_distiller.errors import DistillerError
-from mlff_distiller.neighbors import find_pairs
+from mlff_distiller.structure import shortest_distance
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -216,15 +216,6 @@ def rattle(
         atoms.set_cell(seed.cell.array @ (np.eye(3) + strain), scale_atoms=bool(seed.pbc.all()))
     atoms.positions += rng.normal(0.0, sigma, (len(atoms), 3))
     return atoms
-
-
-def shortest_distance(atoms: Atoms, search: float = 3.0) -> float:
-    """Å; infinite if no two atoms (or images) are within ``search``."""
-    i, j, shifts = find_pairs(atoms.positions, atoms.cell.array, atoms.pbc, search)
-    if len(i) == 0:
-        return np.inf
-    vectors = atoms.positions[j] - atoms.positions[i] + shifts @ atoms.cell.array
-    return float(np.linalg.norm(vectors, axis=1).min())
 
 
 def is_duplicate(atoms: Atoms, others: Sequence[Atoms], tolerance: float) -> bool:

@@ -19,7 +19,7 @@ from itertools import islice
 import numpy as np
 from ase import Atoms
 
-from mlff_distiller.neighbors import find_pairs
+from mlff_distiller.neighbors import pair_vectors
 
 _CENTRES = 16
 
@@ -62,8 +62,7 @@ def _columns(elements: Sequence[int]) -> np.ndarray:
 
 
 def _densities(atoms: Atoms, column: np.ndarray, n: int, cutoff: float) -> np.ndarray:
-    i, j, shifts = find_pairs(atoms.positions, atoms.cell.array, atoms.pbc, cutoff)
-    vectors = atoms.positions[j] - atoms.positions[i] + shifts @ atoms.cell.array
+    i, j, vectors = pair_vectors(atoms, cutoff)
     r = np.sqrt(np.einsum("ij,ij->i", vectors, vectors)).astype(np.float32)
     centres = np.linspace(0.6, cutoff, _CENTRES, dtype=np.float32)
     width = centres[1] - centres[0]

@@ -7,7 +7,8 @@ contain is fixed by the architecture.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,9 @@ from mlff_distiller.batch import Batch
 from mlff_distiller.durable import replacing, sha256_of_file
 from mlff_distiller.errors import StudentError
 from mlff_distiller.students.base import Student
-from mlff_distiller.students.nep import NEP
-from mlff_distiller.students.nep_file import export_nep, read_nep
-from mlff_distiller.students.painn import PaiNN
+from mlff_distiller.students.registry import architectures
 
 SCHEMA = 1
-ARCHITECTURES: dict[str, type[Student]] = {own.architecture: own for own in (NEP, PaiNN)}
-EXPORTS: dict[str, Callable[[Any, Path, Sequence[Batch]], dict[str, str]]] = {
-    NEP.architecture: export_nep
-}
-"""Of an architecture: writes the model for other programs; names of files, and who reads them."""
 
 
 def save_student(
@@ -48,8 +42,8 @@ def save_student(
         weights = temporary / "weights.safetensors"
         tensors = {name: value.detach().cpu() for name, value in student.state_dict().items()}
         weights.write_bytes(save({name: value.contiguous() for name, value in tensors.items()}))
-        export = EXPORTS.get(student.architecture)
-        exports = export(student, temporary, frames) if export else {}
+        known = architectures().get(student.architecture)
+        exports = known.export(student, temporary, frames) if known and known.export else {}
         config = {
             "schema": SCHEMA,
             "architecture": student.architecture,
@@ -66,15 +60,16 @@ def load_student(path: str | Path) -> Student:
     """Read a student's folder, or a bare NEP4 file, in evaluation mode on the CPU."""
     path = Path(path)
     if path.is_file():
-        return read_nep(path).eval()
+        return _read_file(path).eval()
     config = read_config(path)
-    architecture = ARCHITECTURES.get(config["architecture"])
+    architecture = architectures().get(config["architecture"])
     if architecture is None:
+        known = architectures(strict=True)  # a broken plug-in may be the reason
         raise StudentError(
             f"{path} holds a student of an unknown architecture",
-            expected=f"one of {', '.join(ARCHITECTURES)}",
+            expected=f"one of {', '.join(known)}",
             found=config["architecture"],
-            remedy="update mlff-distiller",
+            remedy="update mlff-distiller, or install the distribution that registers it",
         )
     weights = path / "weights.safetensors"
     try:
@@ -85,7 +80,7 @@ def load_student(path: str | Path) -> Student:
                 found=f"sha256 {sha256_of_file(weights)}",
                 remedy="copy the whole folder again from where it was made",
             )
-        student = architecture.from_config(config["model"])
+        student = architecture.student.from_config(config["model"])
         tensors = load_file(weights)
         student.to(tensors[next(name for name, _ in student.named_parameters())].dtype)
         student.load_state_dict(tensors)
@@ -96,6 +91,15 @@ def load_student(path: str | Path) -> Student:
             f"{path} holds a damaged student", found=f"{type(error).__name__}: {error}"
         ) from error
     return student.eval()
+
+
+def _read_file(path: Path) -> Student:
+    """By the first architecture that can; the error of the last one if none can."""
+    *others, last = (own.read for own in architectures().values() if own.read is not None)
+    for read in others:
+        with suppress(StudentError):
+            return read(path)
+    return last(path)
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

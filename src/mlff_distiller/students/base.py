@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mlff_distiller.batch import Batch
 from mlff_distiller.errors import UnknownElementError
 from mlff_distiller.neighbors import Neighbors, edge_vectors
+from mlff_distiller.students.repulsion import ZBL, Pairs
 
 
 @dataclass(frozen=True)
@@ -45,20 +46,26 @@ class Student(nn.Module, ABC):
     """
 
     architecture: ClassVar[str]
+    kernels: ClassVar[str | None] = None
+    """Compiled kernels that run it beside PyTorch, by name."""
     weight_decay: ClassVar[float] = 0.0
     """That suits it, times the learning rate, in an update."""
     max_neighbors: int | None = None
     """Bound on neighbours of an atom, where shapes must not depend on values; None: unknown."""
     reference_energies: Tensor  # (n_types,) eV, float64 whatever the dtype of the module
     types_of_numbers: Tensor  # (119,) int64, -1 for unknown elements
-    zbl: tuple[tuple[tuple[float, ...], ...], ...] | None
-    """``zbl[t][u]``: inner and outer radius (Å) and a1, b1 .. a4, b4; None for no repulsion."""
-    zbl_charges: Tensor  # (n_types,)
-    zbl_table: Tensor | None  # (n_types, n_types, 10), the same
+    repulsion: ZBL | None
 
-    def __init__(self, elements: tuple[str, ...], cutoff: float) -> None:
+    def __init__(
+        self,
+        elements: tuple[str, ...],
+        cutoff: float,
+        zbl: Pairs | None = None,
+        zbl_reach: float | None = None,
+    ) -> None:
         super().__init__()
         self.elements, self.cutoff = elements, cutoff
+        self.repulsion = None if zbl is None else ZBL(elements, zbl, zbl_reach or cutoff)
         lookup = torch.full((len(chemical_symbols) + 1,), -1, dtype=torch.int64)
         lookup[[atomic_numbers[symbol] for symbol in elements]] = torch.arange(len(elements))
         self.register_buffer("types_of_numbers", lookup, persistent=False)
@@ -80,9 +87,9 @@ class Student(nn.Module, ABC):
         return self.reference_energies.device
 
     @property
-    def repulsion_reach(self) -> float:
-        """Å: where ZBL of any pair has to have ended."""
-        return self.cutoff
+    def zbl(self) -> Pairs | None:
+        """``zbl[t][u]``: inner and outer radius (Å) and a1, b1 .. a4, b4; None: no repulsion."""
+        return None if self.repulsion is None else self.repulsion.pairs
 
     def parameter_groups(self) -> list[tuple[float, list[nn.Parameter]]]:
         """Parameters for an optimiser, each group with a factor of the learning rate."""

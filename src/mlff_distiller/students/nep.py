@@ -6,7 +6,6 @@ from dataclasses import asdict
 from typing import Any, ClassVar
 
 import torch
-from ase.data import atomic_numbers
 from torch import Tensor, nn
 
 from mlff_distiller.kernels.nep import (
@@ -19,6 +18,7 @@ from mlff_distiller.kernels.nep import (
 )
 from mlff_distiller.kernels.slots import Slots
 from mlff_distiller.students.base import Student
+from mlff_distiller.students.repulsion import Pairs
 
 
 class NEP(Student):
@@ -38,6 +38,7 @@ class NEP(Student):
     """
 
     architecture: ClassVar[str] = "nep"
+    kernels: ClassVar[str | None] = "nep"
     cutoff_radial: Tensor  # (T, T) Å
     cutoff_angular: Tensor  # (T, T) Å
     scaler: Tensor  # (D,)
@@ -48,19 +49,16 @@ class NEP(Student):
         elements: tuple[str, ...],
         shape: Shape,
         cutoffs: tuple[tuple[float, float], ...],
-        zbl: tuple[tuple[tuple[float, ...], ...], ...] | None = None,
+        zbl: Pairs | None = None,
     ) -> None:
-        super().__init__(elements, max(max(pair) for pair in cutoffs))
-        self.shape, self.cutoffs, self.zbl = shape, cutoffs, zbl
+        reach = min(angular for _, angular in cutoffs)
+        super().__init__(elements, max(max(pair) for pair in cutoffs), zbl, reach)
+        self.shape, self.cutoffs = shape, cutoffs
         n_types, n_descriptors = len(elements), shape.n_descriptors
         per_type = torch.tensor(cutoffs, dtype=torch.float64)  # (T, 2)
         pair = 0.5 * (per_type[:, None] + per_type[None])
         self.register_buffer("cutoff_radial", pair[..., 0].clone(), persistent=False)
         self.register_buffer("cutoff_angular", pair[..., 1].clone(), persistent=False)
-        charges = torch.tensor([float(atomic_numbers[symbol]) for symbol in elements])
-        self.register_buffer("zbl_charges", charges.double(), persistent=False)
-        table = None if zbl is None else torch.tensor(zbl, dtype=torch.float64)
-        self.register_buffer("zbl_table", table, persistent=False)
         self.register_buffer("scaler", torch.ones(n_descriptors, dtype=torch.float64))
         center = torch.zeros(n_types, n_descriptors, dtype=torch.float64)
         self.register_buffer("q_center", center)
@@ -82,10 +80,6 @@ class NEP(Student):
         basis = [self.c_radial, self.c_angular]
         return [(0.2, basis), (1.0, [self.w0, self.b0, self.w1, self.b1])]
 
-    @property
-    def repulsion_reach(self) -> float:
-        return min(angular for _, angular in self.cutoffs)
-
     def config(self) -> dict[str, Any]:
         return {
             "elements": list(self.elements),
@@ -100,11 +94,12 @@ class NEP(Student):
             tuple(config["elements"]),
             Shape(**config["shape"]),
             tuple((float(radial), float(angular)) for radial, angular in config["cutoffs"]),
-            config["zbl"] and tuple(tuple(tuple(pair) for pair in row) for row in config["zbl"]),
+            config["zbl"],
         )
 
     def nep4(self) -> Parameters:
         """The parameters as NEP4 defines them, differentiable."""
+        own = self.repulsion
         b0 = self.b0 + (self.w0 @ (self.scaler * self.q_center).unsqueeze(-1)).squeeze(-1)
         return Parameters(
             self.c_radial,
@@ -116,7 +111,7 @@ class NEP(Student):
             self.scaler,
             self.cutoff_radial,
             self.cutoff_angular,
-            None if self.zbl_table is None else Repulsion(self.zbl_table, self.zbl_charges),
+            None if own is None else Repulsion(own.table, own.charges),
         )
 
     def slots(self, types: Tensor, i: Tensor, j: Tensor, vectors: Tensor) -> Slots:

@@ -14,9 +14,9 @@ from mlff_distiller.batch import Batch
 from mlff_distiller.durable import write_text
 from mlff_distiller.errors import StudentError
 from mlff_distiller.kernels.nep import Shape
-from mlff_distiller.kernels.nep.reference import ZBL_TERMS
 from mlff_distiller.neighbors import edge_vectors, neighbor_list
 from mlff_distiller.students.nep import NEP
+from mlff_distiller.students.repulsion import UNIVERSAL
 
 _RESERVED_BIAS = -20.0
 """tanh(20) = 1 in float32 and float64: a neuron with no weights and this bias adds w1 exactly."""
@@ -149,8 +149,7 @@ def _zbl_table(
     n_types: int, radii: list[float], own: torch.Tensor | None
 ) -> tuple[tuple[tuple[float, ...], ...], ...]:
     """zbl[t][u] from one pair of radii for all, or from ``own`` (n_pairs, 10), t <= u."""
-    universal = tuple(number for term in ZBL_TERMS for number in term)
-    rows = [[(radii[0], radii[1], *universal)] * n_types for _ in range(n_types)]
+    rows = [[(radii[0], radii[1], *UNIVERSAL)] * n_types for _ in range(n_types)]
     if own is not None:
         pairs = [(t, u) for t in range(n_types) for u in range(t, n_types)]
         for (t, u), numbers in zip(pairs, own.tolist(), strict=True):

@@ -16,8 +16,11 @@ from mlff_distiller.batch import Batch
 from mlff_distiller.errors import TrainingError
 from mlff_distiller.kernels.nep import Shape
 from mlff_distiller.neighbors import edge_vectors, neighbor_list
-from mlff_distiller.students.data import elements_of, reference_energies, repulsion, some_of
+from mlff_distiller.students.architecture import Architecture, Counts, Factors
+from mlff_distiller.students.data import elements_of, reference_energies, some_of
 from mlff_distiller.students.nep import NEP
+from mlff_distiller.students.nep_file import export_nep, read_nep
+from mlff_distiller.students.repulsion import repulsion
 
 _LARGEST_DESCRIPTOR = 103  # GPUMD's limit
 Length = Annotated[float, Field(gt=0.5, le=12.0)]
@@ -124,3 +127,32 @@ def _initialise(student: NEP, probes: Batch, generator: torch.Generator) -> None
     baseline.index_add_(0, probes.system_idx, student.reference_energies[types])
     residual = ((probes.labels["energy"] - baseline) / sizes).std(correction=0).clamp(min=1e-3)
     student.w1.copy_(normal(student.w1) * residual / math.sqrt(student.shape.neurons))
+
+
+def _decided(student: NEP) -> dict[str, float]:
+    radial, angular = student.cutoffs[0]
+    return {
+        "n_max_radial": student.shape.n_max_radial,
+        "n_max_angular": student.shape.n_max_angular,
+        "cutoff_radial_A": radial,
+        "cutoff_angular_A": angular,
+    }
+
+
+ARCHITECTURE = Architecture(
+    NEP,
+    "the form NEP4: fast, and read by GPUMD and LAMMPS",
+    NEPSettings,
+    nep_for,
+    presets={"nep-small": {"n_max_radial": 4, "n_max_angular": 4, "neurons": 20}, "nep": {}},
+    ranges=(
+        Counts("n_max_radial", 4, 12, 2),
+        Counts("n_max_angular", 2, 8, 2),
+        Counts("neurons", 10, 90, 20),
+        Factors("cutoff_radial_A", 0.7, 1.2, "cutoff_radial_A"),
+        Factors("cutoff_angular_A", 0.6, 1.0, "cutoff_radial_A"),
+    ),
+    decided=_decided,
+    export=export_nep,
+    read=read_nep,
+)

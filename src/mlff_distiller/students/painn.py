@@ -12,12 +12,11 @@ import math
 from typing import Any, ClassVar
 
 import torch
-from ase.data import atomic_numbers
 from torch import Tensor, nn
 
-from mlff_distiller.kernels.nep.reference import screened_repulsion
 from mlff_distiller.kernels.slots import Slots, by_type, one_hot
 from mlff_distiller.students.base import Student
+from mlff_distiller.students.repulsion import Pairs
 
 _SHORTEST = 1e-6
 """Å. Keeps the direction of coincident atoms finite."""
@@ -69,18 +68,14 @@ class PaiNN(Student):
         *,
         max_moment: int = 3,
         norm_width: float = 1.0,
-        zbl: tuple[tuple[tuple[float, ...], ...], ...] | None = None,
+        zbl: Pairs | None = None,
         saturates: bool = True,
     ) -> None:
-        super().__init__(elements, cutoff)
+        super().__init__(elements, cutoff, zbl)
         self.saturates = saturates
         self.norm_width = norm_width
         self.channels, self.layers, self.radial_functions = channels, layers, radial_functions
-        self.radial_scale, self.max_moment, self.zbl = radial_scale, max_moment, zbl
-        charges = torch.tensor([float(atomic_numbers[symbol]) for symbol in elements])
-        self.register_buffer("zbl_charges", charges.double(), persistent=False)
-        table = None if zbl is None else torch.tensor(zbl, dtype=torch.float64)
-        self.register_buffer("zbl_table", table, persistent=False)
+        self.radial_scale, self.max_moment = radial_scale, max_moment
         self.register_buffer("scale", torch.ones((), dtype=torch.float64))
         self.embedding = nn.Parameter(torch.zeros(len(elements), channels, dtype=torch.float64))
         self.messages, self.updates = nn.ModuleList(), nn.ModuleList()
@@ -117,30 +112,26 @@ class PaiNN(Student):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> PaiNN:
-        zbl = config["zbl"] and tuple(tuple(tuple(pair) for pair in row) for row in config["zbl"])
         given = {"norm_width": _FIRST_NORM_WIDTH, "saturates": False, **config}
         if "moments" in given:  # of students from before there were higher ones
             given["max_moment"] = 2 if given.pop("moments") else 1
-        return cls(**{**given, "elements": tuple(config["elements"]), "zbl": zbl})
+        return cls(**{**given, "elements": tuple(config["elements"])})
 
     def site_energies(self, types: Tensor, i: Tensor, j: Tensor, vectors: Tensor) -> Tensor:
         slots = Slots.from_edges(types, i, j, vectors, 2.0 * self.cutoff, self.max_neighbors)
         r = (slots.vectors.square().sum(2) + _SHORTEST**2).sqrt()  # (n_atoms, n_slots)
         directions = slots.vectors / r.unsqueeze(2)
-        pair = types.unsqueeze(1).expand_as(slots.neighbor_types), slots.neighbor_types
-        table = None if self.zbl_table is None else self.zbl_table.to(r.dtype)[pair]
-        outer = None if table is None else table[..., 1].clamp(max=self.cutoff)
-        seen = saturated(r, outer) if self.saturates and outer is not None else r
+        pair, seen = (types.unsqueeze(1), slots.neighbor_types), r
+        if self.repulsion is not None and self.saturates:
+            seen = saturated(r, self.repulsion.outer(*pair, r.dtype))
         radial = self.radial_scale * bessel(seen, self.cutoff, self.radial_functions)
         s, v = self.gather(slots.neighbor_types, radial, directions)
         s, v = self.updates[0](_of_type(self.embedding, types) + s, v)
         for message, update in zip(self.messages, self.updates[1:], strict=True):
             s, v = update(*message(s, v, slots.neighbors, radial, directions))
         energies: Tensor = self.scale.to(s.dtype) * self.readout(s).squeeze(1)
-        if table is not None and outer is not None:
-            charges = self.zbl_charges.to(r.dtype)
-            zi, zj = charges[pair[0]], charges[pair[1]]
-            energies = energies + screened_repulsion(r, zi, zj, table, outer)[0].sum(1)
+        if self.repulsion is not None:
+            energies = energies + self.repulsion(r, *pair).sum(1)
         return energies
 
 

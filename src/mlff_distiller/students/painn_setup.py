@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -13,17 +12,18 @@ from pydantic.dataclasses import dataclass as validated
 from torch import nn
 
 from mlff_distiller.batch import Batch
-from mlff_distiller.errors import TrainingError
 from mlff_distiller.neighbors import edge_vectors, neighbor_list
-from mlff_distiller.students.data import elements_of, reference_energies, repulsion, some_of
+from mlff_distiller.students.architecture import Architecture, Counts, Factors
+from mlff_distiller.students.data import elements_of, reference_energies, some_of
 from mlff_distiller.students.painn import PaiNN, bessel
+from mlff_distiller.students.repulsion import repulsion
 
-DEFAULT_PRESET = "64x2"
+_CHANNELS, _LAYERS = 64, 2
 
 
 @validated(frozen=True, config=ConfigDict(extra="forbid"))
 class PaiNNSettings:
-    """Sizes of the student; None lets the data or the preset decide."""
+    """Sizes of the student; None lets the data, or the name of the student, decide."""
 
     cutoff_A: Annotated[float, Field(gt=0.5, le=12.0)] | None = None
     channels: Annotated[int, Field(ge=4, le=1024)] | None = None
@@ -33,27 +33,21 @@ class PaiNNSettings:
     zbl: bool = True
 
 
-def painn_for(frames: Sequence[Batch], settings: PaiNNSettings, seed: int, preset: str) -> PaiNN:
+def painn_for(frames: Sequence[Batch], settings: PaiNNSettings, seed: int) -> PaiNN:
     """A float32 student ready to be trained on ``frames``, which carry energies and forces.
 
-    ``preset`` is channels x layers, such as ``64x2``. Cutoff: 5 Å with hydrogen, else 4.5 Å.
-    Reference energies are the least-squares fit of total energies to composition; energies are in
-    units of the root mean square force over 1 Å.
+    64 channels and 2 layers unless ``settings`` say otherwise. Cutoff: 5 Å with hydrogen, else
+    4.5 Å. Reference energies are the least-squares fit of total energies to composition; energies
+    are in units of the root mean square force over 1 Å.
     """
-    sizes = re.fullmatch(r"(\d+)x(\d+)", preset or DEFAULT_PRESET)
-    if sizes is None:
-        raise TrainingError(
-            f"there is no preset {preset!r} of painn",
-            expected="channels x layers, such as painn-32x2, painn-64x2 or painn-128x3",
-        )
     elements = elements_of(frames)
     cutoff = settings.cutoff_A or (5.0 if "H" in elements else 4.5)
     probes = some_of(frames)
     student = PaiNN(
         elements,
         cutoff,
-        settings.channels or int(sizes[1]),
-        settings.layers or int(sizes[2]),
+        settings.channels or _CHANNELS,
+        settings.layers or _LAYERS,
         settings.radial_functions,
         _radial_scale(probes, cutoff, settings.radial_functions),
         max_moment=settings.max_moment,
@@ -85,3 +79,24 @@ def initialise(student: PaiNN, generator: torch.Generator) -> None:
             module.weight.uniform_(-bound, bound, generator=generator)
             if module.bias is not None:
                 module.bias.zero_()
+
+
+ARCHITECTURE = Architecture(
+    PaiNN,
+    "equivariant messages: accurate; any size, channels x layers",
+    PaiNNSettings,
+    painn_for,
+    presets={
+        f"painn-{channels}x{layers}": {"channels": channels, "layers": layers}
+        for channels, layers in ((32, 2), (64, 2), (128, 3))
+    },
+    sizes=("channels", "layers"),
+    ranges=(
+        Counts("channels", 16, 128, 16),
+        Counts("layers", 1, 3),
+        Counts("radial_functions", 6, 16, 2),
+        Factors("cutoff_A", 0.7, 1.2, "cutoff_A"),
+    ),
+    first=("painn-32x2", "painn-64x2"),
+    decided=lambda own: {"channels": own.channels, "layers": own.layers, "cutoff_A": own.cutoff},
+)

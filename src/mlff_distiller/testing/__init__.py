@@ -3,6 +3,7 @@
 Each function raises ``AssertionError`` with what was expected and found.
 """
 
+from mlff_distiller.structure import random_rotation
 from mlff_distiller.testing.laws import (
     LAWS,
     assert_ase_conventions,
@@ -14,7 +15,6 @@ from mlff_distiller.testing.laws import (
     assert_smooth_at_cutoff,
     assert_stress_is_strain_derivative,
     assert_turns_with_the_system,
-    random_rotation,
 )
 from mlff_distiller.testing.teacher import TOLERANCES, Tolerance, assert_teacher
 

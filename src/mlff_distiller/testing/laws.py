@@ -16,6 +16,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError
 from ase.stress import voigt_6_to_full_3x3_stress
 
+from mlff_distiller.structure import random_rotation
 from mlff_distiller.students.base import Student
 
 
@@ -83,13 +84,6 @@ def assert_stress_is_strain_derivative(
                 energies.append(_evaluate(calculator, bent)[0])
             slope = (energies[0] - energies[1]) / (2 * step) / atoms.get_volume()
             close(f"stress {'xyz'[a]}{'xyz'[b]}", stress[a, b], slope, within)
-
-
-def random_rotation(rng: np.random.Generator) -> np.ndarray:
-    """A proper rotation matrix (3, 3), uniformly distributed."""
-    q, r = np.linalg.qr(rng.normal(size=(3, 3)))
-    q = q * np.sign(np.diag(r))
-    return q if np.linalg.det(q) > 0 else q[:, [1, 0, 2]]
 
 
 def assert_turns_with_the_system(

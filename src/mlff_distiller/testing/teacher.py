@@ -21,10 +21,10 @@ from ase.optimize import BFGS, FIRE
 
 from mlff_distiller.errors import DistillerError, StructureError, UnknownElementError
 from mlff_distiller.properties import LABELS, SUM_WITHIN
-from mlff_distiller.structure import thermalise
+from mlff_distiller.structure import random_rotation, thermalise
 from mlff_distiller.teachers import TeacherCalculator, load_teacher
 from mlff_distiller.teachers.session import is_crystal
-from mlff_distiller.testing.laws import close, random_rotation
+from mlff_distiller.testing.laws import close
 
 Labels = dict[str, np.ndarray]
 

@@ -84,6 +84,8 @@ def _orthogonal(steps: Sequence[Tensor]) -> list[Tensor]:
 
     All at once: beside others, padded with zeros, a matrix turns as it does alone.
     """
+    if not steps:  # of a student without matrices
+        return []
     wide = [step.mT if step.shape[0] > step.shape[1] else step for step in steps]
     rows, columns = (max(own.shape[k] for own in wide) for k in (0, 1))
     padded = [

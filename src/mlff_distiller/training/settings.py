@@ -25,7 +25,7 @@ class TrainingSettings:
     not improved for ``patience_fraction`` of the updates. Of ``validations`` the ``keep_best`` best
     students are kept beside the checkpoint; at ``md_checks`` of them the student runs ``md_steps``
     of MD. ``trackers``: tensorboard, wandb, mlflow; the latter two may use the network.
-    ``weight_decay``: what suits the student by default, 0.02 for a painn and 0 for a nep.
+    ``weight_decay``: by default what suits the student's architecture.
     ``compile``: fuse the step's kernels, which takes about a minute at first; by default where it
     pays, on a GPU for 10,000 updates or more.
     """

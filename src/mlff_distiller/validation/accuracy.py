@@ -1,4 +1,4 @@
-"""How far the student is from its teacher on given frames."""
+"""How far a force field's answers are from its teacher's, on given frames."""
 
 from __future__ import annotations
 
@@ -9,64 +9,130 @@ from typing import Any
 
 import numpy as np
 import torch
-from ase import units
-from ase.data import chemical_symbols
+from ase import Atoms, units
+from ase.calculators.calculator import PropertyNotImplementedError
 
 from mlff_distiller.batch import Batch
 from mlff_distiller.errors import DistillerError
 from mlff_distiller.neighbors import neighbor_list
 from mlff_distiller.students import Student
 from mlff_distiller.training import metrics
-from mlff_distiller.validation.evidence import ParitySet
+from mlff_distiller.validation.trajectory import Array, ForceField
 
 _ATOMS_AT_ONCE = 2048
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """``errors`` is the ERRORS block of report.json, ``parity`` the series behind it."""
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """Energies, forces and stresses of frames, as a force field or a label gives them."""
 
-    errors: dict[str, Any]
-    parity: ParitySet
+    energy: Array  # (n_frames,) eV
+    forces: list[Array]  # n_frames of (n_atoms, 3) eV/Å
+    stress: Array  # (n_frames, 3, 3) eV/Å³; NaN where there is none
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """Frames, and what the teacher and the force field answer for them."""
+
+    frames: Sequence[Atoms]
+    theirs: Answers
+    mine: Answers
+
+    @property
+    def errors(self) -> dict[str, Any]:
+        """The ERRORS block of report.json."""
+        return errors(self.theirs, self.mine)
+
+
+def answers(force_field: ForceField, frames: Sequence[Atoms]) -> Answers:
+    """The force field's; cost: one evaluation per frame."""
+    found = []
+    for frame in frames:
+        copy = frame.copy()
+        copy.calc = force_field.calculator
+        found.append(_answer(copy))
+    return _joined(found)
+
+
+def labels(frames: Sequence[Atoms]) -> Answers:
+    """Those that `labelled` frames carry."""
+    return _joined([_answer(frame) for frame in frames])
+
+
+def labelled(frames: Sequence[Atoms]) -> list[Atoms]:
+    """The frames that carry energy and forces."""
+    return [
+        frame
+        for frame in frames
+        if frame.calc is not None and {"energy", "forces"} <= set(frame.calc.results)
+    ]
+
+
+def _answer(atoms: Atoms) -> tuple[float, Array, Array]:
+    try:
+        stress = np.array(atoms.get_stress(voigt=False)) if atoms.pbc.all() else None
+    except PropertyNotImplementedError:
+        stress = None
+    return (
+        float(atoms.get_potential_energy()),
+        np.array(atoms.get_forces(apply_constraint=False), dtype=np.float64),
+        np.full((3, 3), np.nan) if stress is None else stress,
+    )
+
+
+def _joined(found: Sequence[tuple[float, Array, Array]]) -> Answers:
+    energy, forces, stress = zip(*found, strict=True)
+    return Answers(np.array(energy), list(forces), np.array(stress))
+
+
+def errors(theirs: Answers, mine: Answers) -> dict[str, Any]:
+    """The ERRORS block of report.json; stresses count where both have one."""
+    sizes = np.array([len(forces) for forces in theirs.forces])
+    apart = np.abs(mine.energy - theirs.energy) / sizes
+    known = np.isfinite(theirs.stress).all((1, 2)) & np.isfinite(mine.stress).all((1, 2))
+    stress = np.abs(mine.stress - theirs.stress)[known] / units.GPa
+    return {
+        "n_frames": len(sizes),
+        "energy_mae_meV_per_atom": 1e3 * float(apart.mean()),
+        **force_errors(np.concatenate(theirs.forces), np.concatenate(mine.forces)),
+        "stress_mae_GPa": float(stress.mean()) if known.any() else None,
+    }
+
+
+def no_errors() -> dict[str, Any]:
+    """The ERRORS block where there are no frames: every figure is null, and its check fails."""
+    names = [*force_errors(np.zeros((1, 3)), np.zeros((1, 3)))]
+    return {"n_frames": 0, **dict.fromkeys(["energy_mae_meV_per_atom", *names, "stress_mae_GPa"])}
 
 
 @torch.no_grad()
-def compare(student: Student, frames: Sequence[Batch]) -> Comparison:
-    """Errors of ``student`` on single-system ``frames`` labelled by its teacher.
+def student_errors(student: Student, frames: Sequence[Batch]) -> dict[str, Any]:
+    """`errors` of ``student`` on single-system labelled ``frames``, many of them at once.
 
-    The student runs as it is deployed: in its own dtype, on its own device.
+    The student runs in its own dtype, on its own device, as PyTorch runs it.
     """
     if not frames:
         raise DistillerError("nothing to compare on", expected="at least one frame", found="none")
-    energies, forces, stresses, baselines = [], [], [], []
+    found: list[tuple[float, Array, Array]] = []
     for group in _groups(frames):
         batch = Batch.concatenate(group)
         pairs = neighbor_list(batch, student.cutoff)
         prediction = student(batch.to(student.device), pairs.to(student.device))
-        energies.append(prediction.energy.cpu().numpy())
-        forces.append(prediction.forces.double().cpu().numpy())
-        stresses.append(prediction.stress.cpu().numpy())
-        own = student.reference_energies.cpu()[
-            student.types(batch.atomic_numbers.to(student.device)).cpu()
-        ]
-        baselines.append(
-            torch.zeros(batch.n_systems, dtype=torch.float64).index_add(0, batch.system_idx, own)
+        forces = prediction.forces.double().cpu().split(batch.atoms_per_system.tolist())
+        stress = prediction.stress.double().cpu().numpy()
+        found += zip(
+            prediction.energy.tolist(), [own.numpy() for own in forces], stress, strict=True
         )
-    everything = Batch.concatenate(frames)
-    n_atoms = everything.atoms_per_system.numpy()
-    baseline = np.concatenate(baselines)
-    labels = {name: value.double().numpy() for name, value in everything.labels.items()}
-    teacher = (labels["energy"] - baseline) / n_atoms
-    return _comparison(
-        teacher - teacher.mean(),
-        (np.concatenate(energies) - baseline) / n_atoms - teacher.mean(),
-        labels["forces"],
-        np.concatenate(forces),
-        labels["stress"],
-        np.concatenate(stresses),
-        n_atoms,
-        [chemical_symbols[number] for number in everything.atomic_numbers.tolist()],
-    )
+    truth = [
+        (
+            float(frame.labels["energy"][0]),
+            frame.labels["forces"].double().numpy(),
+            frame.labels["stress"][0].double().numpy(),
+        )
+        for frame in frames
+    ]
+    return errors(_joined(truth), _joined(found))
 
 
 def _groups(frames: Sequence[Batch]) -> list[list[Batch]]:
@@ -76,38 +142,6 @@ def _groups(frames: Sequence[Batch]) -> list[list[Batch]]:
             groups.append([])
         groups[-1].append(frame)
     return groups
-
-
-def _comparison(
-    energy_teacher: np.ndarray,
-    energy_student: np.ndarray,
-    forces_teacher: np.ndarray,
-    forces_student: np.ndarray,
-    stress_teacher: np.ndarray,
-    stress_student: np.ndarray,
-    n_atoms: np.ndarray,
-    symbols: list[str],
-) -> Comparison:
-    known = np.isfinite(stress_teacher).all((1, 2)) & np.isfinite(stress_student).all((1, 2))
-    stress_teacher, stress_student = stress_teacher[known], stress_student[known]
-    stress_error = np.abs(stress_student - stress_teacher) / units.GPa
-    errors = {
-        "n_frames": len(n_atoms),
-        "energy_mae_meV_per_atom": 1e3 * float(np.abs(energy_student - energy_teacher).mean()),
-        **force_errors(forces_teacher, forces_student),
-        "stress_mae_GPa": float(stress_error.mean()) if known.any() else None,
-    }
-    parity = ParitySet(
-        energy_teacher,
-        energy_student,
-        forces_teacher.reshape(-1),
-        forces_student.reshape(-1),
-        stress_teacher.reshape(-1),
-        stress_student.reshape(-1),
-        n_atoms,
-        symbols,
-    )
-    return Comparison(errors, parity)
 
 
 def force_errors(teacher: np.ndarray, student: np.ndarray) -> dict[str, float | None]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms, units
-from ase.calculators.calculator import Calculator
+from ase.calculators.calculator import BaseCalculator
 from ase.md.verlet import VelocityVerlet
 
 from mlff_distiller.structure import enlarge, thermalise
@@ -17,7 +17,7 @@ from mlff_distiller.structure import enlarge, thermalise
 
 def ms_per_step(
     atoms: Atoms,
-    calculator: Calculator,
+    calculator: BaseCalculator,
     *,
     n_steps: int,
     warm_up: int,
@@ -43,8 +43,8 @@ def ms_per_step(
 
 def speed_table(
     seed: Atoms,
-    teacher: Calculator,
-    student: Calculator,
+    teacher: BaseCalculator,
+    student: BaseCalculator,
     sizes: Sequence[int],
     device: str,
     on_row: Callable[[int, int], None] = lambda done, total: None,

@@ -1,4 +1,4 @@
-"""Errors beside labels, and where they are: by element, direction, size of the force, distance.
+"""Where errors are: by element, direction, size of the force, distance.
 
 The distance is that from what was learned: of an atom's surroundings, as the `densities` of
 neighbours that structures are selected by, to the nearest surroundings of its element in the
@@ -8,17 +8,15 @@ training set, over the spread of those.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from ase import Atoms, units
-from ase.calculators.calculator import PropertyNotImplementedError
 from scipy.stats import spearmanr
 
 from mlff_distiller.sampling.select import densities
-from mlff_distiller.validation.accuracy import force_errors
-from mlff_distiller.validation.trajectory import Array, ForceField
+from mlff_distiller.validation.accuracy import Answers, force_errors
+from mlff_distiller.validation.trajectory import Array
 
 _DECILES = 10
 _MOST_POINTS = 1000
@@ -26,39 +24,6 @@ _MOST_POINTS = 1000
 _MOST_FRAMES = 300
 """Of the training set, evenly, that distances are taken to."""
 _AT_ONCE = 512
-
-
-@dataclass(frozen=True, eq=False)
-class Answers:
-    """What a force field, or whoever labelled them, says of frames."""
-
-    energy: Array  # (n_frames,) eV
-    forces: list[Array]  # n_frames of (n_atoms, 3) eV/Å
-    stress: Array  # (n_frames, 3, 3) eV/Å³; NaN where there is none
-
-
-def answers(force_field: ForceField, frames: Sequence[Atoms]) -> Answers:
-    """Evaluate; cost: one evaluation a frame."""
-    found = []
-    for frame in frames:
-        copy = frame.copy()
-        copy.calc = force_field.calculator
-        found.append(_answer(copy))
-    return _joined(found)
-
-
-def labels(frames: Sequence[Atoms]) -> Answers:
-    """What `labelled` frames carry."""
-    return _joined([_answer(frame) for frame in frames])
-
-
-def labelled(frames: Sequence[Atoms]) -> list[Atoms]:
-    """Those that carry energy and forces."""
-    return [
-        frame
-        for frame in frames
-        if frame.calc is not None and {"energy", "forces"} <= set(frame.calc.results)
-    ]
 
 
 def breakdown(
@@ -125,6 +90,11 @@ def breakdown(
     return tables
 
 
+def distance_to(training: Sequence[Atoms], frames: Sequence[Atoms]) -> Array | None:
+    """`environment_distance` where there are training structures."""
+    return environment_distance(frames, training) if training else None
+
+
 def environment_distance(frames: Sequence[Atoms], training: Sequence[Atoms]) -> Array:
     """Each atom's distance from the training set, (n_atoms of all frames,); NaN: unknown element.
 
@@ -159,23 +129,6 @@ def _nearest(points: Array, others: Array) -> Array:
         to_all = squares - 2.0 * part @ others.T
         rows.append(to_all.min(1) + np.einsum("ij,ij->i", part, part))
     return np.asarray(np.sqrt(np.maximum(np.concatenate(rows), 0.0)))
-
-
-def _answer(atoms: Atoms) -> tuple[float, Array, Array]:
-    try:
-        stress = np.array(atoms.get_stress(voigt=False)) if atoms.pbc.all() else None
-    except PropertyNotImplementedError:
-        stress = None
-    return (
-        float(atoms.get_potential_energy()),
-        np.array(atoms.get_forces(apply_constraint=False), dtype=np.float64),
-        np.full((3, 3), np.nan) if stress is None else stress,
-    )
-
-
-def _joined(found: Sequence[tuple[float, Array, Array]]) -> Answers:
-    energy, forces, stress = zip(*found, strict=True)
-    return Answers(np.array(energy), list(forces), np.array(stress))
 
 
 def _energy(truth: Array, found: Array) -> dict[str, float | None]:

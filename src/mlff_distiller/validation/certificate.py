@@ -38,7 +38,7 @@ def write_certificate(path: Path, content: Mapping[str, Any], files: Mapping[str
 
 
 def versions() -> dict[str, str]:
-    """Of what the numbers depend on; our own is unknown where the source runs uninstalled."""
+    """Versions that the numbers depend on; ours is unknown where the source runs uninstalled."""
     found = {name: version(name) for name in ("torch", "numpy", "ase")}
     try:
         own = version("mlff-distiller")
@@ -54,20 +54,25 @@ def certified(
 
     None where there is none, or where it, its versions or one of its files differ or are missing.
     """
+    if not all(file.is_file() for file in files.values()):
+        return None
+    content = read_certificate(path, files)
+    wanted = json.loads(json.dumps({**expected, "versions": versions()}))
+    if content is None or set(content["files"]) != set(files):
+        return None
+    return content if all(content.get(name) == wanted[name] for name in wanted) else None
+
+
+def read_certificate(path: Path, files: Mapping[str, Path]) -> dict[str, Any] | None:
+    """Content of the certificate if it is unchanged and these of its ``files`` are, else None."""
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         known = {name: file["sha256"] for name, file in content["files"].items()}
         own = content.pop(_OWN)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    wanted = json.loads(json.dumps({**expected, "versions": versions()}))
-    if _hash(content) != own or any(content.get(name) != wanted[name] for name in wanted):
-        return None
-    if not all(file.is_file() for file in files.values()):
-        return None
-    return (
-        content if {name: sha256_of_file(file) for name, file in files.items()} == known else None
-    )
+    unchanged = all(known.get(name) == sha256_of_file(file) for name, file in files.items())
+    return content if unchanged and files and _hash(content) == own else None
 
 
 def verify_certificate(path: Path) -> list[str]:
@@ -76,7 +81,7 @@ def verify_certificate(path: Path) -> list[str]:
     Raises
     ------
     ConfigError
-        The file is no certificate.
+        The file is not a certificate.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -87,7 +92,7 @@ def verify_certificate(path: Path) -> list[str]:
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"{path} is no certificate",
+            f"{path} is not a certificate",
             expected="a certificate.json that 'validate' has written",
             found=f"{type(error).__name__}: {error}",
         ) from error

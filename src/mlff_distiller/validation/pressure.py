@@ -24,8 +24,7 @@ from scipy.sparse.csgraph import connected_components
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.errors import DistillerError, DynamicsError
 from mlff_distiller.md import Ensemble
-from mlff_distiller.structure import thermalise
-from mlff_distiller.validation.incidents import bonds_of
+from mlff_distiller.structure import bonds_of, thermalise
 from mlff_distiller.validation.trajectory import Array, ForceField, OnStep, simulations
 
 _BURST = 2.0

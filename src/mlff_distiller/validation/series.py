@@ -10,36 +10,48 @@ import numpy as np
 from ase.data import chemical_symbols, covalent_radii
 from ase.data.colors import jmol_colors
 
-from mlff_distiller.validation.runs import Runs, plain
+from mlff_distiller.validation.findings import plain
+from mlff_distiller.validation.subject import Subject
 from mlff_distiller.validation.trajectory import Array, Trajectory
 
 _MOST_POINTS = 2000
-"""Of one series: as many as a wide screen has columns."""
+"""Points of one series: as many as a wide screen has columns."""
 _MOST_FRAMES = 100
 _MOST_ATOMS = 2000
-"""That a browser draws smoothly."""
+"""Atoms that a browser draws smoothly."""
 _MOST_PLACES = 100_000
 """Atoms times frames: 0.8 MB of a page."""
 _OUTSIDE = 0.1
-"""Of a lattice vector: so far an atom may leave the cell before it is drawn at the other side."""
+"""Fraction of a lattice vector that an atom may leave the cell by before it is wrapped."""
 
 
-def series(runs: Sequence[Runs]) -> dict[str, Any]:
-    """``runs``, one entry a temperature, and ``movie``, None for too many atoms; fit for JSON."""
-    broken = [run for run in runs if run.nvt.why or (run.nve is not None and run.nve.why)]
-    shown = (broken or list(runs))[0]
+def series(nvt: Sequence[Trajectory | None], nve: Sequence[Trajectory | None]) -> dict[str, Any]:
+    """``runs``, one entry per temperature, and ``movie``, None for too many atoms; fit for JSON.
+
+    None stands for a run that was not made.
+    """
+    runs = [run for run in (*nvt, *nve) if run is not None]
+    shown = next((run for run in runs if run.why), runs[0] if runs else None)
     return {
-        "runs": [_of_run(run) for run in runs],
-        "movie": movie(shown.nve if shown.nve is not None and shown.nve.why else shown.nvt),
+        "runs": [_entry(warm, free) for warm, free in zip(nvt, nve, strict=True) if warm or free],
+        "movie": None if shown is None else movie(shown),
     }
 
 
-def _of_run(run: Runs) -> dict[str, Any]:
+def series_of(subject: Subject) -> dict[str, Any]:
+    """The `series` of those runs that a check has asked for."""
+    nothing = [None] * len(subject.settings.temperature_K)
+    made = vars(subject)
+    return series(made.get("nvt", nothing), made.get("nve", nothing))
+
+
+def _entry(warm: Trajectory | None, free: Trajectory | None) -> dict[str, Any]:
+    either = warm or free
     return {
-        "target_K": run.nvt.temperature_K,
-        "n_degrees": run.nvt.n_degrees,
-        "nvt": _columns(run.nvt),
-        "nve": None if run.nve is None else _columns(run.nve),
+        "target_K": either and either.temperature_K,
+        "n_degrees": warm and warm.n_degrees,
+        "nvt": warm and _columns(warm),
+        "nve": free and _columns(free),
     }
 
 

@@ -31,7 +31,7 @@ def ms_per_step(force_field: ForceField, atoms: Atoms, temperature_K: float) -> 
     try:
         if not isinstance(calculator, StudentCalculator):
             few = {"n_steps": 5, "warm_up": 2, "repeats": _SAMPLES}
-            return benchmark.ms_per_step(atoms, calculator, time_step_fs=step_fs, **few)  # type: ignore[arg-type]
+            return benchmark.ms_per_step(atoms, calculator, time_step_fs=step_fs, **few)
         atoms = atoms.copy()
         thermalise(atoms, temperature_K, np.random.default_rng(0))
         ensemble = Ensemble(

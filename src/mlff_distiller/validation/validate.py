@@ -1,33 +1,62 @@
-"""``validate``: everything that applies to a force field and a structure, and the verdict."""
+"""``validate``: every check that applies to a force field and a structure, and the verdict."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from math import inf, isfinite
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import Any, Literal
 
 from ase import Atoms
 
-from mlff_distiller.structure import default_time_step_fs
-from mlff_distiller.validation.accuracy_checks import labelled_findings
-from mlff_distiller.validation.dynamic_checks import dynamic_findings
-from mlff_distiller.validation.elasticity import elastic_findings
-from mlff_distiller.validation.heat import heat_capacity
-from mlff_distiller.validation.kinds import kind_of
-from mlff_distiller.validation.law_checks import law_findings, short_range_findings
-from mlff_distiller.validation.leakage import leakage
-from mlff_distiller.validation.memory import memory_findings
-from mlff_distiller.validation.pressure_checks import has_pressure, under_pressure
-from mlff_distiller.validation.runs import dynamics, some_frames
-from mlff_distiller.validation.series import series
+from mlff_distiller.validation.check import merged
+from mlff_distiller.validation.checks import CHECKS
+from mlff_distiller.validation.criteria import CRITERIA
+from mlff_distiller.validation.series import series_of
 from mlff_distiller.validation.settings import ValidationSettings
-from mlff_distiller.validation.teacher_checks import teacher_findings
-from mlff_distiller.validation.trajectory import ForceField, OnStep
+from mlff_distiller.validation.subject import OnProgress, Subject
+from mlff_distiller.validation.trajectory import ForceField
 from mlff_distiller.validation.verdict import Finding, judge
 
 SCHEMA = 1
-OnProgress = Callable[[str, int, int, str], None]
+Profile = Literal["short", "full"]
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What the checks of a profile found of one subject."""
+
+    findings: dict[str, Finding] = field(default_factory=dict)
+    measurements: dict[str, Any] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+
+
+NOTHING = Examined()
+
+
+def examine(subject: Subject, profile: Profile = "full", known: Examined = NOTHING) -> Examined:
+    """Make the checks that apply.
+
+    A check all of whose criteria ``known`` has findings of, which belong to the same subject, is
+    not made again: the same question has one answer.
+    """
+    judge({}, subject.settings.limits)
+    measured = dict(known.measurements)
+    of_teacher: dict[str, Finding] = {}
+    for check in CHECKS:
+        if profile == "short" and not check.short:
+            continue
+        if check.criteria and all(name in known.findings for name in check.criteria):
+            subject.findings |= {name: known.findings[name] for name in check.criteria}
+        elif check.applies(subject):
+            found = check.made(subject)
+            subject.findings |= found.findings
+            measured = merged(measured, found.numbers)
+            of_teacher |= found.of_teacher
+    remarks = judge(of_teacher, subject.settings.limits)["reasons"]
+    return Examined(
+        subject.findings, _finite(measured), tuple(f"the teacher itself: {why}" for why in remarks)
+    )
 
 
 def validate(
@@ -38,6 +67,8 @@ def validate(
     teacher: ForceField | None = None,
     training: Sequence[Atoms] = (),
     test: Sequence[Atoms] = (),
+    profile: Profile = "full",
+    known: Examined = NOTHING,
     on_progress: OnProgress = lambda stage, done, total, news: None,
 ) -> dict[str, Any]:
     """Measure whether ``force_field`` obeys physics in ``atoms``, and how it resembles ``teacher``.
@@ -50,86 +81,52 @@ def validate(
     Raises
     ------
     ConfigError
-        A limit is of no check.
+        A limit is for a check that does not exist.
     """
     settings = settings or ValidationSettings()
     judge({}, settings.limits)
-    kind = settings.kind or kind_of(atoms)
-    step = settings.time_step_fs or default_time_step_fs(atoms)
-    settings = replace(settings, time_step_fs=step, kind=kind)
-    findings: dict[str, Finding] = {}
-    measured: dict[str, Any] = {}
-    remarks: list[str] = []
+    subject = Subject(
+        force_field, atoms, settings, teacher, training, test, on_progress=on_progress
+    )
+    found = examine(subject, profile, known)
+    return {**summary(subject, found, profile), "series": series_of(subject)}
 
-    def shown(stage: str) -> OnStep:
-        return lambda done, total: on_progress(stage, done, total, "")
 
-    def keep(own: dict[str, Finding], numbers: dict[str, Any]) -> None:
-        findings.update(own)
-        measured.update(numbers)
-
-    runs = [
-        dynamics(force_field, atoms, kelvin, settings, settings.seed + k, shown(f"{kelvin:g} K"))
-        for k, kelvin in enumerate(settings.temperature_K)
-    ]
-    on_progress("laws", 0, 1, "")
-    # Where a run broke, distances are those of the break.
-    seen = some_frames(runs[0].nvt, 20) if runs[0].nvt.completed else [atoms]
-    keep(*dynamic_findings(force_field, runs, settings))
-    measured["heat_capacity"] = heat_capacity([run.nvt for run in runs])
-    keep(*law_findings(force_field, atoms, settings))
-    keep(*short_range_findings(force_field, atoms, [*training, *seen]))
-    on_progress("laws", 1, 1, "")
-    if has_pressure(kind, findings, settings):
-        runs[0], own, numbers = under_pressure(
-            force_field, runs[0], settings, shown("constant pressure")
-        )
-        keep(own, numbers)
-    keep(*memory_findings(force_field, runs[0], settings, shown("memory")))
-    if test:
-        leak = leakage(test, training)
-        findings["leaked_fraction"] = Finding(
-            leak.fraction, f"test and training: {leak.pairs[:3].tolist()}"
-        )
-    if kind == "crystal":
-        on_progress("elasticity", 0, 1, "")
-        keep(*elastic_findings(force_field, teacher, atoms))
-        on_progress("elasticity", 1, 1, "")
-    if teacher is not None:
-        keep(
-            *teacher_findings(
-                force_field,
-                teacher,
-                atoms,
-                runs[0],
-                kind,
-                settings,
-                training,
-                shown("teacher"),
-            )
-        )
-        theirs, numbers = short_range_findings(teacher, atoms, [*training, *seen])
-        known = {name: own for name, own in theirs.items() if own.value not in (None, inf)}
-        remarks = [f"the teacher itself: {why}" for why in judge(known, settings.limits)["reasons"]]
-        measured["short_range"]["curves"] += [
-            {**curve, "name": f"{curve['name']}, teacher"}
-            for curve in numbers["short_range"]["curves"]
-        ]
-    own, tables = labelled_findings(force_field, test, training)
-    findings.update(own)
-    if tables:
-        measured.setdefault("accuracy", {})["test"] = tables
+def summary(subject: Subject, found: Examined, profile: Profile) -> dict[str, Any]:
+    """The part of a certificate that tells what was found."""
+    verdict = judge(found.findings, subject.settings.limits)
     return {
         "schema": SCHEMA,
+        "profile": profile,
         "system": {
-            "formula": atoms.get_chemical_formula(),
-            "n_atoms": len(atoms),
-            "kind": kind,
+            "formula": subject.atoms.get_chemical_formula(),
+            "n_atoms": len(subject.atoms),
+            "kind": subject.kind,
         },
-        "measurements": _finite(measured),
-        "verdict": judge(findings, settings.limits) | {"remarks": remarks},
-        "series": series(runs),
+        "measurements": found.measurements,
+        "verdict": {**verdict, "remarks": list(found.remarks)},
     }
+
+
+def worst_of(named: Mapping[str, Mapping[str, Finding]]) -> dict[str, Finding]:
+    """Of several structures' findings, by the structures' names, the worst for each criterion."""
+    names = dict.fromkeys(name for findings in named.values() for name in findings)
+    return {name: _worst(name, named) for name in names}
+
+
+def _worst(criterion: str, named: Mapping[str, Mapping[str, Finding]]) -> Finding:
+    sign = 1.0 if CRITERIA[criterion].at_most else -1.0
+
+    def badness(finding: Finding) -> float:
+        value = finding.value
+        return float("inf") if value is None or value != value else sign * value
+
+    found = {name: own[criterion] for name, own in named.items() if criterion in own}
+    place = max(found, key=lambda name: badness(found[name]))
+    if len(named) == 1:
+        return found[place]
+    words = "; ".join(part for part in (place, found[place].words) if part)
+    return Finding(found[place].value, words)
 
 
 def _finite(value: Any) -> Any:

@@ -4,25 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any
-
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass as validated
+from dataclasses import dataclass
+from typing import Any
 
 from mlff_distiller.errors import ConfigError
 from mlff_distiller.validation.criteria import CRITERIA
-
-Positive = Annotated[float, Field(gt=0)]
-
-
-@validated(frozen=True, config=ConfigDict(extra="forbid"))
-class Limits:
-    """What a student must reach to be approved."""
-
-    forces_fidelity: Annotated[float, Field(gt=0, lt=1)] = CRITERIA["test_forces_fidelity"].limit
-    nve_drift_meV_per_atom_per_ps: Positive = CRITERIA["nve_drift_meV_per_atom_per_ps"].limit
-    speedup: Positive = CRITERIA["speedup"].limit
 
 
 @dataclass(frozen=True)
@@ -31,27 +17,6 @@ class Finding:
 
     value: float | None
     words: str = ""
-
-
-def verdict(report: dict[str, Any], limits: Limits) -> dict[str, Any]:
-    """The ``verdict`` block for the other blocks of report.json.
-
-    The speed check takes the smallest system: launch and bookkeeping weigh most there.
-    """
-    accuracy, stability, speed = report["accuracy"], report["stability"], report["speed"]
-    drift = stability["nve_drift_meV_per_atom_per_ps"]
-    given = asdict(limits)
-    fidelity = given.pop("forces_fidelity")
-    return judge(
-        {
-            "test_forces_fidelity": Finding(accuracy["test"]["forces_fidelity"]),
-            "student_md_forces_fidelity": Finding(accuracy["student_md"]["forces_fidelity"]),
-            "nve_completed": Finding(float(stability["completed"])),
-            "nve_drift_meV_per_atom_per_ps": Finding(None if drift is None else abs(drift)),
-            "speedup": Finding(speed[0]["speedup"] if speed else None),
-        },
-        {**given, "test_forces_fidelity": fidelity, "student_md_forces_fidelity": fidelity},
-    )
 
 
 def judge(findings: Mapping[str, Finding], limits: Mapping[str, float]) -> dict[str, Any]:

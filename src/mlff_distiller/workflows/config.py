@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
+from pydantic_core import PydanticCustomError
 
 from mlff_distiller.batch import Batch
-from mlff_distiller.errors import ConfigError
+from mlff_distiller.errors import ConfigError, StudentError
 from mlff_distiller.sampling import (
     ApproachSettings,
     DynamicsSettings,
@@ -20,20 +21,32 @@ from mlff_distiller.sampling import (
     ScanSettings,
 )
 from mlff_distiller.sampling.active import ActiveSettings
-from mlff_distiller.students import (
-    NEPSettings,
-    PaiNNSettings,
-    Student,
-    nep_for,
-    painn_for,
-    set_repulsion,
-)
+from mlff_distiller.students import Student, set_repulsion
+from mlff_distiller.students.registry import DEFAULT_STUDENT, architecture_of, architectures
 from mlff_distiller.training import TrainingSettings
-from mlff_distiller.validation.assess import EvaluationSettings
+from mlff_distiller.validation.settings import EvaluationSettings
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Pair = Annotated[str, Field(pattern=r"^[A-Z][a-z]?-[A-Z][a-z]?$")]
 _STRICT = ConfigDict(extra="forbid")
+_SECTIONS = "architectures"
+_UNKNOWN = "there is no such setting"
+
+
+def _known(student: str) -> str:
+    """The name of a student that there is, with sizes that its architecture takes."""
+    try:
+        own = architecture_of(student)
+        own.named(own.settings(), student)
+    except StudentError as error:
+        why = f"{error.problem}; expected {error.expected}"
+        if error.found != student:
+            why += f"; found {error.found}"
+    except ValidationError as error:
+        why = "; ".join(_lines(error))
+    else:
+        return student
+    raise PydanticCustomError("student", "{why}", {"why": why})
 
 
 @validated(frozen=True, config=_STRICT)
@@ -43,10 +56,11 @@ class Config:
     ``max_disagreement_eV_per_A``: where a committee's members differ by more on the force of some
     atom, their mean is no label to learn; such structures are tested on alone.
     ``repulsion_A``: where ZBL begins, Å by pair of elements such as ``O-O``; else the data decide.
+    ``architectures``: settings of the students of each; in files a section by its name.
     """
 
     labels: Annotated[int, Field(ge=10)] = 300
-    student: Annotated[str, Field(pattern=r"^(nep|painn(-\d+x\d+)?)$")] = "nep"
+    student: Annotated[str, AfterValidator(_known)] = DEFAULT_STUDENT
     device: str = "auto"
     seed: Annotated[int, Field(ge=0)] = 0
     test_fraction: Fraction = 0.1
@@ -58,19 +72,17 @@ class Config:
     approach: ApproachSettings = field(default_factory=ApproachSettings)
     dynamics: DynamicsSettings = field(default_factory=DynamicsSettings)
     active: ActiveSettings = field(default_factory=ActiveSettings)
-    nep: NEPSettings = field(default_factory=NEPSettings)
-    painn: PaiNNSettings = field(default_factory=PaiNNSettings)
+    architectures: Mapping[str, Any] = field(
+        default_factory=lambda: {name: own.settings() for name, own in architectures().items()}
+    )
     training: TrainingSettings = field(default_factory=TrainingSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
 
     def new_student(self, frames: Sequence[Batch]) -> Student:
         """The untrained student for ``frames``, on the CPU."""
-        architecture, _, preset = self.student.partition("-")
-        student: Student
-        if architecture == "nep":
-            student = nep_for(frames, self.nep, self.seed)
-        else:
-            student = painn_for(frames, self.painn, self.seed, preset)
+        architecture = architecture_of(self.student)
+        settings = architecture.named(self.architectures[architecture.name], self.student)
+        student = architecture.build(frames, settings, self.seed)
         set_repulsion(student, self.repulsion_A)
         return student
 
@@ -129,10 +141,38 @@ def load_config(file: Path | None, overrides: Sequence[str] = (), **direct: Any)
             _set(content, key, yaml.load(text, Loader=_Loader))
         except yaml.YAMLError as error:
             raise ConfigError(f"cannot read the value of {key}", found=text) from error
+    return config_of(content)
+
+
+def config_of(content: Mapping[str, Any]) -> Config:
+    """What nested keys say, in the layout of files; `ConfigError` names everything wrong."""
+    rest, sections = dict(content), {}
+    problems = []
+    if rest.pop(_SECTIONS, None) is not None:
+        problems.append(f"{_SECTIONS}: {_UNKNOWN}")
+    for name, own in architectures().items():
+        try:
+            sections[name] = TypeAdapter(own.settings).validate_python(rest.pop(name, {}))
+        except ValidationError as error:
+            problems += _lines(error, name)
     try:
-        return TypeAdapter(Config).validate_python(content)
+        config = TypeAdapter(Config).validate_python({**rest, _SECTIONS: sections})
     except ValidationError as error:
-        raise _readable(error) from error
+        problems += _lines(error)
+    if problems:
+        raise ConfigError(
+            "invalid settings:\n    " + "\n    ".join(problems),
+            remedy="docs/configuration.md lists every setting with its default",
+        )
+    return config
+
+
+def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
+    """``config`` with dotted keys changed, as KEY=VALUE of the command line does."""
+    content = to_plain(config)
+    for dotted, value in settings.items():
+        _set(content, dotted, value)
+    return config_of(content)
 
 
 def _set(content: dict[str, Any], dotted: str, value: Any) -> None:
@@ -144,23 +184,23 @@ def _set(content: dict[str, Any], dotted: str, value: Any) -> None:
     content[last] = value
 
 
-def _readable(error: ValidationError) -> ConfigError:
+def _lines(error: ValidationError, *section: str) -> list[str]:
     lines = []
     for problem in error.errors(include_url=False):
-        where = ".".join(str(part) for part in problem["loc"])
+        where = ".".join(str(part) for part in (*section, *problem["loc"]))
         if problem["type"] == "unexpected_keyword_argument":
-            lines.append(f"{where}: there is no such setting")
+            lines.append(f"{where}: {_UNKNOWN}")
         else:
             lines.append(f"{where}: {problem['msg']} (found {problem['input']!r})")
-    return ConfigError(
-        "invalid settings:\n    " + "\n    ".join(lines),
-        remedy="docs/configuration.md lists every setting with its default",
-    )
+    return lines
 
 
 def to_plain(config: Config) -> dict[str, Any]:
-    """As nested dicts and lists that YAML and JSON can hold."""
-    return {key: _plain(value) for key, value in asdict(config).items()}
+    """As nested dicts and lists that YAML and JSON can hold, in the layout of files."""
+    content: dict[str, Any] = {}
+    for key, value in asdict(config).items():
+        content |= _plain(value if key == _SECTIONS else {key: value})
+    return content
 
 
 def _plain(value: Any) -> Any:

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from ase import Atoms
 
-from mlff_distiller.batch import Batch, check_structure
-from mlff_distiller.dataset import Dataset, Split, structure_hash
+from mlff_distiller.batch import check_structure
+from mlff_distiller.dataset import Dataset, structure_hash
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.durable import EventLog, write_json, write_text
 from mlff_distiller.engines.loading import resolve_device
-from mlff_distiller.errors import StructureError, TeacherError
+from mlff_distiller.errors import StructureError
 from mlff_distiller.labeling import (
     Labeler,
     check_labels,
@@ -34,15 +32,14 @@ from mlff_distiller.reports.distillation import write_report
 from mlff_distiller.sampling import approach, grow, scan, walk, walkers
 from mlff_distiller.sampling.active import Round, learn_actively
 from mlff_distiller.structure import enlarge
-from mlff_distiller.students import Student, load_student, read_config, save_student
+from mlff_distiller.students import load_student, read_config, save_student
 from mlff_distiller.teachers import TeacherCalculator
 from mlff_distiller.training import train
-from mlff_distiller.validation.assess import Assessment, assess
+from mlff_distiller.validation.certificate import write_certificate
+from mlff_distiller.workflows.assess import Assessment, assess, save_structures, some_of
 from mlff_distiller.workflows.config import Config
-from mlff_distiller.workflows.folder import fix_inputs, only_one
+from mlff_distiller.workflows.folder import files_of_run, fix_inputs, only_one
 from mlff_distiller.workflows.train import OnProgress, split_labels, train_stage
-
-_SCORED_AT_ONCE = 8
 
 
 def distill(
@@ -94,16 +91,25 @@ def distill(
             labels = label_stage(out, seeds, source, config, log, on_progress)
             split = split_labels(labels, config)
             student = train_stage(out, labels, split, config, log, on_progress)
-            done = assess_stage(out, seeds, labels, split, student, source, config, on_progress)
-        card = model_card(done.report, read_config(out / "student"))
-        write_text(out / "student" / "README.md", card)
-        write_report(
-            out / "report.html", done.report, done.evidence(log.rows("train"), log.rows("round"))
-        )
-        write_json(out / "report.json", done.report)
+            done = assess(out, seeds, labels, split, student, source, config, on_progress)
+        _write(out, done, some_of(seeds), log)
         log.write("report", status=done.report["verdict"]["status"])
         on_progress("report", 1, 1, done.report["verdict"]["status"])
         return done.report
+
+
+def _write(out: Path, done: Assessment, structures: Sequence[Atoms], log: EventLog) -> None:
+    """The card, the page, the certificate, and last report.json: with it the run has finished."""
+    card = model_card(done.report, read_config(out / "student"))
+    write_text(out / "student" / "README.md", card)
+    evidence = dataclasses.replace(
+        done.evidence, learning=log.rows("train"), rounds=log.rows("round")
+    )
+    write_report(out / "report.html", done.report, evidence)
+    save_structures(out / "structures.traj", structures)
+    write_json(out / "series.json", done.series)
+    write_certificate(out / "certificate.json", done.certificate, files_of_run(out))
+    write_json(out / "report.json", done.report)
 
 
 def read_structures(sources: Sequence[str | Path | Atoms]) -> list[Atoms]:
@@ -250,63 +256,3 @@ def _log_rounds(log: EventLog, rounds: Sequence[Round]) -> None:
                 reach_fs=done.reach_fs,
                 **done.quartiles(),
             )
-
-
-def assess_stage(
-    out: Path,
-    seeds: Sequence[Atoms],
-    labels: Dataset,
-    split: Split,
-    student: Student,
-    teacher: TeacherCalculator,
-    config: Config,
-    on_progress: OnProgress,
-) -> Assessment:
-    """Measure the student; its own MD frames are labelled into ``out/student_md``."""
-    settings = config.evaluation
-    temperature = settings.temperature_K or max(config.sampling.temperature_K)
-    calculator = StudentCalculator(student, device=config.device)
-    with open_labels(out / "student_md", teacher.identity) as writer:
-        label = Labeler(writer, teacher)
-
-        def score(frames: Sequence[Atoms]) -> list[Batch]:
-            scored = []
-            for start in range(0, len(frames), _SCORED_AT_ONCE):
-                part = frames[start : start + _SCORED_AT_ONCE]
-                origins = [
-                    {"source": "student_md", "seed": 0, "frame": start + k}
-                    for k in range(len(part))
-                ]
-                for atoms, answer in zip(part, label(part, origins), strict=True):
-                    if answer is not None:
-                        scored.append(_labelled(atoms, answer))
-                on_progress("re-score", start + len(part), len(frames), label.news)
-            if not scored and frames:
-                raise TeacherError("the teacher gave no label for any frame of the student's MD")
-            return scored
-
-        return assess(
-            seeds,
-            labels,
-            split,
-            student,
-            calculator,
-            teacher,
-            score,
-            settings,
-            temperature,
-            config.seed,
-            on_progress,
-        )
-
-
-def _labelled(atoms: Atoms, labels: dict[str, np.ndarray]) -> Batch:
-    batch = Batch.from_atoms([atoms])
-    tensors = {
-        "energy": torch.tensor([float(labels["energy"])], dtype=torch.float64),
-        "forces": torch.as_tensor(labels["forces"]),
-        "stress": torch.as_tensor(
-            labels.get("stress", np.full((3, 3), math.nan)), dtype=torch.float64
-        ).reshape(1, 3, 3),
-    }
-    return dataclasses.replace(batch, labels=tensors)

@@ -45,6 +45,10 @@ def fix_inputs(out: Path, config: Config, inputs: Mapping[str, Any]) -> None:
     if path.exists():
         before = read_yaml(path)
         before.pop("versions", None)
+        # Architectures that have been installed since count as they are by default.
+        defaults = to_plain(Config())
+        new = {name: defaults[name] for name in config.architectures}
+        before["config"] = new | before.get("config", {})
         changed = differences(before, now)
         if changed:
             raise ConfigError(
@@ -54,3 +58,22 @@ def fix_inputs(out: Path, config: Config, inputs: Mapping[str, Any]) -> None:
         return
     versions = {name: version(name) for name in ("mlff-distiller", "torch", "numpy", "ase")}
     write_text(path, yaml.safe_dump({**now, "versions": versions}, sort_keys=False))
+
+
+def files_of_student(folder: Path) -> dict[str, Path]:
+    """What a student consists of, by name: its folder's files, or the one file it is."""
+    if folder.is_file():
+        return {f"student/{folder.name}": folder}
+    names = ("config.json", "weights.safetensors", "nep.txt")
+    return {f"student/{name}": folder / name for name in names if (folder / name).is_file()}
+
+
+def files_of_run(out: Path) -> dict[str, Path]:
+    """What the certificate that `distill` writes into ``out`` has the hashes of."""
+    return {
+        "structure": out / "structures.traj",
+        **files_of_student(out / "student"),
+        "dataset": out / "dataset" / "manifest.json",
+        "report": out / "report.html",
+        "series": out / "series.json",
+    }

@@ -22,6 +22,7 @@ from ase import Atoms
 from mlff_distiller.dataset import Dataset, Split
 from mlff_distiller.engines.loading import resolve_device
 from mlff_distiller.errors import DatasetError, TeacherError
+from mlff_distiller.structure import random_rotation
 from mlff_distiller.teachers import TeacherCalculator
 from mlff_distiller.training import batches_of, train, validate
 from mlff_distiller.workflows.config import Config
@@ -187,7 +188,7 @@ def teacher_noise(teacher: TeacherCalculator, frames: Sequence[Atoms], seed: int
     the members) and ``sum |R^-1 F(R x) - F(x)| / sum |F(x)|`` for random rotations R.
     """
     rng = np.random.default_rng(seed)
-    rotations = [_rotation(rng) for _ in frames]
+    rotations = [random_rotation(rng) for _ in frames]
     turned = []
     for atoms, rotation in zip(frames, rotations, strict=True):
         copy = atoms.copy()
@@ -208,12 +209,6 @@ def teacher_noise(teacher: TeacherCalculator, frames: Sequence[Atoms], seed: int
     if scale == 0.0:
         raise TeacherError("the teacher gave no label to measure its noise on")
     return max(change / scale, spread / size)
-
-
-def _rotation(rng: np.random.Generator) -> np.ndarray:
-    q, r = np.linalg.qr(rng.normal(size=(3, 3)))
-    q *= np.sign(np.diag(r))
-    return np.asarray(q * np.linalg.det(q))
 
 
 def _seconds_per_label(labels: Dataset) -> float:

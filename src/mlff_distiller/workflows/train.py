@@ -25,7 +25,7 @@ from mlff_distiller.neighbors import neighbor_list
 from mlff_distiller.students import Student, load_student, save_student, set_repulsion
 from mlff_distiller.training import ALONE, Trackers, Workers, train, workers_of_torchrun
 from mlff_distiller.training.sources import NO_SOURCES, Sources
-from mlff_distiller.validation.accuracy import compare
+from mlff_distiller.validation.accuracy import student_errors
 from mlff_distiller.validation.stability import stays_up
 from mlff_distiller.workflows.config import Config, to_plain
 from mlff_distiller.workflows.folder import fix_inputs, only_one
@@ -93,8 +93,8 @@ def train_and_test(
     log = EventLog(out / "log.jsonl")
     student = train_stage(out, labels, split, config, log, on_progress, init, sources, workers)
     if workers.leads and not (out / "errors.json").exists():
-        held_out = compare(student, labels.read(split.test).systems())
-        write_json(out / "errors.json", held_out.errors)
+        held_out = student_errors(student, labels.read(split.test).systems())
+        write_json(out / "errors.json", held_out)
     workers.wait()
     errors: dict[str, Any] = json.loads((out / "errors.json").read_text(encoding="utf-8"))
     return errors

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from ase import units
 
+from mlff_distiller.reports.evidence import Curve, Evidence, ParitySet, Sampling, Trajectory
 from mlff_distiller.validation.accuracy import force_errors
-from mlff_distiller.validation.evidence import Curve, Evidence, ParitySet, Sampling, Trajectory
-from mlff_distiller.validation.verdict import Limits, verdict
+from mlff_distiller.validation.verdict import Finding, judge
 
 
 def make_parity(n_frames: int, error: float, seed: int) -> ParitySet:
@@ -157,7 +157,14 @@ def make_report(evidence: Evidence) -> dict[str, Any]:
             for n, slow, fast in zip(sizes, teacher, student, strict=True)
         ],
     }
-    return report | {"verdict": verdict(report, Limits())}
+    findings = {
+        "test_forces_fidelity": report["accuracy"]["test"]["forces_fidelity"],
+        "student_md_forces_fidelity": report["accuracy"]["student_md"]["forces_fidelity"],
+        "nve_completed": 1.0,
+        "nve_drift_meV_per_atom_per_ps": abs(report["stability"]["nve_drift_meV_per_atom_per_ps"]),
+        "speedup": report["speed"][0]["speedup"],
+    }
+    return report | {"verdict": judge({k: Finding(v) for k, v in findings.items()}, {})}
 
 
 @pytest.fixture(scope="session")

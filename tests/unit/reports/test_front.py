@@ -60,6 +60,7 @@ def test_every_trial_with_an_error_is_drawn_once_and_the_limit_and_the_choice_ar
     panel = trials_panel(TRIALS, 5.0, 2, "C9H8O4")
     traces = {trace.name: trace for trace in panel.figure.data}
     assert set(traces) == {"limit", "front", "nep", "painn", "chosen"}
+    assert traces["nep"].marker.symbol != traces["painn"].marker.symbol
     assert list(traces["nep"].x) == [0.3, 0.5]
     assert list(traces["nep"].marker.opacity) == [1.0, 0.4]
     assert (list(traces["painn"].x), list(traces["painn"].y)) == ([4.0], [40.0])

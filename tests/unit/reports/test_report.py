@@ -19,8 +19,8 @@ import pytest
 from mlff_distiller.plotting import MAX_POINTS
 from mlff_distiller.reports.distillation import write_report
 from mlff_distiller.reports.distillation_plots import all_panels
+from mlff_distiller.reports.evidence import Curve, Evidence, ParitySet, Sampling, Trajectory
 from mlff_distiller.reports.words import duration, limit, number, percent, quantity, words
-from mlff_distiller.validation.evidence import Curve, Evidence, ParitySet, Sampling, Trajectory
 
 ATTACK = "</script><script>alert(1)</script><img src=x onerror=alert(1)><!--"
 BLOCKS = ("teacher", "student", "data", "accuracy", "stability", "observables", "speed", "verdict")

@@ -16,7 +16,6 @@ from mlff_distiller.sampling.rattle import (
     grow,
     is_duplicate,
     rattle,
-    shortest_distance,
 )
 
 
@@ -136,14 +135,6 @@ def test_rattle_strains_only_periodic_directions(pbc):
     assert np.allclose(strain[free], 0)
     assert seed.pbc.any() == bool(np.abs(strain).max() > 1e-3)
     assert 0 < np.abs(new.positions - seed.positions).max() < 1.0
-
-
-def test_shortest_distance_sees_images():
-    assert shortest_distance(Atoms("H", cell=[0.7, 9, 9], pbc=True)) == pytest.approx(0.7)
-    assert shortest_distance(
-        Atoms("H2", [[0, 0, 0], [0, 0, 8.5]], cell=[9, 9, 9], pbc=True)
-    ) == pytest.approx(0.5)
-    assert shortest_distance(Atoms("H")) == np.inf
 
 
 @settings(max_examples=50, deadline=None)

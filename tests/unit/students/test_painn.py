@@ -10,13 +10,16 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from tests.conftest import random_painn, rattled
 
 from mlff_distiller.batch import Batch
-from mlff_distiller.errors import TrainingError
+from mlff_distiller.errors import ConfigError
 from mlff_distiller.kernels.slots import Slots
 from mlff_distiller.neighbors import edge_vectors, neighbor_list
 from mlff_distiller.students import PaiNN, PaiNNSettings, painn_for
-from mlff_distiller.students.data import repulsion
 from mlff_distiller.students.painn import bessel, saturated, solid_harmonics
 from mlff_distiller.students.painn_setup import initialise
+from mlff_distiller.students.repulsion import repulsion
+from mlff_distiller.workflows.config import load_config
+
+SMALL = PaiNNSettings(channels=16, layers=2)
 
 
 def labelled(atoms: Atoms, n: int) -> list[Batch]:
@@ -39,7 +42,8 @@ def energies(student: PaiNN, atoms: Atoms) -> float:
     ("preset", "parameters"), [("32x2", 25_900), ("64x2", 97_800), ("128x3", 566_000)]
 )
 def test_presets(preset, parameters):
-    student = painn_for(labelled(bulk("Cu", cubic=True), 4), PaiNNSettings(), 0, preset)
+    config = load_config(None, student=f"painn-{preset}")
+    student = config.new_student(labelled(bulk("Cu", cubic=True), 4))
     assert sum(p.numel() for p in student.parameters()) == pytest.approx(parameters, rel=0.03)
     assert student.dtype == torch.float32
     assert student.cutoff == 4.5
@@ -59,7 +63,7 @@ def test_repulsion_begins_where_few_pairs_are_or_molecules_meet(shortest, outer)
 
 def test_the_data_set_cutoff_scales_and_repulsion():
     frames = labelled(molecule("C2H6"), 6)
-    student = painn_for(frames, PaiNNSettings(), 0, "")
+    student = painn_for(frames, PaiNNSettings(), 0)
     assert student.elements == ("H", "C")
     assert (student.cutoff, student.channels, student.layers) == (5.0, 64, 2)
     forces = torch.cat([frame.labels["forces"] for frame in frames]).double()
@@ -67,7 +71,8 @@ def test_the_data_set_cutoff_scales_and_repulsion():
     assert 0.02 < student.radial_scale < 1.0
     shortest = min(float(torch.pdist(frame.positions).min()) for frame in frames)  # C-H
     assert student.zbl[0][1][1] == pytest.approx(0.95 * shortest, abs=1.5e-3)
-    own = painn_for(frames, PaiNNSettings(cutoff_A=3.0, channels=8, layers=1, zbl=False), 0, "64x2")
+    words = ["painn.cutoff_A=3", "painn.channels=8", "painn.layers=1", "painn.zbl=false"]
+    own = load_config(None, words, student="painn-64x2").new_student(frames)
     assert (own.cutoff, own.channels, own.layers, own.zbl) == (3.0, 8, 1, None)
 
 
@@ -75,7 +80,7 @@ def test_the_seed_decides_and_the_global_one_stays():
     frames = labelled(bulk("Cu", cubic=True), 2)
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    one, same, other = (painn_for(frames, PaiNNSettings(), seed, "32x2") for seed in (1, 1, 2))
+    one, same, other = (painn_for(frames, SMALL, seed) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(one.gather.weights, same.gather.weights)
     assert not torch.equal(one.gather.weights, other.gather.weights)
@@ -83,8 +88,13 @@ def test_the_seed_decides_and_the_global_one_stays():
 
 @pytest.mark.parametrize("preset", ["large", "64", "64x2x1"])
 def test_no_such_preset(preset):
-    with pytest.raises(TrainingError, match=r"(?s)no preset.*painn-64x2"):
-        painn_for(labelled(bulk("Cu"), 1), PaiNNSettings(), 0, preset)
+    with pytest.raises(ConfigError, match=r"student: there is no student.*painn-64x2"):
+        load_config(None, student=f"painn-{preset}")
+
+
+def test_sizes_out_of_range():
+    with pytest.raises(ConfigError, match=r"student: layers: .* less than or equal to 8"):
+        load_config(None, student="painn-64x9")
 
 
 def test_training_follows_the_exact_gradient_of_forces():
@@ -232,7 +242,7 @@ def test_products_of_products_stay_small():
 
 def test_a_crystal_is_harmonic_where_symmetry_makes_vectors_vanish():
     """Forces of a displaced atom double with its displacement; phonons need them to."""
-    student = painn_for(labelled(bulk("Cu", cubic=True), 6), PaiNNSettings(), 0, "16x2").double()
+    student = painn_for(labelled(bulk("Cu", cubic=True), 6), SMALL, 0).double()
     forces = []
     for displacement in (0.001, 0.002):
         atoms = bulk("Cu", cubic=True) * 2

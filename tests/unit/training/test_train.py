@@ -79,7 +79,7 @@ def test_learns_on_the_gpu_from_frames_on_the_cpu():
 
 def painn(training: list[Batch]):
     settings = PaiNNSettings(channels=8, layers=2, radial_functions=4, cutoff_A=3.5)
-    return painn_for(training, settings, 0, "8x2")
+    return painn_for(training, settings, 0)
 
 
 @pytest.mark.gpu

@@ -12,13 +12,8 @@ from tests.conftest import rattled
 from tests.unit.validation.faults import Pairs, argon
 from tests.unit.validation.test_validate import SHORT, failed
 
-from mlff_distiller.validation.breakdown import (
-    answers,
-    breakdown,
-    environment_distance,
-    labelled,
-    labels,
-)
+from mlff_distiller.validation.accuracy import answers, labelled, labels
+from mlff_distiller.validation.breakdown import breakdown, environment_distance
 from mlff_distiller.validation.trajectory import ForceField
 from mlff_distiller.validation.validate import validate
 

@@ -20,9 +20,9 @@ from mlff_distiller.md.statistics import (
     slope,
     variance,
 )
-from mlff_distiller.validation.canonical import canonical
-from mlff_distiller.validation.conservation import conservation, fluctuation_ratio
-from mlff_distiller.validation.incidents import incidents
+from mlff_distiller.validation.checks.conservation import conservation, fluctuation_ratio
+from mlff_distiller.validation.checks.incidents import incidents
+from mlff_distiller.validation.checks.thermostat import canonical
 from mlff_distiller.validation.trajectory import ForceField, Trajectory, simulate
 
 

@@ -13,16 +13,19 @@ from tests.unit.validation.test_validate import SHORT
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.errors import DistillerError
 from mlff_distiller.md import Ensemble
-from mlff_distiller.validation.elasticity import (
-    at_zero_stress,
-    elastic_findings,
-    elasticity,
-)
-from mlff_distiller.validation.heat import heat_capacity
+from mlff_distiller.validation.checks import elasticity as check
+from mlff_distiller.validation.checks.elasticity import at_zero_stress, elasticity
+from mlff_distiller.validation.checks.heat_capacity import heat_capacity
+from mlff_distiller.validation.subject import Subject
 from mlff_distiller.validation.trajectory import ForceField, simulate
 from mlff_distiller.validation.validate import validate
 
 SOUND = ForceField("argon", Pairs())
+
+
+def elastic_findings(field, teacher, atoms):
+    found = check.CHECK.measure(Subject(field, atoms, SHORT, teacher))
+    return found.findings, found.numbers
 
 
 def test_elastic_constants_of_copper():

@@ -12,7 +12,7 @@ from tests.unit.validation.test_validate import SHORT, failed
 
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.md import Ensemble
-from mlff_distiller.validation.memory import _heap, memory_growth
+from mlff_distiller.validation.checks.memory import _heap, memory_growth
 from mlff_distiller.validation.trajectory import ForceField
 from mlff_distiller.validation.validate import validate
 

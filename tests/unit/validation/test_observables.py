@@ -13,26 +13,23 @@ from tests.unit.validation.faults import EPSILON, SIGMA, Pairs, argon
 
 from mlff_distiller.errors import DistillerError
 from mlff_distiller.md import Ensemble
-from mlff_distiller.validation.crystals import (
-    crystal_frequencies,
-    equation_of_state,
-    harmonic_frequencies,
-    hessian,
-    phonon_frequencies,
-    relaxed,
-)
-from mlff_distiller.validation.kinds import kind_of
-from mlff_distiller.validation.observables import (
+from mlff_distiller.validation.checks.diffusion import diffusion
+from mlff_distiller.validation.checks.distributions import (
     Distribution,
     bond_angles,
     differences,
-    diffusion,
     distance_percent,
-    lindemann,
     rdfs,
-    velocity_autocorrelation,
     vibrational_spectrum,
 )
+from mlff_distiller.validation.checks.equation_of_state import equation_of_state, relaxed
+from mlff_distiller.validation.checks.vibrations import (
+    crystal_frequencies,
+    harmonic_frequencies,
+    hessian,
+    phonon_frequencies,
+)
+from mlff_distiller.validation.kinds import kind_of
 from mlff_distiller.validation.trajectory import ForceField, Trajectory, simulate
 
 SOUND = ForceField("argon", Pairs())
@@ -97,9 +94,6 @@ def test_spectrum_of_oscillators():
     (spectrum,) = vibrational_spectrum(run)
     assert spectrum.x[spectrum.mean.argmax()] == pytest.approx(12.0)
     assert spectrum.mean.sum() == pytest.approx(1.0)
-    assert velocity_autocorrelation(run, 50) == pytest.approx(
-        np.cos(2 * np.pi * 12.0 * t[:50]), abs=0.02
-    )
     assert vibrational_spectrum(run.part(0, 100)) == []
 
 
@@ -149,7 +143,6 @@ def test_another_force_field_is_told_from_the_same():
 
     def distributions(field: ForceField, seed: int) -> list[Distribution]:
         run = simulate(field, argon(), replace(settings, seed=seed), 1500, 10).part(30, 151)
-        assert lindemann(run) < 0.12
         return rdfs(run, 7.0, 100)
 
     teacher = distributions(SOUND, 0)

@@ -8,7 +8,6 @@ from ase import Atoms
 from ase.build import bulk, molecule
 
 from mlff_distiller.md import Ensemble
-from mlff_distiller.validation.runs import Runs
 from mlff_distiller.validation.series import movie, series
 from mlff_distiller.validation.trajectory import Trajectory
 
@@ -68,18 +67,20 @@ def test_large_systems_have_fewer_frames_or_none():
 
 def test_the_run_that_broke_is_shown():
     atoms = molecule("H2O")
-    sound = Runs(trajectory(atoms, 50), trajectory(atoms, 50, "nve"))
-    broken = Runs(trajectory(atoms, 50), trajectory(atoms, 7, "nve", "it exploded"))
-    assert series([sound])["movie"]["ensemble"] == "nvt"
-    film = series([sound, broken])["movie"]
+    warm, free = trajectory(atoms, 50), trajectory(atoms, 50, "nve")
+    broken = trajectory(atoms, 7, "nve", "it exploded")
+    assert series([warm], [free])["movie"]["ensemble"] == "nvt"
+    assert series([None], [free])["movie"]["ensemble"] == "nve"
+    film = series([warm, warm], [free, broken])["movie"]
     assert film["ensemble"] == "nve"
     assert len(film["time_ps"]) == 7
-    early = Runs(trajectory(atoms, 3, "nvt", "NaN"), None)
-    assert series([early])["runs"][0]["nve"] is None
-    assert len(series([early])["movie"]["time_ps"]) == 3
+    early = trajectory(atoms, 3, "nvt", "NaN")
+    assert series([early], [None])["runs"][0]["nve"] is None
+    assert len(series([early], [None])["movie"]["time_ps"]) == 3
+    assert series([None], [None]) == {"runs": [], "movie": None}
 
 
 def test_long_series_are_thinned():
     atoms = molecule("H2O")
-    found = series([Runs(trajectory(atoms, 5001), None)])["runs"][0]["nvt"]
+    found = series([trajectory(atoms, 5001)], [None])["runs"][0]["nvt"]
     assert len(found["time_ps"]) == len(found["temperature_K"]) == 1667

@@ -19,18 +19,15 @@ from tests.unit.validation.faults import (
 )
 
 from mlff_distiller.deploy import StudentCalculator
-from mlff_distiller.validation.derivatives import (
-    force_agreement,
-    straight_scan,
-    stress_agreement,
-    translation,
-)
-from mlff_distiller.validation.leakage import leakage
-from mlff_distiller.validation.short_range import (
+from mlff_distiller.validation.checks.derivatives import force_agreement, stress_agreement
+from mlff_distiller.validation.checks.leakage import leakage
+from mlff_distiller.validation.checks.short_range import (
     cold_curve,
     dimer_curves,
     shortest_distances,
 )
+from mlff_distiller.validation.checks.smoothness import straight_scan
+from mlff_distiller.validation.checks.translation import translation
 from mlff_distiller.validation.trajectory import ForceField
 
 SOUND = ForceField("argon", Pairs())

@@ -12,14 +12,13 @@ from ase.calculators.emt import EMT
 from mlff_distiller.batch import Batch
 from mlff_distiller.errors import TrainingError
 from mlff_distiller.training import TrainingSettings
-from mlff_distiller.workflows.config import load_config
+from mlff_distiller.workflows.config import load_config, with_settings
 from mlff_distiller.workflows.tune.trial import (
     Bench,
     Space,
     _typical,
     shortened,
     try_out,
-    with_settings,
 )
 
 BOTH = ("nep", "painn")
@@ -76,14 +75,20 @@ def test_what_is_set_is_not_searched(architecture):
         "training.loss.energy=0",
     )
     settings = Space.of(own, (architecture,)).suggest(held)
-    never = {"training.learning_rate", "nep.neurons", "nep.cutoff_radial_A", "angular_share"}
-    never |= {"channels", "painn.cutoff_A", "training.loss.energy"}
+    never = {"training.learning_rate", "training.loss.energy"}
+    never |= {
+        "nep.neurons",
+        *(f"nep.cutoff_{own}_A/cutoff_radial_A" for own in ("radial", "angular")),
+    }
+    never |= {"painn.channels", "painn.cutoff_A/cutoff_A"}
+    assert never & set(free.ranges) >= {"training.learning_rate", "training.loss.energy"}
+    assert len(never & set(free.ranges)) > 3
     assert not never & set(held.ranges)
     assert held.ranges
     config = with_settings(own.config, settings)
     assert config.training.learning_rate == 0.003
-    assert (config.nep.neurons, config.nep.cutoff_angular_A) == (20, 4.1)
-    assert config.painn.channels == 12
+    nep, painn = (config.architectures[name] for name in BOTH)
+    assert (nep.neurons, nep.cutoff_angular_A, painn.channels) == (20, 4.1, 12)
 
 
 @pytest.mark.parametrize("architecture", BOTH)

@@ -338,12 +338,8 @@ def test_missing_optuna_is_explained_before_anything_is_written(labels, tmp_path
 # -- the fastest preset ---------------------------------------------------------------------------
 
 
-_LONGER = {"training.epochs": 250, "painn.cutoff_A": 4.0}
-PRESETS = {
-    "painn-large": {"student": "painn-32x1", **_LONGER},
-    "painn-small": {"student": "painn-8x1", **_LONGER, "training.epochs": 100},
-    "nep": {"student": "nep"},
-}
+LONGER = ("training.epochs=250", "painn.cutoff_A=4")
+SMALL, LARGE = "painn-4x1", "painn-32x1"
 
 
 @pytest.fixture(scope="module")
@@ -351,16 +347,16 @@ def out_of_reach(labels, tmp_path_factory):
     out = tmp_path_factory.mktemp("fastest")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Bench, "ms_per_step", by_size)
-        patch.setattr(presets, "PRESETS", PRESETS)
+        patch.setattr(presets, "_presets", lambda names: [LARGE, SMALL])
         with pytest.raises(TrainingError) as error:
-            fastest(labels, out, config(), 0.9999, architectures=("painn",))
+            fastest(labels, out, config(*LONGER), 0.9999, architectures=("painn",))
     return out, str(error.value), json.loads((out / "fastest.json").read_text())
 
 
 def test_a_target_that_none_reaches_tells_what_each_reached(out_of_reach):
     out, message, found = out_of_reach
     names = [row["preset"] for row in found["presets"]]
-    assert names == ["painn-small", "painn-large"]
+    assert names == [SMALL, LARGE]
     for row in found["presets"]:
         assert f"{row['preset']} {row['forces_fidelity']:.4f}" in message
     assert "no preset reaches a validation fidelity of 0.9999" in message
@@ -370,25 +366,25 @@ def test_a_target_that_none_reaches_tells_what_each_reached(out_of_reach):
 
 @pytest.fixture
 def small_presets(steady, monkeypatch):
-    monkeypatch.setattr(presets, "PRESETS", PRESETS)
+    monkeypatch.setattr(presets, "_presets", lambda names: [LARGE, SMALL])
 
 
 def test_the_fastest_that_reaches_the_target(labels, out_of_reach, small_presets, tmp_path):
     low, high = (row["forces_fidelity"] for row in out_of_reach[2]["presets"])
     assert 0.05 < low < high - 0.05
-    for target, chosen in ((low - 0.01, "painn-small"), (0.5 * (low + high), "painn-large")):
+    for target, chosen in ((low - 0.01, SMALL), (0.5 * (low + high), LARGE)):
         out = tmp_path / chosen
-        if chosen == "painn-large":  # whose training takes most of the time, and has been seen
+        if chosen == LARGE:  # whose training takes most of the time, and has been seen
             shutil.copytree(out_of_reach[0] / "presets", out / "presets")
-        found = fastest(labels, out, config(), target, architectures=("painn",))
+        found = fastest(labels, out, config(*LONGER), target, architectures=("painn",))
         assert found["chosen"] == chosen
-        assert (out / "presets" / "painn-large").exists() == (chosen == "painn-large")
+        assert (out / "presets" / LARGE).exists() == (chosen == LARGE)
         reached = {row["preset"]: row["forces_fidelity"] for row in found["presets"]}[chosen]
         assert reached >= target
         told = read_config(out / "student")
-        assert told["about"]["config"]["student"] == PRESETS[chosen]["student"]
+        assert told["about"]["config"]["student"] == chosen
         assert found["errors"] == json.loads((out / "errors.json").read_text())
-        assert fastest(labels, out, config(), target, architectures=("painn",)) == found
+        assert fastest(labels, out, config(*LONGER), target, architectures=("painn",)) == found
 
 
 def test_presets_that_were_trained_are_not_trained_again(
@@ -396,15 +392,16 @@ def test_presets_that_were_trained_are_not_trained_again(
 ):
     monkeypatch.setattr(presets, "train_stage", lambda *args: pytest.fail("trained again"))
     with pytest.raises(TrainingError, match="no preset reaches"):
-        fastest(labels, out_of_reach[0], config(), 0.9999, architectures=("painn",))
+        fastest(labels, out_of_reach[0], config(*LONGER), 0.9999, architectures=("painn",))
 
 
 def test_real_presets_are_buildable(labels):
     bench = Bench.of(Dataset(labels), config("painn.layers=null"))
     sizes = {
-        name: sum(p.numel() for p in bench.student(settings).parameters())
-        for name, settings in presets.PRESETS.items()
+        name: sum(p.numel() for p in bench.student({"student": name}).parameters())
+        for name in presets._presets(("nep", "painn"))
     }
+    assert presets._presets(("nep",)) == ["nep-small", "nep"]
     assert sizes["nep-small"] < 0.5 * sizes["nep"]
     assert sizes["painn-32x2"] < sizes["painn-64x2"] < sizes["painn-128x3"]
 

@@ -5,7 +5,7 @@ speed; ``fastest`` goes through the presets, the fastest first, until one is acc
 """
 
 from mlff_distiller.workflows.tune.front import tune
-from mlff_distiller.workflows.tune.presets import PRESETS, fastest
+from mlff_distiller.workflows.tune.presets import fastest
 from mlff_distiller.workflows.tune.trial import TuneSettings
 
-__all__ = ["PRESETS", "TuneSettings", "fastest", "tune"]
+__all__ = ["TuneSettings", "fastest", "tune"]

@@ -15,11 +15,11 @@ from mlff_distiller.durable import read_json, write_json
 from mlff_distiller.errors import ConfigError, TrainingError
 from mlff_distiller.reports.front import write_front
 from mlff_distiller.students import load_student
-from mlff_distiller.workflows.config import Config
+from mlff_distiller.workflows.config import Config, with_settings
 from mlff_distiller.workflows.folder import fix_inputs, only_one
 from mlff_distiller.workflows.train import OnProgress, train_and_test
 from mlff_distiller.workflows.tune.study import ask, ended_trials, import_optuna, open_study
-from mlff_distiller.workflows.tune.trial import Bench, Space, TuneSettings, try_out, with_settings
+from mlff_distiller.workflows.tune.trial import Bench, Space, TuneSettings, try_out
 
 SCHEMA = 1
 
@@ -179,7 +179,7 @@ def _best(bench: Bench, found: Mapping[str, Any]) -> int:
         "no trial is fast enough",
         expected=f"at most {limit:.4g} ms per step on {len(bench.system)} atoms",
         found=f"{min(row['ms_per_step'] for row in found['trials']):.4g} ms for the fastest",
-        remedy="allow more time per step, make more trials, or try --student nep",
+        remedy="allow more time per step, make more trials, or name a faster --student",
     )
 
 

@@ -4,32 +4,21 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mlff_distiller.dataset import Dataset
 from mlff_distiller.durable import EventLog, read_json, replacing, write_json
 from mlff_distiller.errors import ConfigError, TrainingError
-from mlff_distiller.validation.accuracy import compare
+from mlff_distiller.students import registry
+from mlff_distiller.validation.accuracy import student_errors
 from mlff_distiller.workflows.config import Config
 from mlff_distiller.workflows.folder import fix_inputs, only_one
 from mlff_distiller.workflows.train import OnProgress, split_labels, train_and_test, train_stage
-from mlff_distiller.workflows.tune.trial import Architecture, Bench, with_settings
+from mlff_distiller.workflows.tune.trial import Bench
 
 SCHEMA = 1
-PRESETS: dict[str, dict[str, Any]] = {
-    "nep-small": {
-        "student": "nep",
-        "nep.n_max_radial": 4,
-        "nep.n_max_angular": 4,
-        "nep.neurons": 20,
-    },
-    "nep": {"student": "nep"},
-    "painn-32x2": {"student": "painn-32x2"},
-    "painn-64x2": {"student": "painn-64x2"},
-    "painn-128x3": {"student": "painn-128x3"},
-}
-"""What ``fastest`` tries, as changes of the run's settings."""
 
 
 def fastest(
@@ -38,14 +27,15 @@ def fastest(
     config: Config,
     target_fidelity: float,
     *,
-    architectures: Sequence[Architecture] = ("nep", "painn"),
+    architectures: Sequence[str] | None = None,
     on_progress: OnProgress = lambda stage, done, total, news: None,
 ) -> dict[str, Any]:
     """The fastest preset whose validation fidelity reaches the target, trained in full.
 
-    Presets are timed untrained, then trained from the fastest on, each in ``out/presets/NAME``.
-    The first that reaches the target becomes ``out/student``, with its ``errors.json``. Returns
-    the content of ``out/fastest.json``. The same call continues an interrupted one.
+    Presets of ``architectures``, by default of all, are timed untrained, then trained from the
+    fastest on, each in ``out/presets/NAME``. The first that reaches the target becomes
+    ``out/student``, with its ``errors.json``. Returns the content of ``out/fastest.json``. The same
+    call continues an interrupted one.
 
     Raises
     ------
@@ -61,7 +51,8 @@ def fastest(
     dataset = Dataset(labels)
     out.mkdir(parents=True, exist_ok=True)
     with only_one(out):
-        wanted = {"target_fidelity": target_fidelity, "architectures": list(architectures)}
+        among = list(architectures or registry.architectures())
+        wanted = {"target_fidelity": target_fidelity, "architectures": among}
         fix_inputs(out, config, {"labels": dataset.key_hash, **wanted})
         found = read_json(out / "fastest.json")
         if found.get("chosen") is not None:
@@ -71,7 +62,7 @@ def fastest(
             "schema": SCHEMA,
             **bench.about(),
             "target_fidelity": target_fidelity,
-            "presets": _timed(bench, architectures, on_progress),
+            "presets": _timed(bench, _presets(among), on_progress),
             "chosen": None,
         }
         write_json(out / "fastest.json", found)
@@ -80,7 +71,7 @@ def fastest(
             write_json(out / "fastest.json", found)
             if reached >= target_fidelity:
                 _keep(out, row["preset"])
-                final = with_settings(config, PRESETS[row["preset"]])
+                final = replace(config, student=row["preset"])
                 found["errors"] = train_and_test(out, dataset, final, on_progress)
                 found["chosen"] = row["preset"]
                 write_json(out / "fastest.json", found)
@@ -94,13 +85,15 @@ def fastest(
     )
 
 
-def _timed(
-    bench: Bench, architectures: Sequence[Architecture], on_progress: OnProgress
-) -> list[dict[str, Any]]:
+def _presets(names: Sequence[str]) -> list[str]:
+    """Presets of the architectures ``names``."""
+    return [preset for name in names for preset in registry.architectures()[name].presets]
+
+
+def _timed(bench: Bench, names: Sequence[str], on_progress: OnProgress) -> list[dict[str, Any]]:
     rows = []
-    names = [name for name in PRESETS if name.partition("-")[0] in architectures]
     for done, name in enumerate(names):
-        student = bench.student(PRESETS[name])
+        student = bench.student({"student": name})
         ms = bench.ms_per_step(student, trained=False)
         rows.append(
             {
@@ -124,7 +117,7 @@ def _train_preset(
         name = row["preset"]
         folder = out / "presets" / name
         folder.mkdir(parents=True, exist_ok=True)
-        config = with_settings(bench.config, PRESETS[name])
+        config = replace(bench.config, student=name)
         student = train_stage(
             folder,
             labels,
@@ -133,7 +126,7 @@ def _train_preset(
             EventLog(folder / "log.jsonl"),
             lambda stage, done, total, news: on_progress(name, done, total, news),
         )
-        errors = compare(student, bench.validation).errors
+        errors = student_errors(student, bench.validation)
         row["ms_per_step"] = bench.ms_per_step(student, trained=True)
         row["us_per_atom"] = bench.us_per_atom(row["ms_per_step"])
         for key in ("forces_fidelity", "forces_mae_meV_per_A"):

@@ -11,13 +11,13 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
 from ase import Atoms
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 
 from mlff_distiller.batch import Batch
@@ -26,16 +26,23 @@ from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.engines.loading import resolve_device
 from mlff_distiller.errors import StudentError, TrainingError
 from mlff_distiller.structure import enlarge
-from mlff_distiller.students import NEP, Student
+from mlff_distiller.students import Student
+from mlff_distiller.students.architecture import Counts
+from mlff_distiller.students.registry import architecture_names, architecture_of, architectures
 from mlff_distiller.training import TrainingSettings, train
 from mlff_distiller.validation.benchmark import ms_per_step
-from mlff_distiller.workflows.config import Config
+from mlff_distiller.workflows.config import Config, to_plain, with_settings
 from mlff_distiller.workflows.train import split_labels
 
-Architecture = Literal["nep", "painn"]
 _LEAST_UPDATES = 100
 _STILL_FS = 0.01
 """Time step (fs) at which an untrained student, whose forces mean nothing, breaks nothing."""
+
+
+def _known(name: str) -> str:
+    if name not in architecture_names():
+        raise ValueError(f"expected one of {', '.join(architecture_names())}")
+    return name
 
 
 @validated(frozen=True, config=ConfigDict(extra="forbid"))
@@ -54,7 +61,9 @@ class TuneSettings:
     minutes: Annotated[float, Field(gt=0)] | None = None
     trial_fraction: Annotated[float, Field(gt=0, le=1)] = 0.1
     speed_atoms: Annotated[int, Field(ge=1)] | None = None
-    architectures: Annotated[tuple[Architecture, ...], Field(min_length=1)] = ("nep", "painn")
+    architectures: Annotated[
+        tuple[Annotated[str, AfterValidator(_known)], ...], Field(min_length=1)
+    ] = field(default_factory=lambda: tuple(architectures()))
 
 
 class Suggests(Protocol):
@@ -127,111 +136,75 @@ def _typical(frames: Sequence[Batch]) -> Atoms:
 # -- settings -------------------------------------------------------------------------------------
 
 
-def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
-    """``config`` with dotted keys changed, as KEY=VALUE of the command line does."""
-    for dotted, value in settings.items():
-        config = _replaced(config, dotted.split("."), value)
-    return config
-
-
-def _replaced(section: Any, path: Sequence[str], value: Any) -> Any:
-    head, *rest = path
-    return replace(
-        section, **{head: _replaced(getattr(section, head), rest, value) if rest else value}
-    )
-
-
-def _get(section: Any, dotted: str) -> Any:
+def _get(content: Any, dotted: str) -> Any:
     for name in dotted.split("."):
-        section = getattr(section, name)
-    return section
+        content = content[name]
+    return content
 
 
 @dataclass(frozen=True)
 class Space:
-    """The ranges for a data set. A setting that ``config`` changes from its default stays."""
+    """The ranges for a data set. A setting that the user changes from its default stays."""
 
-    config: Config
-    architectures: tuple[Architecture, ...]
-    cutoffs_A: Mapping[str, tuple[float, float]]
-    """Of an architecture: what the data suggest, radial and angular; painn has one."""
+    settings: Mapping[str, Any]
+    """The run's configuration, in the layout of files."""
+    default: Mapping[str, Any]
+    """The same where no user has said anything."""
+    first: Mapping[str, tuple[Mapping[str, Any], ...]]
+    """Settings of the students that each architecture's search begins with, sizes and all."""
     has_stress: bool
 
     @classmethod
-    def of(cls, bench: Bench, architectures: tuple[Architecture, ...]) -> Space:
-        cutoffs: dict[str, tuple[float, float]] = {}
-        for name in architectures:
-            student = bench.student({"student": name})
-            pair = student.cutoffs[0] if isinstance(student, NEP) else (student.cutoff,) * 2
-            cutoffs[name] = pair
+    def of(cls, bench: Bench, names: Sequence[str]) -> Space:
+        first = {}
+        for name in names:
+            begin = architectures()[name].first or (name,)
+            first[name] = tuple(_settings(bench, student) for student in begin)
         has_stress = any(not bool(f.labels["stress"].isnan().all()) for f in bench.training)
-        return cls(bench.config, architectures, cutoffs, has_stress)
+        return cls(to_plain(bench.config), to_plain(Config()), first, has_stress)
 
     def defaults(self) -> list[dict[str, Any]]:
-        """The presets, as values of ``suggest``: what any search should begin with."""
+        """The first students, as values of ``suggest``: what any search should begin with."""
+        learning = {key: _get(self.settings, key) for key in self._learning()}
         found: list[dict[str, Any]] = []
-        learning = {key: _get(self.config, key) for key in self._learning()}
-        if "nep" in self.architectures:
-            radial, angular = self.cutoffs_A["nep"]
-            nep = {"nep.n_max_radial": 8, "nep.n_max_angular": 8, "nep.neurons": 50}
-            cutoffs = {"nep.cutoff_radial_A": radial, "angular_share": angular / radial}
-            found.append({"architecture": "nep", **nep, **cutoffs, **learning})
-        if "painn" in self.architectures:
-            same = {
-                "painn.cutoff_A": self.cutoffs_A["painn"][0],
-                "painn.radial_functions": self.config.painn.radial_functions,
-            }
-            for channels in (32, 64):
-                size = {"channels": channels, "layers": 2}
-                found.append({"architecture": "painn", **size, **same, **learning})
+        for name, students in self.first.items():
+            for usual in students:
+                own: dict[str, Any] = {"architecture": name}
+                for each in architectures()[name].ranges:
+                    value = usual[each.setting]
+                    if isinstance(each, Counts):
+                        own[f"{name}.{each.setting}"] = value
+                    else:
+                        own[f"{name}.{each.setting}/{each.of}"] = value / usual[each.of]
+                found.append(own | learning)
         return found
 
     def suggest(self, trial: Suggests) -> dict[str, Any]:
         """Settings of a trial: dotted keys of the configuration, values to train with."""
-        architecture = self.architectures[0]
-        if len(self.architectures) > 1:
-            architecture = trial.suggest_categorical("architecture", self.architectures)
-        chosen = self._nep(trial) if architecture == "nep" else self._painn(trial)
+        name = next(iter(self.first))
+        if len(self.first) > 1:
+            name = trial.suggest_categorical("architecture", tuple(self.first))
+        architecture, usual = architectures()[name], self.first[name][0]
+        own: dict[str, Any] = {}
+        for each in architecture.ranges:
+            key = f"{name}.{each.setting}"
+            if not self._free(key):
+                continue
+            if isinstance(each, Counts):
+                value: float = trial.suggest_int(key, each.low, each.high, step=each.step)
+            else:
+                of = own.get(each.of, usual[each.of])
+                factor = trial.suggest_float(f"{key}/{each.of}", each.low, each.high)
+                value = round(of * factor, 2)
+            own[each.setting] = value
+        chosen: dict[str, Any] = {"student": architecture.name_of({**usual, **own})}
+        chosen |= {f"{name}.{k}": v for k, v in own.items() if k not in architecture.sizes}
         for key, (low, high) in self._learning().items():
             chosen[key] = float(f"{trial.suggest_float(key, low, high, log=True):.4g}")
         return chosen
 
     def _free(self, key: str) -> bool:
-        return bool(_get(self.config, key) == _get(Config(), key))
-
-    def _nep(self, trial: Suggests) -> dict[str, Any]:
-        chosen: dict[str, Any] = {"student": "nep"}
-        for key, low, high, step in (
-            ("nep.n_max_radial", 4, 12, 2),
-            ("nep.n_max_angular", 2, 8, 2),
-            ("nep.neurons", 10, 90, 20),
-        ):
-            if self._free(key):
-                chosen[key] = trial.suggest_int(key, low, high, step=step)
-        radial = self._cutoff(trial, chosen, "nep.cutoff_radial_A", self.cutoffs_A["nep"][0])
-        if self._free("nep.cutoff_angular_A"):
-            share = trial.suggest_float("angular_share", 0.6, 1.0)
-            chosen["nep.cutoff_angular_A"] = round(share * radial, 2)
-        return chosen
-
-    def _painn(self, trial: Suggests) -> dict[str, Any]:
-        painn = self.config.painn
-        channels = painn.channels or trial.suggest_int("channels", 16, 128, step=16)
-        layers = painn.layers or trial.suggest_int("layers", 1, 3)
-        chosen: dict[str, Any] = {"student": f"painn-{channels}x{layers}"}
-        key = "painn.radial_functions"
-        if self._free(key):
-            chosen[key] = trial.suggest_int(key, 6, 16, step=2)
-        self._cutoff(trial, chosen, "painn.cutoff_A", self.cutoffs_A["painn"][0])
-        return chosen
-
-    def _cutoff(self, trial: Suggests, chosen: dict[str, Any], key: str, usual: float) -> float:
-        """Between 0.7 and 1.2 of what the data suggest, if free."""
-        if not self._free(key):
-            return usual
-        value = round(trial.suggest_float(key, 0.7 * usual, min(12.0, 1.2 * usual)), 2)
-        chosen[key] = value
-        return value
+        return bool(_get(self.settings, key) == _get(self.default, key))
 
     def _learning(self) -> dict[str, tuple[float, float]]:
         """Learning rate and loss weights: factors around the run's own. A weight of 0 stays."""
@@ -239,10 +212,17 @@ class Space:
         keys += ["training.loss.stress"] if self.has_stress else []
         ranges = {}
         for key in keys:
-            own = float(_get(self.config, key))
+            own = float(_get(self.settings, key))
             if self._free(key) and own > 0:
                 ranges[key] = (0.3 * own, min(0.5, 3.0 * own))
         return ranges
+
+
+def _settings(bench: Bench, name: str) -> dict[str, Any]:
+    """Settings of the student ``name``, what the data decide included."""
+    own = architecture_of(name)
+    given = asdict(own.named(bench.config.architectures[own.name], name))
+    return given | dict(own.decided(bench.student({"student": name})))
 
 
 # -- one trial ------------------------------------------------------------------------------------

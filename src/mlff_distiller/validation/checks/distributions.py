@@ -1,22 +1,41 @@
-"""What simulations are for, with error bars from blocks, and how far two force fields differ."""
+"""Structure and vibrations in a run: distributions, and how far two force fields' differ.
+
+Every distribution has error bars from blocks of the run.
+"""
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement
+from typing import Any
 
 import numpy as np
-from ase import Atoms, units
-from ase.data import covalent_radii
+from ase import Atoms
 from scipy.signal import welch
 
-from mlff_distiller.md.statistics import N_BLOCKS, Estimate
-from mlff_distiller.neighbors import find_pairs
+from mlff_distiller import plotting
+from mlff_distiller.md.statistics import N_BLOCKS
+from mlff_distiller.neighbors import pair_vectors
+from mlff_distiller.plotting import GREY, Panel
+from mlff_distiller.structure import BONDED, radii_of_pairs
+from mlff_distiller.validation.check import Check, Measured, Tree
+from mlff_distiller.validation.findings import plain
+from mlff_distiller.validation.subject import Subject
 from mlff_distiller.validation.trajectory import Array, Trajectory
+from mlff_distiller.validation.verdict import Finding
 
-_BONDED = 1.25
-"""Times the sum of covalent radii, or the first nearest distance if that is more."""
+_CRITERIA = {
+    "rdf": "rdf_difference_percent",
+    "angle": "angle_difference_percent",
+    "vibrational": "spectrum_difference_percent",
+}
+"""By the first word of a distribution's name."""
+_MOST_FRAMES = 400
+"""Frames that distributions are counted over."""
+_MOST_NOISE_PERCENT = 10.0
+"""Halves of the teacher's run that differ by so much are no yardstick."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +89,7 @@ class Difference:
 def differences(
     student: Sequence[Distribution], teacher: Sequence[Distribution]
 ) -> list[Difference]:
-    """Of those that both have."""
+    """How far the distributions that both have differ."""
     own = {distribution.name: distribution for distribution in student}
     return [
         Difference(one.name, distance_percent(own[one.name].mean, one.mean), one.noise_percent)
@@ -114,21 +133,20 @@ def bond_angles(
 ) -> list[Distribution]:
     """Angles between bonds, for every element at the vertex, named ``angle at A``; density in 1/°.
 
-    Bonds are pairs within 1.25 times the sum of covalent radii, or the nearest distance of the
-    first frame where that is longer.
+    Bonds are pairs within `BONDED` times the sum of covalent radii, or times the nearest distance
+    of the first frame where that is longer.
     """
     atoms, edges = trajectory.atoms, np.linspace(0.0, 180.0, bins + 1)
     symbols = np.array(atoms.get_chemical_symbols())
     i, _, d = _pairs(atoms, trajectory.positions[0], 6.0)
     nearest = float(d.min()) if len(i) else 0.0
-    radii = covalent_radii[atoms.numbers]
-    reach = _BONDED * max(2.0 * float(radii.max()), nearest)
+    every = np.arange(len(atoms))
+    reach = BONDED * max(radii_of_pairs(atoms.numbers, every, every).max(), nearest)
     rows = {symbol: np.zeros((len(trajectory.time_ps), bins)) for symbol in dict.fromkeys(symbols)}
     for frame, positions in enumerate(trajectory.positions):
-        i, j, shifts = find_pairs(positions, atoms.cell.array, atoms.pbc, reach)
-        vectors = positions[j] - positions[i] + shifts @ atoms.cell.array
+        i, j, vectors = pair_vectors(atoms, reach, positions)
         d = np.linalg.norm(vectors, axis=1)
-        bonded = d < _BONDED * np.maximum(radii[i] + radii[j], nearest)
+        bonded = d < BONDED * np.maximum(radii_of_pairs(atoms.numbers, i, j), nearest)
         i, unit = i[bonded], vectors[bonded] / d[bonded, None]
         first, second = _same(i)
         angle = np.degrees(np.arccos(np.clip((unit[first] * unit[second]).sum(1), -1.0, 1.0)))
@@ -166,55 +184,8 @@ def vibrational_spectrum(
     return [Distribution("vibrational spectrum", x, "THz", np.array(rows))]
 
 
-def velocity_autocorrelation(trajectory: Trajectory, n_lags: int) -> Array:
-    """``<v(0)·v(t)> / <v²>``, mass-weighted, over all origins: (n_lags,)."""
-    weighted = np.sqrt(trajectory.atoms.get_masses())[:, None] * trajectory.velocities
-    flat = weighted.reshape(len(weighted), -1)
-    power = np.abs(np.fft.rfft(flat, 2 * len(flat), axis=0)) ** 2
-    sums = np.fft.irfft(power.sum(1))[:n_lags] / np.arange(len(flat), len(flat) - n_lags, -1)
-    return np.asarray(sums / sums[0])
-
-
-def diffusion(trajectory: Trajectory, symbol: str, n_blocks: int = 5) -> Estimate | None:
-    """Diffusion coefficient of an element in Å²/ps, by Einstein's relation.
-
-    In every block the mean squared displacement over all origins, the centre of mass at rest, is
-    fitted from a tenth to a half of the block; ``D`` is a sixth of the slope. None for blocks
-    below 20 frames.
-    """
-    masses = trajectory.atoms.get_masses()
-    centre = np.einsum("i,tik->tk", masses, trajectory.positions) / masses.sum()
-    own = np.asarray(trajectory.atoms.symbols == symbol)
-    moved = trajectory.positions[:, own] - centre[:, None]
-    length = len(moved) // n_blocks
-    if length < 20:
-        return None
-    found = []
-    for block in range(n_blocks):
-        part = moved[block * length : (block + 1) * length]
-        lags = np.arange(length // 10, length // 2)
-        squared = [float(((part[lag:] - part[:-lag]) ** 2).sum(2).mean()) for lag in lags if lag]
-        times = (trajectory.time_ps[1] - trajectory.time_ps[0]) * lags[lags > 0]
-        found.append(float(np.polyfit(times, squared, 1)[0]) / 6.0)
-    return Estimate(float(np.mean(found)), float(np.std(found, ddof=1) / np.sqrt(n_blocks)))
-
-
-def lindemann(trajectory: Trajectory) -> float:
-    """RMS displacement from the mean position over the mean nearest distance; melts at 0.1–0.15."""
-    spread = trajectory.positions - trajectory.positions.mean(0)
-    i, _, d = _pairs(trajectory.atoms, trajectory.positions.mean(0), 6.0)
-    nearest = np.full(len(trajectory.atoms), 6.0)
-    np.minimum.at(nearest, i, d)
-    return float(np.sqrt((spread**2).sum(2).mean()) / nearest.mean())
-
-
-THZ_PER_WAVENUMBER = units._c * 1e-10
-"""1 cm⁻¹ in THz: c = 2.998e8 m/s."""
-
-
 def _pairs(atoms: Atoms, positions: Array, reach: float) -> tuple[np.ndarray, np.ndarray, Array]:
-    i, j, shifts = find_pairs(positions, atoms.cell.array, atoms.pbc, reach)
-    vectors = positions[j] - positions[i] + shifts @ atoms.cell.array
+    i, j, vectors = pair_vectors(atoms, reach, positions)
     return i, j, np.asarray(np.linalg.norm(vectors, axis=1))
 
 
@@ -233,3 +204,116 @@ def _same(i: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _blocks(rows: Array, n_blocks: int) -> Array:
     return np.array([part.mean(0) for part in np.array_split(rows, n_blocks)])
+
+
+def distributions(trajectory: Trajectory) -> list[Distribution]:
+    """Everything that one run shows."""
+    stride = max(1, len(trajectory.time_ps) // _MOST_FRAMES)
+    thin = replace(
+        trajectory,
+        time_ps=trajectory.time_ps[::stride],
+        positions=trajectory.positions[::stride],
+        velocities=trajectory.velocities[::stride],
+        potential=trajectory.potential[::stride],
+    )
+    return [*rdfs(thin), *bond_angles(thin), *vibrational_spectrum(trajectory)]
+
+
+def _measure(subject: Subject) -> Measured:
+    run, theirs = subject.nvt[0], subject.teacher_run
+    both = run.completed and theirs.completed
+    student = distributions(run) if both else []
+    teacher = distributions(theirs) if both else []
+    compared, found = differences(student, teacher), {}
+    for prefix, name in _CRITERIA.items():
+        rows = [one for one in compared if one.name.startswith(prefix)]
+        if rows or not both or prefix == "rdf":
+            found[name] = _difference(rows)
+    shown = [
+        {"name": d.name, "percent": d.percent, "noise_percent": d.noise_percent} for d in compared
+    ]
+    blocks = [
+        {
+            "name": one.name,
+            "unit": one.unit,
+            "x": plain(one.x),
+            "student": plain(mine.mean),
+            "student_error": plain(mine.error),
+            "teacher": plain(one.mean),
+            "teacher_error": plain(one.error),
+        }
+        for one in teacher
+        for mine in student
+        if mine.name == one.name
+    ]
+    numbers = {
+        "teacher_completed": theirs.completed,
+        "differences": shown,
+        "distributions": blocks,
+    }
+    return Measured(found, {"teacher": numbers})
+
+
+def _difference(rows: Sequence[Difference]) -> Finding:
+    if not rows:
+        return Finding(None, "a run broke off, or was too short")
+    loud = max(rows, key=lambda row: row.noise_percent)
+    if loud.noise_percent > _MOST_NOISE_PERCENT:
+        return Finding(
+            None,
+            f"{loud.name}: halves of the teacher's own run differ by {loud.noise_percent:.0f} %;"
+            " run longer",
+        )
+    worst = max(rows, key=lambda row: row.beyond_noise)
+    return Finding(
+        worst.beyond_noise,
+        f"{worst.name}: {worst.percent:.1f} %, of which the teacher's own scatter is"
+        f" {worst.noise_percent:.1f} %",
+    )
+
+
+def _panels(measured: Tree, series: Tree) -> list[Panel]:
+    blocks = (measured.get("teacher") or {}).get("distributions") or []
+    return [
+        panel(one, [(who, one[who], one.get(f"{who}_error")) for who in ("student", "teacher")])
+        for one in blocks
+    ]
+
+
+def panel(one: Tree, curves: Sequence[tuple[str, Any, Any]]) -> Panel:
+    """``curves`` (name, mean, standard error or None) over the ``x`` of ``one``; the last dashed.
+
+    The last is the teacher's.
+    """
+    kind, _, rest = str(one["name"]).partition(" ")
+    title = {"rdf": "Radial distribution, ", "angle": "Angle "}.get(kind, kind + " ") + rest
+    title = title[:1].upper() + title[1:]
+    x = plotting.array(one["x"])
+    bands, traces, tops = [], [], [0.0]
+    for number, (name, mean, error) in enumerate(curves):
+        last = number == len(curves) - 1
+        color = GREY if last and len(curves) > 2 else plotting.look(number)[0]
+        y = plotting.array(mean)
+        if y.size != x.size or not np.isfinite(y).any():
+            continue
+        tops.append(float(np.nanmax(y)))
+        if error is not None:
+            spread = plotting.BAND * plotting.array(error)
+            bands.append(plotting.band(x, y - spread, y + spread, color))
+        dash = "dash" if last else "solid"
+        traces.append(plotting.line(x, y, html.escape(name), color, dash).update(line_width=2))
+    label = {"rdf": "g(r)", "angle": "density (1/°)"}.get(kind, "density")
+    axes = {"title": f"{_AXES.get(kind, 'x')} ({html.escape(str(one.get('unit', '')))})"}
+    drawn = plotting.figure([*bands, *traces], axes, {"title": label, "rangemode": "tozero"})
+    return Panel(title, drawn if max(tops) > 0 else None)
+
+
+_AXES = {"rdf": "distance", "angle": "angle", "vibrational": "frequency"}
+
+CHECK = Check(
+    tuple(_CRITERIA.values()),
+    _measure,
+    lambda subject: subject.teacher is not None,
+    section="distributions",
+    panels=_panels,
+)

@@ -9,6 +9,9 @@ import numpy as np
 from ase import Atoms
 
 from mlff_distiller.sampling import find_similar
+from mlff_distiller.validation.check import Check, Measured
+from mlff_distiller.validation.subject import Subject
+from mlff_distiller.validation.verdict import Finding
 
 NEAR = 0.01
 """Of the spread of descriptors: atoms displaced by some 0.005 Å, which a step of dynamics
@@ -36,3 +39,12 @@ def leakage(test: Sequence[Atoms], training: Sequence[Atoms]) -> Leakage:
     if not test or not training:
         return Leakage(len(test), np.zeros((0, 2), dtype=np.int64))
     return Leakage(len(test), find_similar(test, training, tolerance=NEAR))
+
+
+def _measure(subject: Subject) -> Measured:
+    leak = leakage(subject.test, subject.training)
+    words = f"test and training: {leak.pairs[:3].tolist()}"
+    return Measured({"leaked_fraction": Finding(leak.fraction, words)})
+
+
+CHECK = Check(("leaked_fraction",), _measure, lambda subject: bool(subject.test))

@@ -9,6 +9,8 @@ import numpy as np
 from ase import units
 
 from mlff_distiller.md.statistics import Estimate, mean, variance
+from mlff_distiller.validation.check import Check, Measured
+from mlff_distiller.validation.subject import Subject
 from mlff_distiller.validation.trajectory import Trajectory
 
 
@@ -50,3 +52,13 @@ def _line(points: Sequence[tuple[float, Estimate]]) -> Estimate | None:
     centred = x - weight @ x / weight.sum()
     across = float(weight @ centred**2)
     return Estimate(float(weight @ (centred * y)) / across, across**-0.5)
+
+
+def _measure(subject: Subject) -> Measured:
+    numbers: dict[str, Any] = {"heat_capacity": heat_capacity(subject.nvt)}
+    if subject.teacher is not None:
+        numbers["teacher"] = {"heat_capacity": heat_capacity([subject.teacher_run])}
+    return Measured({}, numbers)
+
+
+CHECK = Check((), _measure)

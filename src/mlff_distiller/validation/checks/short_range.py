@@ -1,17 +1,28 @@
-"""Short distances, where there are no data: the energy must rise, or atoms fall into a hole."""
+"""Short distances, where there are no data: the energy must rise, or atoms fall into a hole.
+
+Dimers of all pairs of elements, and compression, from the shortest distances that are known.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
+from typing import Any
 
 import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols, covalent_radii
 
+from mlff_distiller import plotting
 from mlff_distiller.errors import DistillerError
-from mlff_distiller.neighbors import find_pairs
+from mlff_distiller.neighbors import pair_vectors
+from mlff_distiller.plotting import Panel
+from mlff_distiller.validation.check import Check, Measured, Tree
+from mlff_distiller.validation.findings import plain
+from mlff_distiller.validation.subject import Subject
 from mlff_distiller.validation.trajectory import Array, ForceField
+from mlff_distiller.validation.verdict import Finding
 
 Pair = tuple[str, str]
 
@@ -26,6 +37,9 @@ _DENSEST = 0.5
 """Of all lengths: at 8 times the density, as in the core of a giant planet, curves end."""
 _N_POINTS = 60
 _REACH_A = 6.0
+
+
+_DIMER, _COMPRESSION = "dimer_drop_eV", "compression_drop_eV_per_atom"
 
 
 @dataclass(frozen=True)
@@ -57,10 +71,8 @@ def shortest_distances(frames: Sequence[Atoms]) -> dict[Pair, float]:
     """Shortest distance (Å) of every pair of elements that comes within 6 Å in ``frames``."""
     found: dict[Pair, float] = {}
     for atoms in frames:
-        i, j, shifts = find_pairs(atoms.positions, atoms.cell.array, atoms.pbc, _REACH_A)
-        d = np.linalg.norm(
-            atoms.positions[j] - atoms.positions[i] + shifts @ atoms.cell.array, axis=1
-        )
+        i, j, vectors = pair_vectors(atoms, _REACH_A)
+        d = np.linalg.norm(vectors, axis=1)
         a, b = np.sort([atoms.numbers[i], atoms.numbers[j]], axis=0)
         for code in np.unique(200 * a + b):
             pair = (chemical_symbols[code // 200], chemical_symbols[code % 200])
@@ -126,3 +138,52 @@ def _curve(
         if not energy[-1] - energy[0] <= WALL_EV:
             break
     return Curve(name, distance[: len(energy)], np.array(energy) - energy[0])
+
+
+def _measure(subject: Subject) -> Measured:
+    shortest = shortest_distances(subject.seen)
+    found, curves = _examined(subject.force_field, subject, shortest)
+    theirs: dict[str, Finding] = {}
+    if subject.teacher is not None:
+        theirs, more = _examined(subject.teacher, subject, shortest)
+        theirs = {name: one for name, one in theirs.items() if one.value not in (None, inf)}
+        curves += [{**curve, "name": f"{curve['name']}, teacher"} for curve in more]
+    shown = {"-".join(pair): round(distance, 4) for pair, distance in shortest.items()}
+    return Measured(found, {"short_range": {"shortest_A": shown, "curves": curves}}, theirs)
+
+
+def _examined(
+    force_field: ForceField, subject: Subject, shortest: dict[Pair, float]
+) -> tuple[dict[str, Finding], list[dict[str, Any]]]:
+    dimers = dimer_curves(force_field, shortest)
+    cold = cold_curve(force_field, subject.atoms, shortest)
+    found = {}
+    if len(subject.atoms) > 1:
+        drops = [(*curve.drop, curve.name) for curve in dimers]
+        depth, where, name = max(drops) if drops else (None, 0.0, "no pair")
+        found[_DIMER] = Finding(depth, f"{name} at {where:.2f} Å")
+        depth, where = cold.drop if cold is not None else (None, 0.0)
+        found[_COMPRESSION] = Finding(depth, f"at {where:.2f} of all lengths")
+    return found, [
+        {"name": one.name, "x": plain(one.distance), "energy_eV": plain(one.energy)}
+        for one in [*dimers, *([cold] if cold is not None else [])]
+    ]
+
+
+def _panels(measured: Tree, series: Tree) -> list[Panel]:
+    curves = (measured.get("short_range") or {}).get("curves") or []
+    return [_panel(curves, dimers=True), _panel(curves, dimers=False)]
+
+
+def _panel(curves: Sequence[Tree], *, dimers: bool) -> Panel:
+    title = "Two atoms in vacuum" if dimers else "Compression of the whole structure"
+    whole = [str(curve.get("name")).startswith("compression") for curve in curves]
+    own = [curve for curve, squeezed in zip(curves, whole, strict=True) if squeezed != dimers]
+    traces = plotting.curves(own, "energy_eV")
+    x = {"title": "distance (Å)" if dimers else "factor on all lengths"}
+    y = {"title": "energy (eV)" if dimers else "energy (eV/atom)"}
+    note = "From the shortest distance of the data on: towards the left it must rise."
+    return Panel(title, plotting.figure(traces, x, y) if traces else None, note)
+
+
+CHECK = Check((_DIMER, _COMPRESSION), _measure, section="laws", panels=_panels)

@@ -13,10 +13,13 @@ from ase.optimize import LBFGS
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from mlff_distiller.errors import DistillerError
-from mlff_distiller.validation.crystals import relaxed
+from mlff_distiller.validation.check import Check, Measured
+from mlff_distiller.validation.checks.equation_of_state import relaxed
+from mlff_distiller.validation.subject import Subject
 from mlff_distiller.validation.trajectory import Array, ForceField
 from mlff_distiller.validation.verdict import Finding
 
+_NAME = "elastic_difference_percent"
 _STRAIN = 5e-3
 """Central differences leave O(strain²), some 1e-4 of the constants; float32 networks lose less."""
 _LEAST_FORCE, _MOST_STEPS = 1e-4, 300
@@ -108,22 +111,20 @@ def at_zero_stress(force_field: ForceField, atoms: Atoms) -> Atoms:
     return relaxed(force_field, copy)
 
 
-def elastic_findings(
-    force_field: ForceField, teacher: ForceField | None, atoms: Atoms
-) -> tuple[dict[str, Finding], dict[str, Any]]:
+def _measure(subject: Subject) -> Measured:
     """Constants of both, and the largest difference in percent of the teacher's largest constant.
 
-    Half of what ``C_ij`` and ``C_ji`` differ by is noise, and taken off. Without a teacher nothing
-    is asked of them.
+    Half of what ``C_ij`` and ``C_ji`` differ by is noise, and taken off. Without a teacher the
+    constants are shown and not judged.
     """
-    name, known = "elastic_difference_percent", []
+    known = []
     shown: dict[str, dict[str, Any]] = {}
-    for label, one in (("student", force_field), ("teacher", teacher)):
+    for label, one in (("student", subject.force_field), ("teacher", subject.teacher)):
         if one is None:
             continue
         try:
-            found = elasticity(one, atoms)
-        except Exception as error:  # of a foreign calculator: no stress, NaN, whatever
+            found = elasticity(one, subject.atoms)
+        except Exception as error:  # a foreign calculator's: no stress, NaN, whatever
             shown[label] = {"why": f"{label}: {error}".split("\n")[0]}
             continue
         known.append(found)
@@ -133,13 +134,13 @@ def elastic_findings(
             "bulk_modulus_GPa": found.bulk_modulus_GPa,
             "shear_modulus_GPa": found.shear_modulus_GPa,
         }
-    measured = {"elasticity": shown}
-    if teacher is None:
-        return {}, measured
+    numbers = {"elasticity": shown}
+    if subject.teacher is None:
+        return Measured({}, numbers)
     if len(known) < 2:
         why = next(one["why"] for one in shown.values() if "why" in one)
-        return {name: Finding(None, str(why))}, measured
-    return {name: _difference(*known)}, measured
+        return Measured({_NAME: Finding(None, str(why))}, numbers)
+    return Measured({_NAME: _difference(*known)}, numbers)
 
 
 def _difference(mine: Elasticity, theirs: Elasticity) -> Finding:
@@ -154,3 +155,6 @@ def _difference(mine: Elasticity, theirs: Elasticity) -> Finding:
     if not noise < _LOUD * scale:
         return Finding(None, words)
     return Finding(100.0 * max(0.0, float(apart.max()) - noise) / scale, words)
+
+
+CHECK = Check((_NAME,), _measure, lambda subject: subject.kind == "crystal")

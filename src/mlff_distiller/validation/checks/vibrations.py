@@ -1,97 +1,28 @@
-"""Static properties: equation of state, phonons, and the vibrations of molecules."""
+"""Small vibrations about the minimum: of molecules, and the phonons of crystals."""
 
 from __future__ import annotations
 
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 from ase import Atoms, units
-from ase.optimize import BFGS, LBFGS
 
+from mlff_distiller import plotting
 from mlff_distiller.errors import DistillerError
-from mlff_distiller.validation.observables import THZ_PER_WAVENUMBER
+from mlff_distiller.plotting import BLUE, GREY, Panel
+from mlff_distiller.validation.check import Check, Measured, Tree
+from mlff_distiller.validation.checks.equation_of_state import relaxed
+from mlff_distiller.validation.findings import plain
+from mlff_distiller.validation.subject import Subject
 from mlff_distiller.validation.trajectory import Array, ForceField
+from mlff_distiller.validation.verdict import Finding
 
-_RELAXED, _ENOUGH = 1e-4, 5e-3
-"""eV/Å: what is aimed at, and what is accepted; digits of float32 may end the descent before."""
-_MOST_STEPS = 300
-_DENSE = 64
-"""Atoms up to which a step may diagonalise all second derivatives."""
+_DIFFERENCE, _IMAGINARY = "frequency_difference_percent", "imaginary_frequency_per_cm"
 _DISPLACEMENT_A = 0.01
-
-
-@dataclass(frozen=True)
-class EquationOfState:
-    """Birch and Murnaghan's, of third order; per atom."""
-
-    volume: float
-    """At zero pressure, Å³/atom."""
-    bulk_modulus_GPa: float
-    volumes: Array  # (n,) Å³/atom
-    energies: Array  # (n,) eV/atom
-
-
-def relaxed(force_field: ForceField, atoms: Atoms) -> Atoms:
-    """Positions at a minimum, in the cell as it is; `DistillerError` if there is none near."""
-    copy: Atoms = atoms.copy()
-    copy.calc = force_field.calculator
-    # Forces that are no gradient can run away, and the estimated curvature with them.
-    descent: Any = BFGS if len(atoms) <= _DENSE else LBFGS
-    with descent(copy, logfile=None) as optimizer, np.errstate(all="ignore"):
-        with suppress(np.linalg.LinAlgError):
-            optimizer.run(fmax=_RELAXED, steps=_MOST_STEPS)
-        left = float(np.linalg.norm(copy.get_forces(), axis=1).max())
-    if not left < _ENOUGH:
-        raise DistillerError(
-            f"{force_field.name} finds no minimum of {atoms.get_chemical_formula()}",
-            expected=f"forces below {_ENOUGH} eV/Å within {_MOST_STEPS} steps",
-            found=f"{left:.3g} eV/Å",
-        )
-    copy.calc = None
-    return copy
-
-
-def equation_of_state(
-    force_field: ForceField, atoms: Atoms, *, strain: float = 0.02, n_points: int = 9
-) -> EquationOfState | None:
-    """Energies of evenly scaled cells, fitted linearly in powers of ``V^(-2/3)``.
-
-    Lengths change by up to ``strain`` around the volume of zero pressure, which a first, wider fit
-    finds. Scaled positions are kept. None where the energies have no minimum.
-    """
-    n, start = len(atoms), atoms.get_volume() / len(atoms)
-    centre, found = start, None
-    for width in (2.5 * strain, strain):
-        volumes = centre * np.linspace(1.0 - width, 1.0 + width, n_points) ** 3
-        energies = np.array(
-            [force_field.energy(_scaled(atoms, (v / start) ** (1 / 3))) / n for v in volumes]
-        )
-        found = _birch_murnaghan(volumes, energies)
-        if found is None:
-            return None
-        centre = found.volume
-    return found
-
-
-def _birch_murnaghan(volumes: Array, energies: Array) -> EquationOfState | None:
-    x = volumes ** (-2.0 / 3.0)
-    middle, spread = x.mean(), np.ptp(x)
-    fit = np.polynomial.Polynomial(np.polyfit((x - middle) / spread, energies, 3)[::-1])
-    roots = fit.deriv().roots()
-    real = roots[np.abs(roots.imag) < 1e-9].real
-    minima = [t for t in real if fit.deriv(2)(t) > 0 and abs(t) < 2.0]
-    if not minima:
-        return None
-    t = min(minima, key=abs)
-    x0 = middle + spread * t
-    volume = x0**-1.5
-    # d²E/dV² at the minimum = E''(x) (dx/dV)², for E'(x) = 0.
-    curvature = fit.deriv(2)(t) / spread**2 * (2.0 / 3.0 * x0 / volume) ** 2
-    modulus = volume * curvature / units.GPa
-    return EquationOfState(float(volume), float(modulus), volumes, energies)
+THZ_PER_WAVENUMBER = units._c * 1e-10
+"""1 cm⁻¹ in THz: c = 2.998e8 m/s."""
 
 
 def hessian(force_field: ForceField, atoms: Atoms) -> Array:
@@ -178,7 +109,63 @@ def _wavenumbers(squares: Array) -> Array:
     return np.sort(omega * to_THz) / THZ_PER_WAVENUMBER
 
 
-def _scaled(atoms: Atoms, factor: float) -> Atoms:
-    copy: Atoms = atoms.copy()
-    copy.set_cell(atoms.cell.array * factor, scale_atoms=True)
-    return copy
+def _measure(subject: Subject) -> Measured:
+    measure = crystal_frequencies if subject.kind == "crystal" else harmonic_frequencies
+    mine = measure(subject.force_field, subject.atoms)
+    theirs = measure(subject.reference, subject.atoms)
+    if mine.shape != theirs.shape:
+        nothing = Finding(None, "relaxed structures have different symmetries")
+        return Measured({_DIFFERENCE: nothing, _IMAGINARY: nothing})
+    percent = 100.0 * float(np.abs(mine - theirs).mean()) / float(np.abs(theirs).mean())
+    largest = float(np.abs(mine - theirs).max())
+    below = max(0.0, float(min(0.0, theirs.min()) - mine.min()))
+    return Measured(
+        {
+            _DIFFERENCE: Finding(percent, f"at most {largest:.1f} cm⁻¹"),
+            _IMAGINARY: Finding(below, f"lowest {mine.min():.1f} and {theirs.min():.1f} cm⁻¹"),
+        },
+        {"teacher": {"frequencies_per_cm": [plain(mine), plain(theirs)]}},
+    )
+
+
+def _panels(measured: Tree, series: Tree) -> list[Panel]:
+    return _drawn((measured.get("teacher") or {}).get("frequencies_per_cm"))
+
+
+def _drawn(both: Sequence[Any] | None) -> list[Panel]:
+    """Each frequency beside the teacher's, and how many there are at each."""
+    titles = ("Frequencies, one by one", "Density of frequencies")
+    mine, theirs = (plotting.array(one) for one in both or [[], []])
+    if not mine.size or mine.shape != theirs.shape:
+        return [Panel(title, None) for title in titles]
+    mine, theirs = plotting.finite(mine, theirs)
+    low, high = min(mine.min(), theirs.min()), max(mine.max(), theirs.max())
+    ends = np.array([low - 0.03 * (high - low) - 1.0, high + 0.03 * (high - low) + 1.0])
+    hidden = {"showlegend": False, "hoverinfo": "skip"}
+    keep = plotting.thinned(mine.size, mine - theirs)
+    cloud = plotting.markers(theirs[keep], mine[keep], ("frequencies", BLUE, "circle"))
+    parity = plotting.figure(
+        [plotting.line(ends, ends, "", GREY, "dash", **hidden), cloud],
+        {"title": "teacher's (cm⁻¹)", "range": list(ends)},
+        {"title": "student's (cm⁻¹)", "range": list(ends)},
+        showlegend=False,
+    )
+    edges = np.linspace(ends[0], ends[1], min(60, max(10, mine.size // 4)) + 1)
+    middles = 0.5 * (edges[1:] + edges[:-1])
+    traces = [
+        plotting.line(
+            middles, np.histogram(own, edges)[0], who, *plotting.look(number), line_shape="hvh"
+        )
+        for number, (who, own) in enumerate((("student", mine), ("teacher", theirs)))
+    ]
+    counts = plotting.figure(traces, {"title": "frequency (cm⁻¹)"}, {"title": "number"})
+    note = "Imaginary frequencies are drawn as negative."
+    return [Panel(titles[0], parity, note), Panel(titles[1], counts)]
+
+
+def _applies(subject: Subject) -> bool:
+    whole = subject.kind in ("crystal", "molecule") and len(subject.atoms) > 1
+    return subject.teacher is not None and whole
+
+
+CHECK = Check((_DIFFERENCE, _IMAGINARY), _measure, _applies, section="statics", panels=_panels)

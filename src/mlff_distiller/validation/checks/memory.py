@@ -1,4 +1,4 @@
-"""Whether a run eats memory: the host's and a GPU's, step by step."""
+"""Whether memory grows steadily during a run: the host's and a GPU's."""
 
 from __future__ import annotations
 
@@ -14,35 +14,27 @@ import warp as wp
 from ase import Atoms
 
 from mlff_distiller.deploy import StudentCalculator
-from mlff_distiller.errors import DistillerError
 from mlff_distiller.md import Ensemble
 from mlff_distiller.md.statistics import Estimate, growth
-from mlff_distiller.validation.runs import Runs, thermostat
-from mlff_distiller.validation.settings import ValidationSettings
+from mlff_distiller.validation.check import Check, Measured
+from mlff_distiller.validation.subject import Subject
 from mlff_distiller.validation.trajectory import ForceField, OnStep, steps_of
 from mlff_distiller.validation.verdict import Finding
 
+_NAME = "memory_growth_kB_per_step"
 _N_MARKS = 100
 _WARM_UP = 0.1
 """Of the steps, in which caches fill."""
 
 
-def memory_findings(
-    force_field: ForceField,
-    runs: Runs,
-    settings: ValidationSettings,
-    on_step: OnStep = lambda done, total: None,
-) -> tuple[dict[str, Finding], dict[str, Any]]:
+def _measure(subject: Subject) -> Measured:
     """From the end of the thermostatted run; a leak's slope beyond three of its errors."""
-    name = "memory_growth_kB_per_step"
-    if not runs.nvt.completed:
-        return {name: Finding(None, "the run from which it would begin broke off")}, {}
-    kelvin, n = settings.temperature_K[0], settings.memory_steps
-    ensemble = thermostat(kelvin, settings, settings.seed + 4000)[0]
-    try:
-        found = memory_growth(force_field, runs.nvt.frame(-1), ensemble, n, on_step)
-    except DistillerError as error:
-        return {name: Finding(None, str(error).split("\n")[0])}, {}
+    if not subject.nvt[0].completed:
+        return Measured({_NAME: Finding(None, "the run from which it would begin broke off")})
+    n = subject.settings.memory_steps
+    ensemble = subject.thermostat(subject.settings.temperature_K[0], 4000)
+    begin, on_step = subject.nvt[0].frame(-1), subject.progress("memory")
+    found = memory_growth(subject.force_field, begin, ensemble, n, on_step)
     worst = Finding(None, f"{n} steps are too few")
     for place, one in found.items():
         if one["grows"] is None:
@@ -50,8 +42,9 @@ def memory_findings(
         slope = Estimate(1e-3 * one["growth_bytes_per_step"], 1e-3 * one["growth_error"])
         beyond = slope.beyond_noise(0.0) if one["grows"] else 0.0
         if worst.value is None or beyond > worst.value:
-            worst = Finding(beyond, f"{place}: {slope.value:.3g} ± {slope.error:.2g} kB a step")
-    return {name: worst}, {"memory": found}
+            words = f"{place}: {slope.value:.3g} ± {slope.error:.2g} kB per step"
+            worst = Finding(beyond, words)
+    return Measured({_NAME: worst}, {"memory": found})
 
 
 def memory_growth(
@@ -147,3 +140,6 @@ def _held(device: torch.device) -> int:
     return int(
         torch.cuda.memory_allocated(index) + wp.get_mempool_used_mem_current(f"cuda:{index}")
     )
+
+
+CHECK = Check((_NAME,), _measure)

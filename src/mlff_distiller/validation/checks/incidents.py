@@ -7,15 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from ase import Atoms
-from ase.data import covalent_radii
 from ase.geometry import find_mic
 
-from mlff_distiller.neighbors import find_pairs
+from mlff_distiller.neighbors import pair_vectors
+from mlff_distiller.structure import bonds_of, radii_of_pairs
+from mlff_distiller.validation.check import Check, Measured
+from mlff_distiller.validation.subject import Subject
 from mlff_distiller.validation.trajectory import Array, Trajectory
+from mlff_distiller.validation.verdict import Finding
+
+_MOST = 100
+"""Incidents that are listed."""
 
 Kind = Literal["ended", "hot", "clash", "evaporated", "bond"]
 
@@ -27,12 +33,8 @@ _ALONE = 2.0
 """Times the sum of covalent radii, to the nearest neighbour: no bond is so long."""
 _FURTHER = 1.5
 """Times the distance to the nearest neighbour at the beginning, for what is not bonded (argon)."""
-_BONDED = 1.25
-"""Times the sum of covalent radii: what is a bond at the beginning."""
 _HOT = 8.0
 """Times the target temperature."""
-_COVALENT = {1, 6, 7, 8, 9, 15, 16, 17, 34, 35, 53}
-"""Elements whose bonds have a length of their own; in metals neighbours come and go."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def incidents(trajectory: Trajectory) -> list[Incident]:
         nearest_at_first = _nearest(atoms, trajectory.positions[0])[1]
         for frame in range(n):
             other, distance = _nearest(atoms, trajectory.positions[frame])
-            radii = covalent_radii[atoms.numbers] + covalent_radii[atoms.numbers[other]]
+            radii = radii_of_pairs(atoms.numbers, np.arange(len(atoms)), other)
             clash = distance < np.minimum(_CLASH * radii, 0.9 * nearest_at_first)
             alone = distance > np.maximum(_ALONE * radii, _FURTHER * nearest_at_first)
             for atom in np.flatnonzero(clash).tolist():
@@ -90,23 +92,13 @@ def _nearest(atoms: Atoms, positions: Array) -> tuple[np.ndarray, Array]:
     n = len(atoms)
     other, distance = np.zeros(n, dtype=np.int64), np.full(n, np.inf)
     for reach in (3.0, 6.0, 12.0):
-        i, j, shifts = find_pairs(positions, atoms.cell.array, atoms.pbc, reach)
-        d = np.linalg.norm(positions[j] - positions[i] + shifts @ atoms.cell.array, axis=1)
+        i, j, vectors = pair_vectors(atoms, reach, positions)
+        d = np.linalg.norm(vectors, axis=1)
         order = np.argsort(-d, kind="stable")  # the last to be written is the nearest
         other[i[order]], distance[i[order]] = j[order], d[order]
         if np.isfinite(distance).all():
             break
     return other, np.minimum(distance, 12.0)
-
-
-def bonds_of(atoms: Atoms) -> tuple[np.ndarray, np.ndarray]:
-    """Atoms ``i < j`` (n_bonds,) of all covalent bonds between nonmetals."""
-    i, j, shifts = find_pairs(atoms.positions, atoms.cell.array, atoms.pbc, 3.0)
-    d = np.linalg.norm(atoms.positions[j] - atoms.positions[i] + shifts @ atoms.cell.array, axis=1)
-    radii = covalent_radii[atoms.numbers[i]] + covalent_radii[atoms.numbers[j]]
-    covalent = np.isin(atoms.numbers, list(_COVALENT))
-    bonded = (d < _BONDED * radii) & (i < j) & covalent[i] & covalent[j]
-    return i[bonded], j[bonded]
 
 
 def _bonds(trajectory: Trajectory, note: Callable[[Kind, int, int | None, str], None]) -> None:
@@ -127,3 +119,26 @@ def _bonds(trajectory: Trajectory, note: Callable[[Kind, int, int | None, str], 
             f" Å apart, {change[frame, bond]:+.2f} Å from their mean"
         )
         note("bond", frame, int(i[bond]), text)
+
+
+def _measure(subject: Subject) -> Measured:
+    runs = [run for pair in zip(subject.nvt, subject.nve, strict=True) for run in pair]
+    happened = [one for run in runs if run is not None for one in incidents(run)]
+    words = "; ".join(one.text for one in happened[:3])
+    return Measured(
+        {"incidents": Finding(float(len(happened)), words)},
+        {"incidents": [_row(one) for one in happened[:_MOST]]},
+    )
+
+
+def _row(incident: Incident) -> dict[str, Any]:
+    return {
+        "kind": incident.kind,
+        "frame": incident.frame,
+        "time_ps": incident.time_ps,
+        "atom": incident.atom,
+        "text": incident.text,
+    }
+
+
+CHECK = Check(("incidents",), _measure)

@@ -1,0 +1,332 @@
+"""Validation of force fields, from files to files: certificates, pages, a comparison."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from ase import Atoms
+from pydantic import TypeAdapter, ValidationError
+
+from mlff_distiller.dataset import Dataset
+from mlff_distiller.deploy import StudentCalculator
+from mlff_distiller.durable import write_json
+from mlff_distiller.errors import ConfigError
+from mlff_distiller.labeling.structures import read_frames
+from mlff_distiller.reports.comparison import Validated, names_of, write_comparison
+from mlff_distiller.reports.validation import write_page
+from mlff_distiller.teachers import load_teacher
+from mlff_distiller.validation.certificate import certified, read_certificate, write_certificate
+from mlff_distiller.validation.remembering import Remembering
+from mlff_distiller.validation.series import series_of
+from mlff_distiller.validation.settings import ValidationSettings
+from mlff_distiller.validation.subject import OnProgress, Subject
+from mlff_distiller.validation.trajectory import ForceField
+from mlff_distiller.validation.validate import NOTHING, Examined, examine, summary, worst_of
+from mlff_distiller.validation.verdict import Finding, judge
+from mlff_distiller.workflows.assess import known_of, short_settings, structure_block
+from mlff_distiller.workflows.config import Config, config_of, read_yaml
+from mlff_distiller.workflows.folder import files_of_student
+from mlff_distiller.workflows.train import split_labels
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What is validated."""
+
+    name: str
+    force_field: ForceField
+    settings: ValidationSettings
+    files: Mapping[str, Path]
+    """Files whose hashes its certificate holds."""
+    known: Mapping[str, list[Atoms]]
+    """``training`` and ``test`` structures, as far as they are known."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    certificate: Mapping[str, Any] | None = None
+    """What its run found before."""
+
+
+def validate(
+    structure: str | Path | None = None,
+    *,
+    students: Sequence[str | Path] = (),
+    calculator: str | None = None,
+    teacher: str | None = None,
+    out: str | Path | None = None,
+    training: str | Path | None = None,
+    test: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    dtype: Literal["float32", "float64"] = "float32",
+    teacher_python: str | None = None,
+    resume: bool = False,
+    on_progress: OnProgress = lambda stage, done, total, news: None,
+) -> list[Validated]:
+    """Validate ``students``, or one ``calculator``; write certificates and pages.
+
+    Several students are compared in ``out/report.html``; each has a folder of its name there.
+    `Validated.content` is the certificate's content.
+
+    Parameters
+    ----------
+    structure
+        A file that ASE reads; its first frame is simulated. None: the first structure that the
+        run of a single student was assessed in.
+    students
+        Folders of runs or of students, or ``nep.txt`` files. What a run's certificate already says
+        of the structure is taken over, so that a check has one answer; so are the run's settings.
+    calculator
+        Instead of students: ``ase:module:factory``, or any teacher's SPEC.
+    teacher
+        SPEC of the teacher to compare with.
+    out
+        Folder of the certificate and the page. None: the folder of the run, whose certificate
+        then holds all checks.
+    training, test
+        Files of structures it was trained and tested on; a run's are found.
+    settings
+        Fields of `ValidationSettings` that differ from the run's, or from the defaults.
+    resume
+        Keep what ``out`` holds for the same files and settings.
+
+    Raises
+    ------
+    ConfigError
+        A setting is wrong, a limit is for a check that does not exist, or a file is missing.
+    """
+    if bool(students) == (calculator is not None):
+        raise ConfigError(
+            "nothing to validate" if not students else "two kinds of force fields to validate",
+            expected="either students or a calculator",
+        )
+    run = _only_run(students)
+    place = Path(structure) if structure is not None else _structure_of(run)
+    folder = Path(out) if out is not None else run
+    if folder is None:
+        raise ConfigError(
+            "no folder for the certificate was given",
+            expected="a folder, for anything but a single run of distill",
+            remedy="give --out FOLDER",
+        )
+    files = {"structure": place}
+    known: dict[str, list[Atoms]] = {}
+    for name, path in (("training", training), ("test", test)):
+        if path is not None:
+            known[name], files[name] = read_frames(path), Path(path)
+    atoms, given = read_frames(place)[0], dict(settings or {})
+    read_settings({}, given)  # refused before anything is loaded
+    with ExitStack() as stack:
+        candidates = [
+            _student(Path(path), name, given, device, dtype, files, known)
+            for path, name in zip(students, names_of([Path(p) for p in students]), strict=True)
+        ]
+        if calculator is not None:
+            asked = stack.enter_context(load_teacher(calculator, device=device))
+            about = {"calculator": asdict(asked.identity)}
+            own = files | _source(calculator)
+            field = ForceField(calculator, asked)
+            candidates = [Candidate(calculator, field, read_settings({}, given), own, known, about)]
+        reference: ForceField | None = None
+        identity: dict[str, Any] = {}
+        if teacher is not None:
+            source = load_teacher(teacher, device=device, python=teacher_python)
+            identity = {"teacher": asdict(stack.enter_context(source).identity)}
+            many = len(candidates) > 1
+            reference = ForceField(teacher, Remembering(source) if many else source)
+        done = []
+        for one in candidates:
+            own_folder = folder / one.name if len(candidates) > 1 else folder
+            made = _Making(one, reference, identity, atoms, own_folder, page_of(own_folder, run))
+            kept = made.kept() if resume else None
+            done.append(kept if kept is not None else made.new(on_progress))
+    if len(done) > 1:
+        write_comparison(folder / "report.html", done)
+    return done
+
+
+def page_of(folder: Path, run: Path | None) -> Path:
+    """The page of a certificate in ``folder``; a run's ``report.html`` is that of ``distill``."""
+    return folder / ("validation.html" if folder == run else "report.html")
+
+
+def read_settings(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> ValidationSettings:
+    """``given`` fields over ``defaults``; limits one by one."""
+    content = {**defaults, **given}
+    if "limits" in given:
+        content["limits"] = {**defaults.get("limits", {}), **(given["limits"] or {})}
+    if "time_ps" in given and "nve_ps" not in given:
+        content["nve_ps"] = None
+    try:
+        settings = TypeAdapter(ValidationSettings).validate_python(content)
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(map(str, one['loc']))}: {one['msg']} (found {one['input']!r})"
+            for one in error.errors(include_url=False)
+        ]
+        raise ConfigError("invalid settings:\n    " + "\n    ".join(lines)) from error
+    judge({}, settings.limits)
+    return settings
+
+
+def _only_run(students: Sequence[str | Path]) -> Path | None:
+    """The folder of the run, where a single one is validated."""
+    only = Path(students[0]) if len(students) == 1 else None
+    return only if only is not None and (only / "student").is_dir() else None
+
+
+def _structure_of(run: Path | None) -> Path:
+    if run is None or not (run / "structures.traj").is_file():
+        raise ConfigError(
+            "no structure was given",
+            expected="a file that ASE reads",
+            remedy="name one; only a run of distill brings its own",
+        )
+    return run / "structures.traj"
+
+
+def _student(
+    path: Path,
+    name: str,
+    given: Mapping[str, Any],
+    device: str,
+    dtype: Literal["float32", "float64"],
+    files: Mapping[str, Path],
+    known: Mapping[str, list[Atoms]],
+) -> Candidate:
+    """A student, with the data, settings and findings of its run where there is one."""
+    folder = path / "student" if (path / "student").is_dir() else path
+    own = {**files, **files_of_student(folder)}
+    before = read_certificate(path / "certificate.json", files_of_student(folder))
+    defaults: dict[str, Any] = {}
+    if (path / "dataset").is_dir() and (path / "config.yaml").exists():
+        config = _config_of_run(path)
+        defaults = asdict(short_settings(config))
+        if not known:
+            known = _data_of_run(path, config)
+            own["dataset"] = path / "dataset" / "manifest.json"
+    if before is not None:
+        names = {one.name for one in fields(ValidationSettings)} - {"kind"}
+        defaults |= {key: own for key, own in before["settings"].items() if key in names}
+    calculator = StudentCalculator(folder, device=device, dtype=dtype)
+    return Candidate(
+        name,
+        ForceField(name, calculator, dtype),
+        read_settings(defaults, given),
+        own,
+        known,
+        certificate=before,
+    )
+
+
+@dataclass(frozen=True)
+class _Making:
+    """The validation of one candidate."""
+
+    candidate: Candidate
+    reference: ForceField | None
+    identity: Mapping[str, Any]
+    atoms: Atoms
+    folder: Path
+    page: Path
+
+    def new(self, on_progress: OnProgress) -> Validated:
+        """Validate, and write certificate.json and the page."""
+        one = self.candidate
+        subject = Subject(
+            one.force_field,
+            self.atoms,
+            one.settings,
+            self.reference,
+            one.known.get("training", []),
+            one.known.get("test", []),
+            on_progress=on_progress,
+        )
+        known, others, identity = self._before()
+        found = examine(subject, "full", known)
+        blocks = [structure_block(subject, found), *others]
+        findings = {f"structure {k} ({own['formula']})": own for k, own in enumerate(blocks)}
+        worst = worst_of({name: dict(_findings(own)) for name, own in findings.items()})
+        content = {
+            **summary(subject, found, "full"),
+            "verdict": {
+                **judge(worst, one.settings.limits),
+                "remarks": list(found.remarks),
+            },
+            **one.about,
+            "settings": asdict(one.settings),
+            "dtype": one.force_field.dtype,
+            **identity,
+            "structures": blocks,
+        }
+        drawn = series_of(subject)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_page(self.page, content, drawn, one.name, one.files)
+        write_json(self.folder / "series.json", drawn)
+        write_certificate(self.folder / "certificate.json", content, self._files())
+        return Validated(one.name, content, drawn, self.page)
+
+    def kept(self) -> Validated | None:
+        """What was found before for the same files, teacher and settings, if anything was."""
+        one = self.candidate
+        asked = {**one.about, "settings": asdict(one.settings), **self.identity, "profile": "full"}
+        content = certified(self.folder / "certificate.json", asked, self._files())
+        if content is None:
+            return None
+        drawn = json.loads((self.folder / "series.json").read_text(encoding="utf-8"))
+        return Validated(one.name, content, drawn, self.page)
+
+    def _before(self) -> tuple[Examined, list[dict[str, Any]], dict[str, Any]]:
+        """What the run's certificate says: of the structure, of others, and of the teacher."""
+        one, identity = self.candidate, dict(self.identity)
+        before = one.certificate or {}
+        asked = identity.get("teacher", before.get("teacher"))
+        if asked is None or _same(asked) != _same(before.get("teacher") or {}):
+            return NOTHING, [], identity
+        dtype = one.force_field.dtype
+        found, others = known_of(before, self.atoms, one.settings, dtype)
+        return (NOTHING, [], identity) if found is None else (found, others, {"teacher": asked})
+
+    def _files(self) -> dict[str, Path]:
+        own = {"report": self.page, "series": self.folder / "series.json"}
+        return {**self.candidate.files, **own}
+
+
+def _same(teacher: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(teacher.get(name) for name in ("name", "family", "version", "weights_sha256"))
+
+
+def _findings(block: Mapping[str, Any]) -> Iterator[tuple[str, Finding]]:
+    for name, one in block["findings"].items():
+        yield name, Finding(one["value"], one["words"])
+
+
+def _source(spec: str) -> dict[str, Path]:
+    """The file of an ``ase:module:factory``, here or installed."""
+    family, _, rest = spec.partition(":")
+    module = rest.partition(":")[0]
+    if family != "ase" or not module:
+        return {}
+    here = Path(*module.split(".")).with_suffix(".py")
+    if here.is_file():
+        return {"calculator": here}
+    found = find_spec(module)
+    return {"calculator": Path(found.origin)} if found is not None and found.origin else {}
+
+
+def _config_of_run(run: Path) -> Config:
+    return config_of(read_yaml(run / "config.yaml")["config"])
+
+
+def _data_of_run(run: Path, config: Config) -> dict[str, list[Atoms]]:
+    """Structures that a run's student was trained and tested on, with their labels."""
+    labels = Dataset(run / "dataset")
+    split = split_labels(labels, config)
+    return {
+        name: labels.read(part).to_atoms()
+        for name, part in (("training", split.train), ("test", split.test))
+    }
