@@ -12,7 +12,7 @@ import typer
 import yaml
 
 from mlff_distiller import cli
-from mlff_distiller.validation.criteria import CRITERIA
+from mlff_distiller.validation.criteria import CRITERIA, SHARE, YES_NO
 from mlff_distiller.validation.settings import ValidationSettings
 from mlff_distiller.workflows.config import Config, to_plain
 
@@ -106,8 +106,11 @@ def _write_generated_pages() -> None:
     (folder / "settings.yaml").write_text(settings, encoding="utf-8")
     rows = ["| Check | Limit | A failure means | Why this limit |", "|---|---|---|---|"]
     for check in CRITERIA.values():
-        limit = f"{'≤' if check.at_most else '≥'} {check.limit:g}"
-        rows.append(f"| `{check.name}` | {limit} | {check.failure} | {check.why} |")
+        unit = "" if check.unit == SHARE else check.unit
+        limit = f"{'≤' if check.at_most else '≥'} {check.limit:g} {unit}".rstrip()
+        limit = "yes" if check.unit == YES_NO else limit
+        name = f"{check.title} (`{check.name}`)"
+        rows.append(f"| {name} | {limit} | {check.failure} | {check.why} |")
     (folder / "criteria.md").write_text("\n".join(rows) + "\n", encoding="utf-8")
     validation = yaml.safe_dump(
         json.loads(json.dumps(asdict(ValidationSettings()))), sort_keys=False

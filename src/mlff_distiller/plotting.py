@@ -1,4 +1,4 @@
-"""How every plot of the report looks: its axes, colours, number of points and description.
+"""How every plot looks: its axes, colours, number of points and description.
 
 Colours differ in brightness as in hue, for readers who see few hues, and a second cue (symbol,
 dash or hatching) always goes with them.
@@ -22,6 +22,12 @@ MAX_POINTS, WORST = 4000, 100
 """Points drawn per trace, more only slow the browser down; of them, the largest errors."""
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#2A83C8", "#DD6B20", "#009E73", "#B5689A", "#8792A2"
+COLORS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
+_DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+BAND = 2.0
+"""Standard errors to each side of a band: 95 %."""
+CATEGORIES = {"title": "", "type": "category", "autorange": "reversed", "showgrid": False}
+"""A vertical axis of names, the first at the top."""
 
 
 @dataclass(frozen=True)
@@ -121,12 +127,6 @@ def markers(x: Array, y: Array, look: tuple[str, str, str], **more: Any) -> Any:
     name, color, symbol = look
     marker = {"color": color, "symbol": symbol, "size": 5, "opacity": 0.55}
     return go.Scatter(x=x, y=y, name=name, mode="markers", marker=marker, **more)
-
-
-COLORS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
-_DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
-BAND = 2.0
-"""Standard errors to each side of a band: 95 %."""
 
 
 def look(number: int) -> tuple[str, str]:

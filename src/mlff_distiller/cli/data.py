@@ -262,14 +262,13 @@ def stats(
 ) -> None:
     """Elements, sizes, energies, forces, distances; and plots of them."""
     from mlff_distiller.dataset import Dataset
-    from mlff_distiller.durable import write_text
-    from mlff_distiller.reports.dataset import page, survey
+    from mlff_distiller.reports.dataset import survey, write_page
 
     dataset = Dataset(path)
     with Display(console, quiet=quiet or as_json) as display:
         found = survey(dataset, lambda n: display("read", n, len(dataset), ""))
     print_facts(found.facts(), as_json)
     if html is not None:
-        write_text(html, page(found, path.name))
+        write_page(html, found, path.name)
         if not as_json:
             console.print(f"plots in {html}", soft_wrap=True)

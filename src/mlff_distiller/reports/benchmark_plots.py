@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
-from mlff_distiller.plotting import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PURPLE,
-    Panel,
-    figure,
-    log_axis,
-)
+from mlff_distiller.plotting import CATEGORIES, COLORS, Panel, figure, log_axis
 
 Case = dict[str, Any]
 
-_COLORS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
 _ENGINES = {"ase": ("solid", "circle"), "run_md": ("dash", "diamond")}
 _MOST_CURVES = 12
 """In one plot; more cannot be told apart."""
@@ -30,42 +21,48 @@ _MOST_CURVES = 12
 
 def all_panels(cases: Sequence[Case]) -> dict[str, list[Panel]]:
     """The plots by section of the page."""
-    colors = {name: _COLORS[k % 5] for k, name in enumerate(dict.fromkeys(_of(cases, "model")))}
-    ensembles = list(dict.fromkeys(_of(cases, "ensemble")))
-    first = [case for case in cases if case["ensemble"] == ensembles[0]] if ensembles else []
+    models = dict.fromkeys(case["model"] for case in cases)
+    colors = {name: COLORS[k % 5] for k, name in enumerate(models)}
+    first = [case for case in cases if case["ensemble"] == cases[0]["ensemble"]]
     return {
         "latency": [_boxes(cases, colors)],
         "scaling": [
-            _scaling(first, colors, "Time of a step", "ms a step", _median),
-            _scaling(first, colors, "Cost of an atom", "µs an atom and step", _per_atom),
+            _scaling(first, colors, "Time per step", "ms per step", _median),
+            _scaling(first, colors, "Cost per atom", "µs per atom and step", _per_atom),
         ],
-        "memory": [_memory(cases, colors, "host"), _memory(cases, colors, "gpu")],
-        "gpu": [_gpu(cases, colors, *words) for words in _GPU],
-        "physics": [_physics(cases, colors, *words) for words in _PHYSICS],
+        "memory": [
+            _courses(cases, colors, title, _MEMORY_AXES, partial(_memory, where))
+            for title, where in _MEMORY
+        ],
+        "gpu": [
+            _courses(cases, colors, title, ("time (s)", unit), partial(_gpu, key))
+            for title, unit, key in _GPU
+        ],
+        "physics": [
+            _courses(cases, colors, title, ("time (ps)", unit), partial(_physics, key, ensembles))
+            for title, unit, key, ensembles in _PHYSICS
+        ],
     }
 
 
+_MEMORY = (("Memory of the processes", "host"), ("Memory of the GPU", "gpu"))
+_MEMORY_AXES = ("step after the warm-up", "MiB more than at its end")
 _GPU = (
-    ("GPU utilisation", "utilisation_percent", "share of time with a kernel running (%)"),
-    ("Power", "power_W", "W"),
-    ("Clock", "sm_clock_MHz", "SM clock (MHz)"),
+    ("GPU utilisation", "share of time with a kernel running (%)", "utilisation_percent"),
+    ("Power", "W", "power_W"),
+    ("Clock", "SM clock (MHz)", "sm_clock_MHz"),
 )
 _PHYSICS = (
-    ("Total energy", "total_energy_meV_per_atom", "change of total energy (meV/atom)", ("nve",)),
-    ("Temperature", "temperature_K", "temperature (K)", ("nvt", "npt")),
+    ("Total energy", "change of total energy (meV/atom)", "total_energy_meV_per_atom", ("nve",)),
+    ("Temperature", "temperature (K)", "temperature_K", ("nvt", "npt")),
 )
 
 
-def label(case: Case, *, system: bool = True) -> str:
+def label(case: Case) -> str:
     """A case in a few words."""
     copies = f" × {case['replicas']}" if case["replicas"] > 1 else ""
-    words = [case["model"], case["engine"], case["ensemble"].upper()]
-    words += [case["system"] + copies] if system else []
+    words = [case["model"], case["engine"], case["ensemble"].upper(), case["system"] + copies]
     return html.escape(", ".join(words))
-
-
-def _of(cases: Iterable[Case], name: str) -> list[Any]:
-    return [case[name] for case in cases]
 
 
 def _atoms(case: Case) -> int:
@@ -94,9 +91,8 @@ def _boxes(cases: Sequence[Case], colors: dict[str, str]) -> Panel:
             )
         )
     ends = np.array([[case["quantiles_ms"][1], case["quantiles_ms"][99]] for case in cases])
-    x = log_axis("ms a step", ends.ravel())
-    y = {"title": "", "type": "category", "autorange": "reversed", "showgrid": False}
-    drawn = figure(traces, x, y, top=16, height=90 + 26 * len(cases))
+    x = log_axis("ms per step", ends.ravel())
+    drawn = figure(traces, x, CATEGORIES, top=16, height=90 + 26 * len(cases))
     note = "Box: the middle half of the steps; line: the median; whiskers: from 1 to 99 %."
     if any(case["steps_a_sample"] > 1 for case in cases):
         note += " A sample of run_md is a mean over many steps, so its boxes are narrower."
@@ -141,76 +137,49 @@ def _scaling(
     return Panel(title, figure(traces, x, y, top=64), cases[0]["ensemble"].upper())
 
 
-def _curves(
-    cases: Sequence[Case], colors: dict[str, str], points: Callable[[Case], tuple[Any, Any]]
-) -> tuple[list[Any], str]:
-    """Curves of the largest systems, and what was left out."""
-    shown = sorted(cases, key=_atoms, reverse=True)[:_MOST_CURVES]
-    alone = len({case["model"] for case in shown}) == 1
-    traces = []
-    for number, case in enumerate(shown):
-        x, y = points(case)
-        color = _COLORS[number % 5] if alone else colors[case["model"]]
-        line = {"color": color, "dash": _ENGINES[case["engine"]][0], "width": 1.5}
-        traces.append(go.Scatter(x=x, y=y, name=label(case), mode="lines", line=line))
-    left = len(cases) - len(shown)
-    return traces, f"The {len(shown)} cases of most atoms; {left} more are in the tables." if (
-        left
-    ) else ""
-
-
-def _memory(cases: Sequence[Case], colors: dict[str, str], where: str) -> Panel:
-    title = {"host": "Memory of the processes", "gpu": "Memory of the GPU"}[where]
-    known = [case for case in cases if (case["memory"] or {}).get(where)]
-    if not known:
-        return Panel(title, None)
-
-    def points(case: Case) -> tuple[Any, Any]:
-        found = case["memory"][where]
-        series = found["series"]
-        keep = [k for k, step in enumerate(series["step"]) if step >= 0]
-        base = series["MiB"][keep[0]] if keep else 0.0
-        return [series["step"][k] for k in keep], [series["MiB"][k] - base for k in keep]
-
-    traces, note = _curves(known, colors, points)
-    x = {"title": "step after the warm-up"}
-    y = {"title": "MiB more than at its end"}
-    return Panel(title, figure(traces, x, y, **_legend_below(len(traces))), note)
-
-
-def _gpu(cases: Sequence[Case], colors: dict[str, str], title: str, key: str, unit: str) -> Panel:
-    known = [case for case in cases if (case["gpu"] or {}).get(key)]
-    if not known:
-        return Panel(title, None)
-    traces, note = _curves(
-        known, colors, lambda case: (case["gpu"]["time_s"], case["gpu"][key]["series"])
-    )
-    drawn = figure(traces, {"title": "time (s)"}, {"title": unit}, **_legend_below(len(traces)))
-    return Panel(title, drawn, note)
-
-
-def _physics(
+def _courses(
     cases: Sequence[Case],
     colors: dict[str, str],
     title: str,
-    key: str,
-    unit: str,
-    ensembles: tuple[str, ...],
+    axes: tuple[str, str],
+    points: Callable[[Case], tuple[Any, Any] | None],
 ) -> Panel:
-    known = [case for case in cases if case["ensemble"] in ensembles]
+    """Curves of the largest systems; ``points`` gives x and y, or None if there are none."""
+    known = [(case, course) for case in cases if (course := points(case)) is not None]
     if not known:
         return Panel(title, None)
-
-    def points(case: Case) -> tuple[Any, Any]:
-        series = case["physics"]["series"]
-        return series["time_ps"], series[key]
-
-    traces, note = _curves(known, colors, points)
-    drawn = figure(traces, {"title": "time (ps)"}, {"title": unit}, **_legend_below(len(traces)))
-    return Panel(title, drawn, note)
-
-
-def _legend_below(n: int) -> dict[str, Any]:
-    """Long names, one below the other."""
+    shown = sorted(known, key=lambda one: _atoms(one[0]), reverse=True)[:_MOST_CURVES]
+    alone = len({case["model"] for case, _ in shown}) == 1
+    traces = []
+    for number, (case, (x, y)) in enumerate(shown):
+        color = COLORS[number % 5] if alone else colors[case["model"]]
+        line = {"color": color, "dash": _ENGINES[case["engine"]][0], "width": 1.5}
+        traces.append(go.Scatter(x=x, y=y, name=label(case), mode="lines", line=line))
+    left, n = len(known) - len(shown), len(traces)
+    note = f"The {n} cases with the most atoms; {left} more are in the tables." if left else ""
+    # Long names, one below the other.
     below = {"orientation": "h", "x": 0, "y": -0.22, "yanchor": "top", "font": {"size": 11}}
-    return {"top": 16, "legend": below, "height": 380 + 12 * n, "margin": {"b": 70 + 12 * n}}
+    room = {"legend": below, "height": 380 + 12 * n, "margin": {"b": 70 + 12 * n}}
+    x_axis, y_axis = ({"title": title} for title in axes)
+    return Panel(title, figure(traces, x_axis, y_axis, top=16, **room), note)
+
+
+def _memory(where: str, case: Case) -> tuple[Any, Any] | None:
+    """Memory beyond that at the end of the warm-up."""
+    found = (case["memory"] or {}).get(where)
+    if not found:
+        return None
+    series = found["series"]
+    keep = [k for k, step in enumerate(series["step"]) if step >= 0]
+    base = series["MiB"][keep[0]] if keep else 0.0
+    return [series["step"][k] for k in keep], [series["MiB"][k] - base for k in keep]
+
+
+def _gpu(key: str, case: Case) -> tuple[Any, Any] | None:
+    found = case["gpu"] or {}
+    return (found["time_s"], found[key]["series"]) if found.get(key) else None
+
+
+def _physics(key: str, ensembles: Sequence[str], case: Case) -> tuple[Any, Any] | None:
+    series = case["physics"]["series"]
+    return (series["time_ps"], series[key]) if case["ensemble"] in ensembles else None

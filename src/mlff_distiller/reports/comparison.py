@@ -1,4 +1,4 @@
-"""Several validated students side by side: a table, what each is fit for, and one page."""
+"""The page of several validated students: a table, what each is fit for, their plots."""
 
 from __future__ import annotations
 
@@ -10,21 +10,10 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-import plotly.graph_objects as go
 
-from mlff_distiller.durable import write_text
-from mlff_distiller.plotting import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    Panel,
-    figure,
-    line,
-    log_axis,
-)
-from mlff_distiller.reports.front import non_dominated
-from mlff_distiller.reports.validation import render
+from mlff_distiller.plotting import BLUE, GREEN, ORANGE, Panel
+from mlff_distiller.reports.front import TITLE, Point, non_dominated, trade_off
+from mlff_distiller.reports.page import write
 from mlff_distiller.reports.validation_tables import checks_table
 from mlff_distiller.validation.checks.conservation import energies
 from mlff_distiller.validation.checks.distributions import panel as distribution_panel
@@ -42,9 +31,9 @@ class Validated:
     """What ``validate`` found of one force field."""
 
     name: str
-    """Of its folder beside the page."""
+    """The name of its folder next to the page."""
     content: Mapping[str, Any]
-    """That of its certificate."""
+    """The content of its certificate."""
     series: Mapping[str, Any]
     page: Path = Path("report.html")
 
@@ -59,7 +48,7 @@ class Validated:
 
     @property
     def row(self) -> dict[str, Any]:
-        """Of the table; None where something was not measured."""
+        """Its row of the table; None where something was not measured."""
         measured = self.content["measurements"]
         errors = (measured.get("teacher") or {}).get("student_md") or {}
         speed = measured.get("speed") or {}
@@ -78,7 +67,7 @@ _ERRORS = ("forces_fidelity", "forces_rmse_meV_per_A", "forces_angle_deg")
 
 
 def _memory(block: Any) -> float | None:
-    """The most of a run in MB: the GPU's where there is one, or the process's."""
+    """The peak of a run in MB: the GPU's if there is one, otherwise the process's."""
     for place in ("gpu", "host"):
         marks = ((block or {}).get(place) or {}).get("MB") or []
         if marks:
@@ -103,13 +92,14 @@ def names_of(students: Sequence[Path]) -> list[str]:
 
 
 def write_comparison(path: Path, found: Sequence[Validated]) -> None:
-    """Write the page of ``found``; that of each is ``NAME/report.html`` beside it."""
+    """Write the page of ``found``; each student's own is ``NAME/report.html`` next to it."""
     first = found[0].content
     rows = [one.row for one in found]
-    text = render(
+    write(
+        path,
         "comparison.html.jinja",
         {
-            "front": [front_panel(found)],
+            "front": [students_panel(found)],
             "energies": [_energies(found)],
             "distributions": _distributions(found),
         },
@@ -122,54 +112,36 @@ def write_comparison(path: Path, found: Sequence[Validated]) -> None:
         teacher_ms=(first["measurements"].get("speed") or {}).get("teacher_ms_per_step"),
         address=lambda name: f"{quote(name)}/report.html",
     )
-    write_text(path, text)
 
 
-def front_panel(found: Sequence[Validated]) -> Panel:
-    """Force error on own frames against time a step: each student, and who is not beaten."""
-    title = "Accuracy against speed"
-    drawn = [
-        (one, one.row["ms_per_step"], one.row["forces_rmse_meV_per_A"])
+def students_panel(found: Sequence[Validated]) -> Panel:
+    """Force error on own frames against time per step: each student, and those not beaten."""
+    known = [
+        (one, float(one.row["ms_per_step"]), float(one.row["forces_rmse_meV_per_A"]))
         for one in found
         if (one.row["ms_per_step"] or 0) > 0 and (one.row["forces_rmse_meV_per_A"] or 0) > 0
     ]
-    if not drawn:
-        return Panel(title, None)
-    times, errors = (np.array([row[k] for row in drawn], float) for k in (1, 2))
+    if not known:
+        return Panel(TITLE, None)
+    best = non_dominated(np.array([places for _, *places in known]))
+    points = [
+        Point(ms, error, one.use.name, html.escape(one.name), bool(on_front))
+        for (one, ms, error), on_front in zip(known, best, strict=True)
+    ]
     teacher = (found[0].content["measurements"].get("speed") or {}).get("teacher_ms_per_step")
-    x = log_axis("time of an MD step (ms)", np.r_[times, [teacher or times[0]]])
-    y = log_axis("force RMSE (meV/Å)", errors)
-    traces: list[Any] = []
-    best = np.flatnonzero(non_dominated(np.column_stack([times, errors])))
-    best = best[np.argsort(times[best])]
-    if best.size > 1:
-        traces.append(line(times[best], errors[best], "front", GREY, "dot", line_shape="hv"))
-    if teacher:
-        ends = 10.0 ** np.array(y["range"])
-        traces.append(line(np.full(2, teacher), ends, "teacher’s time", GREY, "dash"))
-    for use, (color, symbol) in _LOOKS.items():
-        own = [k for k, (one, _, _) in enumerate(drawn) if one.use.name == use]
-        if own:
-            cloud = go.Scatter(
-                x=times[own],
-                y=errors[own],
-                text=[html.escape(drawn[k][0].name) for k in own],
-                name=use,
-                mode="markers+text",
-                textposition="bottom left",
-                marker={"color": color, "symbol": symbol, "size": 12},
-                hovertemplate="%{text}<br>%{x:.3g} ms, %{y:.3g} meV/Å<extra></extra>",
-                cliponaxis=False,
-            )
-            traces.append(cloud)
+    axes = ("time per MD step (ms)", "force RMSE (meV/Å)")
+    shown = trade_off(points, _LOOKS, axes, ("teacher’s time", teacher), top=50)
+    named = {"mode": "markers+text", "textposition": "bottom left"}
+    shown.update_traces(**named, marker={"size": 12, "opacity": 1}, selector={"mode": "markers"})
+    shown.update_layout(legend_itemsizing="trace")
     note = "Lower left is better. Errors are on frames of each one's own MD, times of this machine."
-    missing = len(found) - len(drawn)
+    missing = len(found) - len(known)
     note += f" Without an error or a time, and so left out: {missing}." if missing else ""
-    return Panel(title, figure(traces, x, y, top=50, showlegend=True), note)
+    return Panel(TITLE, shown, note)
 
 
 def _energies(found: Sequence[Validated]) -> Panel:
-    """At the first temperature."""
+    """The runs at the first temperature."""
     firsts = [(one.name, (one.series.get("runs") or [{}])[0].get("nve")) for one in found]
     return energies([(name, run) for name, run in firsts if run])
 

@@ -1,25 +1,25 @@
-"""What is in a dataset, in figures and plots: elements, sizes, energies, forces, distances."""
+"""The page of a dataset: elements, sizes, energies, forces, distances, in numbers and plots."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-import plotly.io
 from ase import units
 from ase.data import chemical_symbols
 
 from mlff_distiller.dataset import Dataset
 from mlff_distiller.neighbors import pair_vectors
 from mlff_distiller.plotting import BLUE, GREEN, Panel, figure, markers, thinned
+from mlff_distiller.reports.page import write
 from mlff_distiller.sampling import descriptors
 
 _NEAREST = 6.0
-"""Å: atoms farther from all others count as alone."""
+"""Å; an atom farther from all others counts as isolated."""
 _MOST_DESCRIBED = 2000  # structures on the map
 
 
@@ -30,10 +30,10 @@ class Overview:
     elements: dict[str, int]
     """Symbol -> atoms."""
     n_atoms: np.ndarray  # (n,)
-    energies: np.ndarray  # (n,) an atom, less the fit of one energy an element
+    energies: np.ndarray  # (n,) per atom, less a fit of one energy per element
     forces: np.ndarray  # (n,) root mean square of a record
     largest_forces: np.ndarray  # (n,)
-    nearest: np.ndarray  # (n,) shortest distance, NaN for an atom alone
+    nearest: np.ndarray  # (n,) shortest distance, NaN for an isolated atom
     pressures_GPa: np.ndarray  # (n,) NaN without stress
     groups: np.ndarray  # (n,)
     places: np.ndarray  # (m, 2) first two principal components of the descriptors, of some
@@ -46,8 +46,8 @@ class Overview:
             "atoms": int(self.n_atoms.sum()),
             "groups": len(np.unique(self.groups)),
             "elements": self.elements,
-            "atoms a record": _quantiles(self.n_atoms),
-            "energy, eV an atom, less the elements'": _quantiles(self.energies),
+            "atoms per record": _quantiles(self.n_atoms),
+            "energy relative to the elements, eV/atom": _quantiles(self.energies),
             "force, root mean square, eV/Å": _quantiles(self.forces),
             "largest force, eV/Å": _quantiles(self.largest_forces),
             "shortest distance, Å": _quantiles(self.nearest),
@@ -64,7 +64,7 @@ def _quantiles(values: np.ndarray) -> dict[str, float] | None:
 
 
 def survey(dataset: Dataset, on_record: Callable[[int], None] = lambda n: None) -> Overview:
-    """One pass over ``dataset``; some 0.3 ms a record of 50 atoms."""
+    """One pass over ``dataset``; about 0.3 ms per record of 50 atoms."""
     n = len(dataset)
     counts = np.zeros((n, 119), dtype=np.int64)
     columns = np.full((5, n), np.nan)
@@ -115,8 +115,10 @@ def panels(found: Overview) -> list[Panel]:
     bars = go.Bar(x=list(found.elements), y=list(found.elements.values()), marker={"color": BLUE})
     return [
         Panel("Elements", figure([bars], {"title": "element"}, {"title": "atoms", "type": "log"})),
-        _histogram("Sizes", found.n_atoms, "atoms a record"),
-        _histogram("Energies", found.energies, "energy an atom, less the elements' (eV)"),
+        _histogram("Sizes", found.n_atoms, "atoms per record"),
+        _histogram(
+            "Energies", found.energies, "energy (eV/atom)", "Less a fit of one per element."
+        ),
         _histogram("Forces", found.forces, "root mean square force (eV/Å)"),
         _histogram("Shortest distances", found.nearest, "shortest distance (Å)"),
         _histogram("Pressures", found.pressures_GPa, "pressure (GPa)"),
@@ -124,14 +126,14 @@ def panels(found: Overview) -> list[Panel]:
     ]
 
 
-def _histogram(title: str, values: np.ndarray, label: str) -> Panel:
+def _histogram(title: str, values: np.ndarray, label: str, note: str = "") -> Panel:
     values = values[np.isfinite(values)]
     if not len(values):
         return Panel(title, None)
     counts, edges = np.histogram(values, bins=min(60, max(5, round(2 * len(values) ** (1 / 3)))))
     middles, widths = 0.5 * (edges[1:] + edges[:-1]), np.diff(edges)
     bars = go.Bar(x=middles, y=counts, width=widths, marker={"color": GREEN})
-    return Panel(title, figure([bars], {"title": label}, {"title": "records"}))
+    return Panel(title, figure([bars], {"title": label}, {"title": "records"}), note)
 
 
 def _coverage(found: Overview) -> Panel:
@@ -143,19 +145,14 @@ def _coverage(found: Overview) -> Panel:
     return Panel("Coverage", figure([cloud], *axes), note)
 
 
-def page(found: Overview, name: str) -> str:
-    """One HTML file of all plots, which loads nothing."""
-    parts: list[str] = []
-    for panel in panels(found):
-        if panel.figure is None:
-            continue
-        drawn = plotly.io.to_html(
-            panel.figure, full_html=False, include_plotlyjs=not parts, config={"displaylogo": False}
-        )
-        parts.append(f"<h2>{html.escape(panel.title)}</h2>{drawn}<p>{html.escape(panel.note)}</p>")
-    style = "body{font-family:system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
-    title = html.escape(f"Dataset {name}")
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{style}</style><h1>{title}</h1>{''.join(parts)}</html>\n"
+def write_page(path: Path, found: Overview, name: str) -> None:
+    """Write all numbers and plots of ``found`` as one HTML file."""
+    facts = found.facts()
+    write(
+        path,
+        "dataset.html.jinja",
+        {"dataset": panels(found)},
+        name=name,
+        counts={key: facts.pop(key) for key in ("records", "atoms", "groups", "elements")},
+        ranges=facts,
     )

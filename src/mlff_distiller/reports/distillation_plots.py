@@ -264,7 +264,7 @@ def _step_times(table: Sequence[Mapping[str, Any]]) -> Panel:
     if not traces:
         return Panel(title, None)
     x = plotting.log_axis("atoms", np.concatenate(sizes))
-    y = plotting.log_axis("milliseconds a step", np.concatenate(times))
+    y = plotting.log_axis("milliseconds per step", np.concatenate(times))
     top = 40 if len(traces) < 3 else 30 + 20 * len(traces)
     return Panel(title, plotting.figure(traces, x, y, top=top))
 
@@ -281,8 +281,7 @@ def _speedups(table: Sequence[Mapping[str, Any]]) -> Panel:
     bars = go.Bar(y=labels, x=values, orientation="h", text=text, marker={"color": BLUE})
     bars.update(textposition="outside", cliponaxis=False, hoverinfo="skip")
     x = {"title": "teacher's time / student's time", "range": [0, 1.2 * max(values)]}
-    y = {"title": "", "type": "category", "autorange": "reversed", "showgrid": False}
-    return Panel(title, plotting.figure([bars], x, y, top=16, bargap=0.4))
+    return Panel(title, plotting.figure([bars], x, plotting.CATEGORIES, top=16, bargap=0.4))
 
 
 def _system(row: Mapping[str, Any], *, with_device: bool) -> str:

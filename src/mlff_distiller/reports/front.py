@@ -1,33 +1,32 @@
-"""The accuracy–speed front of students that were tried: what it is, and its plot."""
+"""The front of accuracy against speed: what it is, its plot, and the page of a search."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
-from itertools import cycle
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import plotly
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from mlff_distiller.plotting import (
-    BLUE,
-    GREEN,
+    COLORS,
     GREY,
-    ORANGE,
     PURPLE,
+    Array,
     Panel,
     figure,
     line,
     log_axis,
     markers,
 )
-from mlff_distiller.reports.evidence import Array
+from mlff_distiller.reports.page import write
 
-_LOOKS = ((BLUE, "circle"), (ORANGE, "diamond"), (BLUE, "square"), (ORANGE, "cross"))
-"""Of architectures by name, from the first on."""
+TITLE = "Accuracy against speed"
+_SYMBOLS = ("circle", "diamond", "square", "cross", "x")
 
 
 def non_dominated(points: Array) -> NDArray[np.bool_]:
@@ -41,80 +40,99 @@ def non_dominated(points: Array) -> NDArray[np.bool_]:
     return ~beaten
 
 
-def front_panel(
-    rows: Sequence[Mapping[str, Any]], limit_ms: float | None, best: int | None, system: str
+@dataclass(frozen=True)
+class Point:
+    """One student: time in ms per step, force error in meV/Å."""
+
+    ms: float
+    error: float
+    kind: str
+    text: str
+    """Shown beside the point or when it is pointed at; escaped."""
+    on_front: bool
+
+
+def trade_off(
+    points: Sequence[Point],
+    looks: Mapping[str, tuple[str, str]],
+    axes: tuple[str, str],
+    mark: tuple[str, float | None],
+    **layout: Any,
+) -> go.Figure:
+    """Error against time on logarithmic axes: a cloud per kind, the front, and a named time.
+
+    ``looks`` are colour and symbol by kind.
+    """
+    name, at = mark
+    times, errors = np.array([(point.ms, point.error) for point in points]).T
+    x = log_axis(axes[0], np.r_[times, [at or times[0]]])
+    y = log_axis(axes[1], errors)
+    traces: list[Any] = []
+    if at:
+        ends = 10.0 ** np.array(y["range"])
+        traces.append(line(np.full(2, at), ends, name, GREY, "dash", hoverinfo="skip"))
+    front = sorted((p.ms, p.error) for p in points if p.on_front)
+    if len(front) > 1:
+        ms, error = np.array(front).T
+        traces.append(line(ms, error, "front", GREY, "dot", line_shape="hv", hoverinfo="skip"))
+    hover = "%{text}<br>%{x:.3g} ms, %{y:.3g} meV/Å<extra></extra>"
+    for kind, look in looks.items():
+        own = [point for point in points if point.kind == kind]
+        if own:
+            ms, error = np.array([(point.ms, point.error) for point in own]).T
+            cloud = markers(ms, error, (kind, *look), cliponaxis=False)
+            traces.append(cloud.update(text=[point.text for point in own], hovertemplate=hover))
+    return figure(traces, x, y, showlegend=True, **layout)
+
+
+def trials_panel(
+    trials: Sequence[Mapping[str, Any]], limit_ms: float | None, best: int | None, system: str
 ) -> Panel:
     """Validation force error against time per step: each trial, the front, the limit.
 
-    ``rows`` are the trials of ``tune.json``; those without an error are not drawn. ``best`` is the
+    ``trials`` are those of ``tune.json``; those without an error are not drawn. ``best`` is the
     number of the chosen one.
     """
-    title = "Accuracy against speed"
-    drawn = [row for row in rows if row["forces_mae_meV_per_A"] is not None]
+    drawn = [row for row in trials if row["forces_mae_meV_per_A"] is not None]
     if not drawn:
-        return Panel(title, None)
-    times, errors = ([row[key] for row in drawn] for key in ("ms_per_step", "forces_mae_meV_per_A"))
-    horizontal = log_axis("time per MD step (ms)", np.array([*times, limit_ms or times[0]]))
-    vertical = log_axis("validation force MAE (meV/Å)", np.array(errors))
-    front = sorted((row for row in drawn if row["on_front"]), key=lambda row: row["ms_per_step"])
-    traces: list[Any] = []
-    if limit_ms is not None:
-        ends = 10.0 ** np.array(vertical["range"])
-        traces.append(line(np.full(2, limit_ms), ends, "limit", GREY, "dash", hoverinfo="skip"))
-    if len(front) > 1:
-        x, y = _places(front)
-        traces.append(line(x, y, "front", GREEN, line_shape="hv", hoverinfo="skip"))
-    of = [row["settings"]["student"].partition("-")[0] for row in drawn]
-    for architecture, look in zip(sorted(set(of)), cycle(_LOOKS), strict=False):
-        own = [row for row, name in zip(drawn, of, strict=True) if name == architecture]
-        traces.append(_cloud(own, (architecture, *look)))
-    chosen = [row for row in drawn if row["number"] == best]
-    if chosen:
-        ring = {"symbol": "circle-open", "size": 18, "color": PURPLE, "line": {"width": 2.5}}
-        x, y = _places(chosen)
-        shown = {"name": "chosen", "mode": "markers", "hoverinfo": "skip"}
-        traces.append(go.Scatter(x=x, y=y, marker=ring, **shown))
+        return Panel(TITLE, None, "Nothing to draw: no trial has an error.")
+    points = [_point(row) for row in drawn]
+    kinds = sorted({point.kind for point in points})
+    looks = dict(zip(kinds, zip(COLORS, _SYMBOLS, strict=True), strict=False))
+    axes = ("time per MD step (ms)", "validation force MAE (meV/Å)")
+    shown = trade_off(points, looks, axes, ("limit", limit_ms), top=60, height=460)
+    for kind in kinds:  # paler where beaten
+        opacity = [1.0 if p.on_front else 0.4 for p in points if p.kind == kind]
+        shown.update_traces(marker={"size": 9, "opacity": opacity}, selector={"name": kind})
+    for point, row in zip(points, drawn, strict=True):
+        if row["number"] == best:
+            place = np.array([point.ms]), np.array([point.error])
+            ring = markers(*place, ("chosen", PURPLE, "circle-open"), hoverinfo="skip")
+            shown.add_trace(ring.update(marker={"size": 18, "opacity": 1, "line_width": 2.5}))
     note = f"Short trainings; times measured on {system}. Trials drawn: {len(drawn)}."
-    if len(rows) > len(drawn):
-        note += f" Without an error, and so left out: {len(rows) - len(drawn)}."
-    return Panel(title, figure(traces, horizontal, vertical, top=60, height=460), note)
+    if len(trials) > len(drawn):
+        note += f" Without an error, and so left out: {len(trials) - len(drawn)}."
+    return Panel(TITLE, shown, note)
 
 
-def _places(rows: Sequence[Mapping[str, Any]]) -> tuple[Array, Array]:
-    x, y = ([row[key] for row in rows] for key in ("ms_per_step", "forces_mae_meV_per_A"))
-    return np.array(x, float), np.array(y, float)
-
-
-def _cloud(rows: Sequence[Mapping[str, Any]], look: tuple[str, str, str]) -> Any:
-    """Trials of one architecture, paler where beaten; pointing at one shows its settings."""
-    x, y = _places(rows)
-    told = [
-        f"trial {row['number']}<br>"
-        + "<br>".join(f"{key} {_short(value)}" for key, value in row["settings"].items())
-        for row in rows
-    ]
-    hover = "%{text}<br>%{x:.3g} ms, %{y:.3g} meV/Å<extra></extra>"
-    cloud = markers(x, y, look, text=told, hovertemplate=hover)
-    opacity = [1.0 if row["on_front"] else 0.4 for row in rows]
-    return cloud.update(marker={"size": 9, "opacity": opacity})
+def _point(row: Mapping[str, Any]) -> Point:
+    """A trial; pointing at it shows its settings."""
+    settings = row["settings"]
+    lines = [f"trial {row['number']}", *(f"{key} {_short(own)}" for key, own in settings.items())]
+    text = "<br>".join(map(html.escape, lines))
+    architecture = html.escape(settings["student"].partition("-")[0])
+    return Point(
+        row["ms_per_step"], row["forces_mae_meV_per_A"], architecture, text, row["on_front"]
+    )
 
 
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def front_page(panel: Panel, name: str) -> str:
-    """One HTML file of the plot, which loads nothing."""
-    drawn = "<p>nothing to draw: no trial has an error</p>"
-    if panel.figure is not None:
-        drawn = plotly.io.to_html(
-            panel.figure, full_html=False, include_plotlyjs=True, config={"displaylogo": False}
-        )
-    style = "body{font-family:system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
-    title = html.escape(f"{panel.title}: {name}")
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{style}</style><h1>{title}</h1>"
-        f'<div role="img" aria-label="{html.escape(panel.description)}">{drawn}</div>'
-        f"<p>{html.escape(panel.note)}</p></html>\n"
-    )
+def write_front(path: Path, found: Mapping[str, Any], name: str) -> None:
+    """Write the page of a search; ``found`` is the content of ``tune.json``."""
+    system = f"{found['system']['formula']}, {found['device']}"
+    trials, best = found["trials"], found["best"]
+    panel = trials_panel(trials, found["limit_ms_per_step"], best, system)
+    write(path, "front.html.jinja", {"front": [panel]}, name=name, trials=trials, best=best)

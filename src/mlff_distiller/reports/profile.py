@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import html
-import json
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 
-from mlff_distiller.durable import write_json, write_text
+from mlff_distiller.durable import write_json
 from mlff_distiller.measure.findings import (
     ASE,
     CALCULATOR,
@@ -21,8 +20,7 @@ from mlff_distiller.measure.findings import (
 )
 from mlff_distiller.measure.profiling import Profile
 from mlff_distiller.plotting import BLUE, GREEN, GREY, ORANGE, PURPLE, Panel, figure
-from mlff_distiller.reports.benchmark import drawn, flat, template
-from mlff_distiller.reports.page import page_of
+from mlff_distiller.reports.page import flat, write
 
 _COLORS = {
     ASE: PURPLE,
@@ -44,21 +42,26 @@ def write_profile(found: Profile, folder: str | Path) -> dict[str, Path]:
 
 def write_page(path: Path, found: Profile) -> None:
     """Write the profile with its plot and tables."""
-    panels = {"phases": [_shares(found.cases)]}
-    text = page_of(
-        template("profile.html.jinja"),
-        drawn(panels),
-        panels=panels,
-        about=found.content["about"],
+    about = found.content["about"]
+    traces = [
+        (f"trace of {_name(case)}", f"{case['trace_file']}, for Perfetto or chrome://tracing")
+        for case in found.cases
+        if case["trace_file"]
+    ]
+    write(
+        path,
+        "profile.html.jinja",
+        {"phases": [_shares(found.cases)]},
+        about=about,
         settings=found.content["settings"],
         cases=found.cases,
         meaning=MEANING,
         ms=_ms,
         name=_name,
-        provenance=list(flat(found.content["about"])),
-        raw=json.dumps(found.content, indent=1),
+        provenance_rows=[*flat(about), *traces],
+        raw=found.content,
+        raw_file="profile.json",
     )
-    write_text(path, text)
 
 
 def _name(case: dict[str, Any]) -> str:

@@ -13,8 +13,8 @@ import numpy as np
 
 from mlff_distiller import plotting
 from mlff_distiller.plotting import Array, Panel
-from mlff_distiller.reports.page import FILTERS
-from mlff_distiller.reports.validation_tables import LONGEST_CELL, label
+from mlff_distiller.reports.validation_tables import LONGEST_CELL
+from mlff_distiller.reports.words import label, words
 from mlff_distiller.validation.check import Tree
 from mlff_distiller.validation.checks import CHECKS
 
@@ -52,7 +52,7 @@ def others(measured: Tree) -> list[Panel]:
                 look = (html.escape(name), plotting.look(number)[0], "circle")
                 traces.append(plotting.markers(x, y, look))
         axes = [{"title": html.escape(label(name))} for name in (first, rest[0])]
-        panels.append(Panel(str(FILTERS["words"](path)), plotting.figure(traces, *axes)))
+        panels.append(Panel(words(path), plotting.figure(traces, *axes)))
     return panels
 
 

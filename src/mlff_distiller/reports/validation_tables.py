@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from mlff_distiller.reports.page import FILTERS, UNITS
-
 _DRAWN = {
     "dynamics",
     "scans",
@@ -76,15 +74,6 @@ def _beside(mine: Table, theirs: Table) -> Table:
     own, other = dict(mine.rows), dict(theirs.rows)
     rows = [[key, own.get(key, "–"), other.get(key, "–")] for key in dict.fromkeys([*own, *other])]
     return Table(mine.name, ["what", "student", "teacher"], rows)
-
-
-def label(key: str, table: str = "") -> str:
-    """A key in words, with the unit that it ends in, or else the table's name does."""
-    unit = next((unit for end, unit in UNITS.items() if key.endswith(end)), "")
-    if not unit and key in ("value", "student", "teacher"):
-        unit = next((unit for end, unit in UNITS.items() if table.endswith(end)), "")
-    words = str(FILTERS["words"](key))
-    return f"{words} ({unit})" if unit else words
 
 
 def named(all_tables: Sequence[Table], name: str) -> Table | None:

@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mlff_distiller.validation.criteria import CRITERIA
+from mlff_distiller.validation.criteria import COMPARISONS, CRITERIA
 
 Use = Literal["production", "screening", "unsuitable"]
 
 LEAST_FIDELITY = 0.8
-"""Of forces, for screening: beyond errors of a fifth of the forces they rank the candidates."""
+"""Smallest force fidelity for screening: larger errors would decide the ranking of candidates."""
 _FIDELITY = "student_md_forces_fidelity"
-_ABOUT_ACCURACY = {"imaginary_frequency_per_cm", "leaked_fraction", "speedup"}
 
 
 @dataclass(frozen=True)
@@ -25,19 +24,17 @@ class Class:
 
 
 def compares(check: str) -> bool:
-    """Whether a check asks how near the teacher it is, and not whether physics holds.
-
-    Leaked test structures are among these: they make a claim of accuracy worthless, not dynamics.
-    """
-    return "_difference_" in check or "fidelity" in check or check in _ABOUT_ACCURACY
+    """Whether a check asks how close to the teacher it is; unknown ones count as physics."""
+    return check in COMPARISONS
 
 
 def class_of(verdict: Mapping[str, Any]) -> Class:
     """The use that a ``verdict`` block allows.
 
-    Production: approved. Screening: rejected, but only by checks that compare with the teacher, and
-    forces on its own dynamics, if a teacher scored them, are at least 80 % right. Unsuitable: all
-    others, for what broke physics once does so in any use. What was not measured has failed.
+    Production: approved. Screening: rejected, but only by checks that compare it with the teacher,
+    and its forces on its own dynamics, if a teacher scored them, are at least 80 % right.
+    Unsuitable: all others, because broken physics spoils any use. A check without a measurement
+    has failed.
     """
     if verdict["status"] == "approved":
         return Class("production", "every check passed")
@@ -61,6 +58,14 @@ def _percent(share: float) -> str:
 
 
 def _in_words(failed: Mapping[str, float | None]) -> str:
-    words = [CRITERIA[name].failure for name, value in failed.items() if value is not None]
-    unknown = [name.replace("_", " ") for name, value in failed.items() if value is None]
-    return "; ".join([*words, *(["not measured: " + ", ".join(unknown)] if unknown else [])])
+    words = [
+        CRITERIA[name].failure if name in CRITERIA else f"{name} failed"
+        for name, value in failed.items()
+        if value is not None
+    ]
+    missing = [
+        CRITERIA[name].title if name in CRITERIA else name
+        for name, value in failed.items()
+        if value is None
+    ]
+    return "; ".join([*words, *(["not measured: " + ", ".join(missing)] if missing else [])])

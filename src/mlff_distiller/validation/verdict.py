@@ -13,7 +13,7 @@ from mlff_distiller.validation.criteria import CRITERIA
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found: a number, or None where nothing was measured, and words about it."""
+    """The number a check judges, None if it was not measured, and words that explain it."""
 
     value: float | None
     words: str = ""
@@ -27,7 +27,7 @@ def judge(findings: Mapping[str, Finding], limits: Mapping[str, float]) -> dict[
     Raises
     ------
     ConfigError
-        A limit is of no check, or not finite.
+        A limit names an unknown check, or is not finite.
     """
     for name, limit in limits.items():
         if name not in CRITERIA:
@@ -48,7 +48,7 @@ def judge(findings: Mapping[str, Finding], limits: Mapping[str, float]) -> dict[
         if passed:
             continue
         if value is None or math.isnan(value):
-            reason = f"{name} was not measured, so nobody knows"
+            reason = f"{name} was not measured, which counts as a failure"
         else:
             order = "at most" if criterion.at_most else "at least"
             reason = f"{criterion.failure}: {name} is {value:.4g}, {order} {limit:g} is allowed"

@@ -28,7 +28,7 @@ from mlff_distiller.labeling import (
     read_frames,
 )
 from mlff_distiller.reports.card import model_card
-from mlff_distiller.reports.page import write_report
+from mlff_distiller.reports.distillation import write_report
 from mlff_distiller.sampling import approach, grow, scan, walk, walkers
 from mlff_distiller.sampling.active import Round, learn_actively
 from mlff_distiller.structure import enlarge

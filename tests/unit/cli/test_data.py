@@ -8,6 +8,7 @@ import pytest
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.io import read, write
+from tests.unit.reports.test_report import Page, assert_safe
 from typer.testing import CliRunner
 
 from mlff_distiller.cli.main import app
@@ -164,7 +165,9 @@ def test_stats(folder, tmp_path):
     assert facts["records"] == 30
     assert facts["elements"] == {"Cu": 100, "Au": 20}
     assert 1.2 < facts["shortest distance, Å"]["least"] < 2.6
-    text = page.read_text()
+    shown = Page(page.read_text("utf-8"))
+    assert_safe(shown)
     for title in ("Elements", "Forces", "Shortest distances", "Coverage"):
-        assert f"<h2>{title}</h2>" in text
-    assert "<script src=" not in text
+        assert title in shown.visible
+    assert "30 records with 120 atoms" in shown.text
+    assert str(facts["shortest distance, Å"]["least"]) in dict(shown.data)

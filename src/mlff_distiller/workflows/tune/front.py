@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mlff_distiller.dataset import Dataset
-from mlff_distiller.durable import read_json, write_json, write_text
+from mlff_distiller.durable import read_json, write_json
 from mlff_distiller.errors import ConfigError, TrainingError
-from mlff_distiller.reports.front import front_page, front_panel
+from mlff_distiller.reports.front import write_front
 from mlff_distiller.students import load_student
 from mlff_distiller.workflows.config import Config, with_settings
 from mlff_distiller.workflows.folder import fix_inputs, only_one
@@ -184,11 +184,5 @@ def _best(bench: Bench, found: Mapping[str, Any]) -> int:
 
 
 def _write(out: Path, found: Mapping[str, Any]) -> None:
-    panel = front_panel(
-        found["trials"],
-        found["limit_ms_per_step"],
-        found["best"],
-        f"{found['system']['formula']}, {found['device']}",
-    )
-    write_text(out / "front.html", front_page(panel, out.resolve().name))
+    write_front(out / "front.html", found, out.resolve().name)
     write_json(out / "tune.json", found)
