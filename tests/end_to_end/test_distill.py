@@ -18,7 +18,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.io import write
-from tests.conftest import Done, alone, command
+from tests.helpers import Done, alone, command
 from typer.testing import CliRunner
 
 from mlff_distiller import StudentCalculator

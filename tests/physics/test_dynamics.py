@@ -7,7 +7,7 @@ import warp as wp
 from ase import Atoms, units
 from ase.build import bulk
 from scipy import stats
-from tests.conftest import random_nep, rattled
+from tests.helpers import random_nep, rattled
 
 from mlff_distiller.engines.forces import choose_forces
 from mlff_distiller.kernels.compiling import warp_device

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import warp as wp
-from tests.conftest import random_nep, rattled, structures
+from tests.helpers import random_nep, rattled, structures
 
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.errors import KernelError, StudentError

@@ -14,7 +14,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.io import write
-from tests.conftest import command
+from tests.helpers import command
 
 from mlff_distiller.dataset import Dataset, DatasetWriter, Record, verify
 from mlff_distiller.durable import write_json

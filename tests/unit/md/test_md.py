@@ -12,7 +12,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.constraints import FixAtoms, FixBondLength
 from ase.io import read
-from tests.conftest import random_nep, random_painn, rattled
+from tests.helpers import random_nep, random_painn, rattled
 
 from mlff_distiller import StudentCalculator, run_md
 from mlff_distiller.engines.forces import choose_forces

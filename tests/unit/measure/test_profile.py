@@ -10,9 +10,9 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators import calculator as ase_calculator
-from tests.conftest import random_nep, random_painn
+from tests.helpers import random_nep, random_painn
 from tests.unit.measure.clocks import Clock, Timed
-from tests.unit.reports.test_report import ATTACK, Page, browse
+from tests.unit.reports.pages import ATTACK, Page, browse
 from typer.testing import CliRunner
 
 from mlff_distiller.cli.main import app

@@ -5,9 +5,8 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
-from ase.calculators.emt import EMT
-from ase.calculators.singlepoint import SinglePointCalculator
-from tests.conftest import random_painn, rattled
+from tests.helpers import random_painn, rattled
+from tests.unit.students.labelled import energies, labelled
 
 from mlff_distiller.batch import Batch
 from mlff_distiller.errors import TrainingError
@@ -17,22 +16,6 @@ from mlff_distiller.students import PaiNN, PaiNNSettings, painn_for
 from mlff_distiller.students.data import repulsion
 from mlff_distiller.students.painn import bessel, saturated, solid_harmonics
 from mlff_distiller.students.painn_setup import initialise
-
-
-def labelled(atoms: Atoms, n: int) -> list[Batch]:
-    frames = []
-    for seed in range(n):
-        frame = rattled(atoms, 0.1, seed)
-        frame.calc = EMT()
-        energy, forces = frame.get_potential_energy(), frame.get_forces()
-        frame.calc = SinglePointCalculator(frame, energy=energy, forces=forces)
-        frames.append(Batch.from_atoms([frame]))
-    return frames
-
-
-def energies(student: PaiNN, atoms: Atoms) -> float:
-    batch = Batch.from_atoms([atoms])
-    return student(batch, neighbor_list(batch, student.cutoff)).energy.item()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from ase.build import bulk, molecule
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
-from tests.conftest import random_nep, random_painn
+from tests.helpers import random_nep, random_painn
 
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.errors import DynamicsError

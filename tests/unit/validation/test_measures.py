@@ -6,7 +6,7 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
-from tests.conftest import random_nep, rattled, structures
+from tests.helpers import random_nep, rattled, structures
 
 from mlff_distiller.batch import Batch
 from mlff_distiller.deploy import StudentCalculator
