@@ -2,7 +2,7 @@
 
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 import torch
 
-from tests.helpers import ROOT
+from tests.helpers import ROOT, begin
 
 
 @pytest.fixture(scope="session")
@@ -26,22 +26,27 @@ def shared() -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def start() -> Callable[..., multiprocessing.Process]:
+@pytest.fixture
+def start() -> Iterator[Callable[..., multiprocessing.Process]]:
     """``start(function, *arguments)`` in a process of its own, here, within milliseconds.
 
     It forks from one that has imported torch and the commands and has done nothing else, so that
-    many can be started, and killed at work rather than while they import.
+    many can be started, and killed at work rather than while they import. None outlives its test.
     """
     context = multiprocessing.get_context("forkserver")
+    started = []
     context.set_forkserver_preload(["mlff_distiller.cli.main", "mlff_distiller.workflows.distill"])
 
     def start(function: Callable, *arguments: Any) -> multiprocessing.Process:
-        process = context.Process(target=function, args=arguments, daemon=True)
+        process = context.Process(target=begin, args=(function, *arguments), daemon=True)
         process.start()
+        started.append(process)
         return process
 
-    return start
+    yield start
+    for process in started:
+        process.kill()
+        process.join()
 
 
 def pytest_collection_modifyitems(items):

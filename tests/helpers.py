@@ -3,11 +3,13 @@
 import contextlib
 import io
 import signal
+import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,6 +50,29 @@ def command(*words: object, environment: Mapping[str, str] = MappingProxyType({}
         finally:
             signal.signal(signal.SIGTERM, on_termination)
     return Done(end.value.code or 0, output.getvalue(), errors.getvalue())
+
+
+@contextlib.contextmanager
+def running(*words: object, **options: Any) -> Iterator[subprocess.Popen]:
+    """A program beside the test, which ctrl-C can interrupt and which no failure leaves behind."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    program = list(map(str, words))
+    with subprocess.Popen(program, preexec_fn=interruptible, **(pipes | options)) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def interruptible() -> None:
+    """What a shell starts in the background ignores ctrl-C, and so does all that it starts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def begin(function: Callable, *arguments: Any) -> None:
+    """What `start` runs in a process of its own."""
+    interruptible()
+    function(*arguments)
 
 
 def alone(*words: object) -> None:
