@@ -13,8 +13,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pytest
 import torch
+from hypothesis import settings
 
 from tests.helpers import ROOT, begin
+
+# A busy machine is slow, and a check of a pull request fails for what the pull request does.
+settings.register_profile("tests", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")
