@@ -4,6 +4,7 @@ python benchmarks/ase_step.py --device cuda --out benchmarks/results/ase_step_h1
 """
 
 import argparse
+import dataclasses
 import json
 import platform
 from importlib.metadata import version
@@ -11,10 +12,23 @@ from pathlib import Path
 
 import torch
 from ase.build import bulk
-from lean_calculator import student
 
 from mlff_distiller import StudentCalculator
+from mlff_distiller.batch import Batch
 from mlff_distiller.md.record import ForceField, ms_per_step
+from mlff_distiller.students import NEPSettings, nep_for
+
+
+def student():
+    frame = bulk("Si", cubic=True)
+    frame.rattle(0.05, seed=0)
+    batch = Batch.from_atoms([frame])
+    labels = {
+        "energy": torch.zeros(1, dtype=torch.float64),
+        "forces": torch.zeros(8, 3),
+        "stress": torch.zeros(1, 3, 3, dtype=torch.float64),
+    }
+    return nep_for([dataclasses.replace(batch, labels=labels)], NEPSettings(), 0)
 
 
 def main():

@@ -3,7 +3,8 @@
     python benchmarks/painn_cpu.py sets --out table.json
     PYTHONPATH=OLDER/src python benchmarks/painn_cpu.py sets --out before.json
 
-``sets`` holds water/test.safetensors and 3bpa/test.safetensors, as ``students.py`` reads them.
+``sets`` holds water/test.safetensors and 3bpa/test.safetensors, as ``studies/training_sets.py``
+makes them.
 Medians over tens of updates, and over repeats of evaluations on neighbours that are there (skin
 0.5 Å).
 """
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from painn_md import WAYS, median_ms, rattled
-from training_sets import load_set
+from studies.label_sets import load_set
 
 import mlff_distiller
 from mlff_distiller.engines.loading import ready_student

@@ -43,7 +43,7 @@ TARGETS = (200, 150, 100, 80, 60, 50, 40, 35, 30, 25, 20, 15, 10)
 def load(path):
     """One labelled ``Batch`` a frame, without stress."""
     if path.suffix == ".safetensors":
-        from training_sets import load_set
+        from studies.label_sets import load_set
 
         frames = load_set(path)
     else:
@@ -174,7 +174,7 @@ def write_split(path, parts):
 
 def command():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("frames", type=Path, help="extxyz, or a set of training_sets.py")
+    parser.add_argument("frames", type=Path, help="extxyz, or a set of studies/training_sets.py")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--peer-python", help="interpreter that has graph-pes; none: only ours")
     parser.add_argument("--peer-models", nargs="*", default=["PaiNN", "TensorNet"])

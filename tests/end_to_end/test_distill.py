@@ -18,7 +18,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.io import write
-from tests.conftest import Done, alone, command
+from tests.helpers import Done, alone, command, running
 from typer.testing import CliRunner
 
 from mlff_distiller import StudentCalculator
@@ -74,15 +74,9 @@ class Bench:
     def environment(self, out: str) -> dict[str, str]:
         return {"CALLS": str(self.folder / f"{out}.calls"), "OMP_NUM_THREADS": "1"}
 
-    def start(self, out: str) -> subprocess.Popen:
-        return subprocess.Popen(
-            [sys.executable, "-m", "mlff_distiller.cli.main", *self.words(out)],
-            cwd=self.folder,
-            env={**os.environ, **self.environment(out)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def start(self, out: str) -> contextlib.AbstractContextManager[subprocess.Popen]:
+        program = (sys.executable, "-m", "mlff_distiller", *self.words(out))
+        return running(*program, cwd=self.folder, env={**os.environ, **self.environment(out)})
 
     def run(self, out: str, *words: str, **options: str) -> Done:
         """To its end, in this process."""
@@ -101,8 +95,8 @@ def bench(tmp_path_factory) -> Bench:
 @pytest.fixture(scope="module")
 def straight(bench) -> Path:
     """An uninterrupted run."""
-    process = bench.start("straight")
-    output, errors = process.communicate(timeout=240)
+    with bench.start("straight") as process:
+        output, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
     assert "report" in output
     return bench.folder / "straight"
@@ -241,13 +235,13 @@ def test_other_structures_are_refused(bench, straight):
 
 
 def test_two_at_once_are_refused(bench, straight):
-    first = bench.start("twice")
     lock = bench.folder / "twice" / ".lock"
-    while not (lock.exists() and lock.read_text()):
-        time.sleep(0.05)
-    second = bench.run("twice")
-    first.terminate()
-    first.communicate(timeout=60)
+    with bench.start("twice") as first:
+        while not (lock.exists() and lock.read_text()):
+            time.sleep(0.05)
+        second = bench.run("twice")
+        first.terminate()
+        first.communicate(timeout=60)
     assert second.returncode == 1
     assert f"process {first.pid}" in second.stderr
     assert first.returncode == 143

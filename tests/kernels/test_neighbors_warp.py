@@ -5,7 +5,7 @@ import pytest
 import warp as wp
 from ase import Atoms
 from ase.build import bulk
-from tests.conftest import rattled, structures
+from tests.helpers import rattled, structures
 
 from mlff_distiller.kernels.compiling import warp_device
 from mlff_distiller.kernels.neighbors import VerletList

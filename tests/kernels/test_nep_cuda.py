@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 from ase.build import bulk
-from tests.conftest import random_nep, rattled, structures
-from tests.kernels.test_nep_reference import FILES, crystals
-from tests.kernels.test_nep_warp import (
+from tests.helpers import random_nep, rattled, structures
+from tests.kernels.comparison import (
     FORCE_TOLERANCE,
     LANES,
     assert_same,
@@ -14,6 +13,7 @@ from tests.kernels.test_nep_warp import (
     many_atoms,
     run,
 )
+from tests.kernels.published import FILES, crystals
 
 from mlff_distiller.engines.choice import choose_engine
 from mlff_distiller.engines.loading import ready_student

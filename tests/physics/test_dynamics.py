@@ -7,7 +7,7 @@ import warp as wp
 from ase import Atoms, units
 from ase.build import bulk
 from scipy import stats
-from tests.conftest import random_nep, rattled
+from tests.helpers import random_nep, rattled
 
 from mlff_distiller.engines.choice import choose_engine
 from mlff_distiller.engines.loading import ready_student

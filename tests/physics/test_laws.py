@@ -7,7 +7,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
-from tests.conftest import random_nep, random_painn, rattled, structures
+from tests.helpers import random_nep, random_painn, rattled, structures
 
 from mlff_distiller.batch import Batch
 from mlff_distiller.deploy import StudentCalculator

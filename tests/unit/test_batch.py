@@ -7,7 +7,7 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
-from tests.conftest import structures
+from tests.helpers import structures
 
 from mlff_distiller.batch import Batch, check_structure
 from mlff_distiller.errors import StructureError

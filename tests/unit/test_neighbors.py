@@ -11,7 +11,7 @@ import torch
 from ase import Atoms
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.conftest import structures
+from tests.helpers import structures
 
 from mlff_distiller import neighbors
 from mlff_distiller.batch import Batch

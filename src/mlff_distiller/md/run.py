@@ -319,7 +319,9 @@ def _interruptions() -> Iterator[list[int]]:
             _end_by(number)
         met.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    # A job in the background of a shell ignores ctrl-C, which is meant for others.
+    heeded = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in heeded}
     try:
         yield met
     finally:

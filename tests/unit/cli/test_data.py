@@ -8,7 +8,7 @@ import pytest
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.io import read, write
-from tests.unit.reports.test_report import Page, assert_safe
+from tests.unit.reports.pages import Page, assert_safe
 from typer.testing import CliRunner
 
 from mlff_distiller.cli.main import app

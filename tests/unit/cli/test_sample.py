@@ -1,7 +1,6 @@
 """``sample``, as a user runs it: what it makes, what it refuses, and why."""
 
 import signal
-import subprocess
 import sys
 import time
 
@@ -10,6 +9,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.io import read, write
+from tests.helpers import running
 from typer.testing import CliRunner
 
 from mlff_distiller import durable
@@ -155,17 +155,8 @@ def test_selecting_from_a_pool_needs_no_teacher(tmp_path):
 
 def test_what_an_interruption_says_is_true(copper, tmp_path):
     out = tmp_path / "new.xyz"
-    command = [
-        sys.executable,
-        "-m",
-        "mlff_distiller.cli.main",
-        "sample",
-        str(copper),
-        "--method",
-        "md",
-    ]
-    command += ["--teacher", EMT, "-n", "100000", "--out", str(out)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-m", "mlff_distiller", "sample", copper, "--method", "md"]
+    with running(*command, "--teacher", EMT, "-n", 100_000, "--out", out) as process:
         while not (out.exists() and out.stat().st_size) and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.helpers import running
 
 from mlff_distiller.dataset import Dataset, DatasetWriter, manifest, verify, writer
 from mlff_distiller.errors import DatasetError, StructureError
@@ -156,17 +157,11 @@ def test_a_writer_in_another_process_is_named(tmp_path):
         "import sys; from mlff_distiller.dataset import DatasetWriter\n"
         "with DatasetWriter(sys.argv[1], {}): print('ready', flush=True); sys.stdin.read()"
     )
-    holder = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with holder:
+    program = (sys.executable, "-c", code, tmp_path)
+    with running(*program, stdin=subprocess.PIPE) as holder:
         assert holder.stdout.readline() == "ready\n"
         with pytest.raises(DatasetError, match=f"process {holder.pid} on "):
             DatasetWriter(tmp_path, {})
-        holder.kill()
     DatasetWriter(tmp_path, {}).close()
 
 

@@ -15,7 +15,7 @@ from ase.filters import FrechetCellFilter
 from ase.io import read, write
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
-from tests.conftest import random_nep, rattled, structures
+from tests.helpers import random_nep, rattled, structures
 
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.engines.loading import resolve_device

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import warp as wp
-from tests.conftest import random_nep, random_painn, rattled, structures
+from tests.helpers import random_nep, random_painn, rattled, structures
 
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.errors import KernelError, StudentError

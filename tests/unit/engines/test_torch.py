@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from tests.conftest import random_nep, random_painn, rattled, structures
+from tests.helpers import random_nep, random_painn, rattled, structures
 
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.engines.loading import ready_student

@@ -14,7 +14,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.io import write
-from tests.conftest import command
+from tests.helpers import command, running
 
 from mlff_distiller.dataset import Dataset, DatasetWriter, Record, verify
 from mlff_distiller.durable import write_json
@@ -346,32 +346,19 @@ def test_a_charge_that_is_none_is_quarantined_alone(here):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_keeps_what_is_in_work(here, number):
-    words = [
-        sys.executable,
-        "-m",
-        "mlff_distiller.cli.main",
-        "label",
-        "copper.xyz",
-        "--out",
-        "labels",
-    ]
-    process = subprocess.Popen(
-        [*words, "--teacher", "ase:factories:Slow", "--device", "cpu"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    while len(list(here.glob("labels/*.h5"))) < 2:
-        time.sleep(0.01)
-        assert process.poll() is None, process.communicate()
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    words = ["label", "copper.xyz", "--out", "labels", "--teacher", "ase:factories:Slow"]
+    program = [sys.executable, "-m", "mlff_distiller", *words, "--device", "cpu"]
+    with running(*program) as process:
+        while len(list(here.glob("labels/*.h5"))) < 2:
+            time.sleep(0.01)
+            assert process.poll() is None, process.communicate()
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number, errors
     n = len(Dataset(here / "labels"))
     assert 2 <= n < 10
     assert verify(here / "labels").ok
-    done = command("label", "copper.xyz", "--out", "labels", "--teacher", "ase:factories:Slow")
+    done = command(*words)
     assert done.returncode == 0, done.stderr
     assert "10 of 10 labelled" in done.stdout
 

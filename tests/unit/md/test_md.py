@@ -12,7 +12,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.constraints import FixAtoms, FixBondLength
 from ase.io import read
-from tests.conftest import random_nep, random_painn, rattled
+from tests.helpers import random_nep, random_painn, rattled
 
 from mlff_distiller import StudentCalculator, run_md
 from mlff_distiller.engines.choice import choose_engine
@@ -430,6 +430,24 @@ def test_a_run_that_was_killed_continues_as_if_it_had_not(student, tmp_path, sta
         a, b = read(out, ":"), read(tmp_path / f"b.{suffix}", ":")
         assert len(a) == len(b)
         assert all(np.array_equal(x.positions, y.positions) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("ignored", [True, False])
+def test_ctrl_c_stays_ignored_where_it_was(student, tmp_path, ignored):
+    """As in the background of a shell; elsewhere it ends the run after a checkpoint."""
+    press = [(5, lambda one: signal.raise_signal(signal.SIGINT))]
+    handler = signal.SIG_IGN if ignored else signal.default_int_handler
+    before = signal.signal(signal.SIGINT, handler)
+    ended, out = False, tmp_path / "a.traj"
+    try:
+        run_md(water_like(2), student, n_steps=10, out=out, observers=press, **BRIEF)
+    except KeyboardInterrupt:
+        ended = True
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ended is not ignored
+    rows = (tmp_path / "a.log.csv").read_text().splitlines()
+    assert (len(rows) == 4) is ignored  # a head, steps 0, 5 and, if it goes on, 10
 
 
 def test_command(student, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from ase.build import bulk, molecule
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
-from tests.conftest import ROOT, random_nep, random_painn
+from tests.helpers import ROOT, random_nep, random_painn
 from tests.unit.validation.faults import Pairs, argon
 
 from mlff_distiller.deploy import StudentCalculator

@@ -11,9 +11,9 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
-from tests.conftest import random_nep, random_painn
+from tests.helpers import random_nep, random_painn
 from tests.unit.measure.clocks import Clock, Failing, Leaky, Timed
-from tests.unit.reports.test_report import ATTACK, Page, browse
+from tests.unit.reports.pages import ATTACK, Page, browse
 from typer.testing import CliRunner
 
 from mlff_distiller.cli.main import app

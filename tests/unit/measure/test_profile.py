@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
-from tests.conftest import random_nep, random_painn
+from tests.helpers import random_nep, random_painn
 from tests.unit.measure.clocks import Clock, Timed
-from tests.unit.reports.test_report import ATTACK, Page, browse
+from tests.unit.reports.pages import ATTACK, Page, browse
 from typer.testing import CliRunner
 
 from mlff_distiller.cli.main import app

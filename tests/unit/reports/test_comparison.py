@@ -11,8 +11,8 @@ import pytest
 from ase.build import bulk
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.emt import EMT
-from tests.conftest import ROOT, command, rattled
-from tests.unit.reports.test_report import ATTACK, Page, assert_safe, browse
+from tests.helpers import ROOT, command, rattled
+from tests.unit.reports.pages import ATTACK, Page, assert_safe, browse
 from tests.unit.validation.faults import Pairs, argon
 
 from mlff_distiller.errors import DistillerError

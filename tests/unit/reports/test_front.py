@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.reports.test_report import ATTACK, Page, assert_safe, browse
+from tests.unit.reports.pages import ATTACK, Page, assert_safe, browse
 
 from mlff_distiller.reports.front import non_dominated, trials_panel, write_front
 

@@ -6,15 +6,13 @@ import copy
 import json
 import math
 import re
-import shutil
-import subprocess
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.unit.reports.pages import ATTACK, Page, assert_safe, browse
 
 from mlff_distiller.plotting import MAX_POINTS
 from mlff_distiller.reports.distillation import write_report
@@ -22,66 +20,12 @@ from mlff_distiller.reports.distillation_plots import all_panels
 from mlff_distiller.reports.evidence import Curve, Evidence, ParitySet, Sampling, Trajectory
 from mlff_distiller.reports.words import duration, limit, number, percent, quantity, words
 
-ATTACK = "</script><script>alert(1)</script><img src=x onerror=alert(1)><!--"
 BLOCKS = ("teacher", "student", "data", "accuracy", "stability", "observables", "speed", "verdict")
-
-
-class Page(HTMLParser):
-    """The parts of a page that the tests look at."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.visible: list[str] = []
-        self.scripts: list[str] = []
-        self.raw = ""
-        self.data: list[tuple[str, str]] = []  # exact value, text shown
-        self._open: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag == "script":
-            self.scripts.append("")
-        if tag == "data":
-            self.data.append((str(dict(attrs)["value"]), ""))
-        if tag not in ("meta", "img", "br", "input"):
-            self._open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if "script" in self._open:
-            self.scripts[-1] += data
-        elif "pre" in self._open:
-            self.raw += data
-        elif "body" in self._open and data.strip():
-            self.visible.append(data.strip())
-        if "data" in self._open:
-            self.data[-1] = (self.data[-1][0], self.data[-1][1] + data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.visible).split())
 
 
 def render(folder: Path, report: dict[str, Any], evidence: Evidence) -> Page:
     write_report(folder / "report.html", report, evidence)
     return Page((folder / "report.html").read_text("utf-8"))
-
-
-def assert_safe(page: Page) -> None:
-    """Nothing is loaded, the policy forbids it, and no name became a tag."""
-    assert not [tag for tag, attrs in page.tags if {"src", "srcset", "data"} & attrs.keys()]
-    assert not [tag for tag, _ in page.tags if tag in ("link", "base", "iframe", "object", "form")]
-    assert not any(tag == "img" or "onerror" in attrs for tag, attrs in page.tags)
-    policy = next(str(a["content"]) for _, a in page.tags if a.get("http-equiv"))
-    assert policy.startswith("default-src 'none';")
-    assert "http" not in policy
-    assert len(page.scripts) in (3, 5)  # five with a film
-    for script in page.scripts[1::2]:  # data
-        assert not set("<>&") & set(script)
 
 
 def leaves(tree: Any) -> list[Any]:
@@ -354,21 +298,6 @@ def test_every_plot_is_described_in_words(report, evidence):
 
 
 # In a browser
-
-
-def browse(folder: Path, *options: str) -> tuple[str, str]:
-    browser = next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-    )
-    if browser is None:
-        pytest.skip("no Chromium on this machine")
-    quiet = ["gpu", "quic", "sync", "background-networking", "component-update", "extensions"]
-    command = [browser, "--headless", "--no-sandbox", "--no-first-run", "--hide-scrollbars"]
-    command += [f"--disable-{feature}" for feature in quiet]
-    command += [f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=30000"]
-    command += ["--enable-logging=stderr", "--v=0", *options, (folder / "report.html").as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
-    return done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("attacked", [False, True], ids=["as it is", "with hostile names"])

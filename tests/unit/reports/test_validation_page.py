@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.reports.test_report import ATTACK, Page, assert_safe, browse
+from tests.unit.reports.pages import ATTACK, Page, assert_safe, browse
 from tests.unit.validation.faults import Hole, Pairs, argon
-from tests.unit.validation.test_validate import SHORT
+from tests.unit.validation.short import SHORT
 
 from mlff_distiller.md.record import ForceField
 from mlff_distiller.reports.validation import write_page

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from ase.build import molecule
-from tests.conftest import random_nep, random_painn
+from tests.helpers import random_nep, random_painn
 
 from mlff_distiller.batch import Batch
 from mlff_distiller.errors import StudentError

@@ -5,9 +5,8 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
-from ase.calculators.emt import EMT
-from ase.calculators.singlepoint import SinglePointCalculator
-from tests.conftest import random_painn, rattled
+from tests.helpers import random_painn, rattled
+from tests.unit.students.labelled import energies, labelled
 
 from mlff_distiller.batch import Batch
 from mlff_distiller.errors import ConfigError
@@ -20,22 +19,6 @@ from mlff_distiller.students.repulsion import repulsion
 from mlff_distiller.workflows.config import load_config
 
 SMALL = PaiNNSettings(channels=16, layers=2)
-
-
-def labelled(atoms: Atoms, n: int) -> list[Batch]:
-    frames = []
-    for seed in range(n):
-        frame = rattled(atoms, 0.1, seed)
-        frame.calc = EMT()
-        energy, forces = frame.get_potential_energy(), frame.get_forces()
-        frame.calc = SinglePointCalculator(frame, energy=energy, forces=forces)
-        frames.append(Batch.from_atoms([frame]))
-    return frames
-
-
-def energies(student: PaiNN, atoms: Atoms) -> float:
-    batch = Batch.from_atoms([atoms])
-    return student(batch, neighbor_list(batch, student.cutoff)).energy.item()
 
 
 @pytest.mark.parametrize(

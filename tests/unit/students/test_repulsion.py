@@ -5,8 +5,8 @@ import copy
 import pytest
 from ase import Atoms
 from ase.build import molecule
-from tests.conftest import random_nep, random_painn
-from tests.unit.students.test_painn import energies, labelled
+from tests.helpers import random_nep, random_painn
+from tests.unit.students.labelled import energies, labelled
 
 from mlff_distiller.errors import ConfigError
 from mlff_distiller.students import set_repulsion

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase.build import bulk
-from tests.conftest import command, rattled, structures
+from tests.helpers import command, rattled, structures
 from tests.unit.students.third_party import Morse
 from tests.unit.workflows.test_train import dataset, emt
 

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase import Atoms
+from tests.helpers import running
 
 from mlff_distiller.errors import TeacherError
 from mlff_distiller.teachers import load_teacher
@@ -199,7 +199,7 @@ if {busy}:
     calculator.label([Atoms({symbol!r})])
 threading.Event().wait()
 """
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
+    with running(sys.executable, "-c", code) as parent:
         pid = int(parent.stdout.readline())
         time.sleep(0.5)
         assert alive(pid)

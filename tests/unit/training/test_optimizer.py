@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.conftest import random_painn
+from tests.helpers import random_painn
 
 from mlff_distiller.students.painn import PaiNN
 from mlff_distiller.students.painn_setup import initialise

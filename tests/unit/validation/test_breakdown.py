@@ -8,9 +8,9 @@ import pytest
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
-from tests.conftest import rattled
+from tests.helpers import rattled
 from tests.unit.validation.faults import Pairs, argon
-from tests.unit.validation.test_validate import SHORT, failed
+from tests.unit.validation.short import SHORT, failed
 
 from mlff_distiller.md.record import ForceField
 from mlff_distiller.validation.accuracy import answers, labelled, labels

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from ase.io import write
-from tests.conftest import ROOT, command, rattled
+from tests.helpers import ROOT, command, rattled
 from tests.unit.validation.faults import argon
 
 from mlff_distiller.errors import ConfigError

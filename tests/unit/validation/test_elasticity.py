@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from ase.build import bulk
 from ase.calculators.emt import EMT
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 from tests.unit.validation.faults import FlippedStress, Hole, Pairs, argon
-from tests.unit.validation.test_validate import SHORT
+from tests.unit.validation.short import SHORT
 
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.errors import DistillerError

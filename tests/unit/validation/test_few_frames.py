@@ -8,8 +8,8 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
-from tests.conftest import rattled
-from tests.unit.validation.test_validate import SHORT, failed
+from tests.helpers import rattled
+from tests.unit.validation.short import SHORT, failed
 
 from mlff_distiller.batch import Batch
 from mlff_distiller.deploy import StudentCalculator

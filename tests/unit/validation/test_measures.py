@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from ase.build import bulk
 from ase.calculators.emt import EMT
-from tests.conftest import random_nep, rattled, structures
+from tests.helpers import random_nep, rattled, structures
 
 from mlff_distiller.batch import Batch
 from mlff_distiller.deploy import StudentCalculator

@@ -6,9 +6,9 @@ import mmap
 import numpy as np
 import pytest
 import torch
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 from tests.unit.validation.faults import Hoarder, Pairs, argon
-from tests.unit.validation.test_validate import SHORT, failed
+from tests.unit.validation.short import SHORT, failed
 
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.md import Ensemble

@@ -8,7 +8,7 @@ import pytest
 from ase import Atoms, units
 from ase.build import bulk, fcc111, molecule
 from ase.calculators.emt import EMT
-from tests.conftest import rattled
+from tests.helpers import rattled
 from tests.unit.validation.faults import EPSILON, SIGMA, Pairs, argon
 
 from mlff_distiller.errors import DistillerError

@@ -7,9 +7,9 @@ import pytest
 from ase import Atoms, units
 from ase.build import bulk
 from ase.calculators.calculator import Calculator, all_changes
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 from tests.unit.validation.faults import Pairs, argon
-from tests.unit.validation.test_validate import SHORT, failed
+from tests.unit.validation.short import SHORT, failed
 
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.md import Ensemble

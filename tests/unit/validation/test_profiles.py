@@ -8,7 +8,7 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
-from tests.conftest import random_nep, rattled
+from tests.helpers import random_nep, rattled
 from tests.unit.validation.faults import Pairs, argon
 
 from mlff_distiller.deploy import StudentCalculator

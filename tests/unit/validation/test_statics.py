@@ -6,7 +6,7 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
-from tests.conftest import random_nep, random_painn, rattled, structures
+from tests.helpers import random_nep, random_painn, rattled, structures
 from tests.unit.validation.faults import (
     FlippedStress,
     Float32Sum,

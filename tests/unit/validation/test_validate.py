@@ -8,7 +8,7 @@ import pytest
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
-from tests.conftest import random_nep, rattled
+from tests.helpers import random_nep, rattled
 from tests.unit.validation.faults import (
     EPSILON,
     SIGMA,
@@ -21,29 +21,14 @@ from tests.unit.validation.faults import (
     Swirl,
     argon,
 )
+from tests.unit.validation.short import SHORT, failed
 
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.errors import ConfigError
 from mlff_distiller.md.record import ForceField
 from mlff_distiller.validation.criteria import CRITERIA
-from mlff_distiller.validation.settings import ValidationSettings
 from mlff_distiller.validation.validate import validate
 from mlff_distiller.validation.verdict import Finding, judge
-
-SHORT = ValidationSettings(
-    temperature_K=(40.0,),
-    time_ps=1.4,
-    equilibration_ps=0.6,
-    time_step_fs=8.0,
-    friction_per_ps=20.0,
-    record_every=1,
-    large_atoms=256,
-    memory_steps=600,
-)
-
-
-def failed(report: dict) -> set[str]:
-    return {check["name"] for check in report["verdict"]["checks"] if not check["passed"]}
 
 
 def test_every_criterion_has_its_reasons():

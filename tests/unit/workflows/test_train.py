@@ -15,7 +15,7 @@ from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from safetensors import safe_open
-from tests.conftest import alone, command, random_nep, random_painn, rattled
+from tests.helpers import alone, command, random_nep, random_painn, rattled
 
 from mlff_distiller.batch import Batch
 from mlff_distiller.dataset import Dataset, DatasetWriter, Record, label_key

@@ -16,7 +16,7 @@ import torch
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.io import write
-from tests.conftest import alone, command
+from tests.helpers import alone, command
 from typer.testing import CliRunner
 
 from mlff_distiller.cli.main import app

@@ -4,7 +4,7 @@ A run is SYSTEM,STUDENT,LABELS and any settings of the configuration, and ``prob
 so many pairs of SYSTEM/probes.safetensors too, or ``seconds=N`` for as many updates as fit into
 so long, as timed beside the other runs, for example
 
-    python benchmarks/students.py sets --out table.json --students students --device cuda \\
+    python students.py sets --out table.json --students students --device cuda \\
         si,nep,900 si,painn-64x2,900,training.updates=10000 water,painn-64x2,1000,seed=1
 
 ``sets`` holds SYSTEM/train.safetensors and SYSTEM/test.safetensors, made by ``training_sets.py``
@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from training_sets import load_extra, load_set
+from label_sets import load_extra, load_set
 
 from mlff_distiller.students import save_student
 from mlff_distiller.training import batches_of, train, validate

@@ -1,7 +1,7 @@
 """ANI-1x and ANI-1ccx ensembles in plain PyTorch, to label many structures on a GPU.
 
-    python benchmarks/ani_torch.py convert ani1ccx_model{0..7}.fnx --out ani1ccx.safetensors
-    python benchmarks/ani_torch.py check ani1ccx.safetensors --fnx ani1ccx_model{0..7}.fnx \
+    python ani_torch.py convert ani1ccx_model{0..7}.fnx --out ani1ccx.safetensors
+    python ani_torch.py check ani1ccx.safetensors --fnx ani1ccx_model{0..7}.fnx \
         --water water.extxyz --molecule train_300K.xyz
 
 ``convert`` reads FeNNol's files (needs jax); nothing else does. From the papers' formulas: Smith,

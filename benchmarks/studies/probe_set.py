@@ -1,6 +1,6 @@
 """Probes of the Hessian around the first frames that ``students.py`` draws from a label set.
 
-    python benchmarks/probe_set.py sets/3bpa/train.safetensors --number 500 --out probes.safetensors
+    python probe_set.py sets/3bpa/train.safetensors --number 500 --out probes.safetensors
 
 The pairs are structures without labels, for ``training_sets.py labels``.
 """
@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from label_sets import save_set, stored
 from students import split
-from training_sets import save_set, stored
 
 from mlff_distiller.sampling import probes
 

@@ -1,17 +1,17 @@
-"""Label sets of liquid water and 3BPA by the ANI-1ccx ensemble; the files of any set.
+"""Label sets of liquid water and 3BPA by the ANI-1ccx ensemble.
 
-    python benchmarks/training_sets.py structures water water.extxyz --model ANI --out sets/water
-    python benchmarks/training_sets.py structures 3bpa train_300K.xyz --model ANI --out sets/3bpa
-    python benchmarks/training_sets.py labels sets/water/train.safetensors --model ANI \
+    python training_sets.py structures water water.extxyz --model ANI --out sets/water
+    python training_sets.py structures 3bpa train_300K.xyz --model ANI --out sets/3bpa
+    python training_sets.py labels sets/water/train.safetensors --model ANI \
         --device cuda --out labelled/water/train.safetensors
-    python benchmarks/training_sets.py teacher-md sets/water/starts.safetensors --model ANI \
+    python training_sets.py teacher-md sets/water/starts.safetensors --model ANI \
         --replicas 16 --device cuda --out labelled/water/test.safetensors
-    python benchmarks/training_sets.py teacher-md labelled/water/train.safetensors --model ANI \
+    python training_sets.py teacher-md labelled/water/train.safetensors --model ANI \
         --replicas 24 --frames 24 --every-fs 50 --seed 7 --max-spread 6 --device cuda \
         --add-to labelled/water/train.safetensors --out labelled/water/more.safetensors
-    python benchmarks/training_sets.py tree labelled/water/more.safetensors --model ANI \
+    python training_sets.py tree labelled/water/more.safetensors --model ANI \
         --number 800 --add-to labelled/water/more.safetensors --out labelled/water/tree.safetensors
-    python benchmarks/training_sets.py approach labelled/water/more.safetensors --model ANI \
+    python training_sets.py approach labelled/water/more.safetensors --model ANI \
         --number 480 --add-to labelled/water/tree.safetensors --out labelled/water/all.safetensors
 
 ANI is the file of ``ani_torch.py convert``. ``structures``, on a CPU: a rattle-relax tree and short
@@ -22,14 +22,9 @@ teacher's own dynamics. Of a set of many frames a walker only the last one start
 the frames behind those of a labelled set. ``tree``: rattled and relaxed from there, for bonds that
 are shorter and longer than dynamics makes them; ``approach``: pairs of molecules, or of atoms,
 pushed together, of 120 frames drawn at random.
-
-A set is one safetensors file: positions float32, and labels made of just these; per system n_atoms,
-cell, pbc, energy, stress, temperature_K, walker; per atom atomic_numbers, positions, forces, and
-``spread``, the standard deviation of forces over the teacher's networks.
 """
 
 import argparse
-import json
 import math
 import time
 from dataclasses import asdict, replace
@@ -40,11 +35,11 @@ import torch
 from ani_torch import ANI, forces_by_skin
 from ase.data import atomic_masses
 from ase.io import read
-from safetensors.torch import load_file, save_file
+from label_sets import load_extra, load_set, save_set, stored, to_batch
+from safetensors.torch import load_file
 from walks import fit_nep, langevin, rounded, strained, student_walks
 
 from mlff_distiller.batch import Batch
-from mlff_distiller.durable import replacing
 from mlff_distiller.sampling import ApproachSettings, RattleSettings, approach, grow
 from mlff_distiller.students import NEPSettings
 
@@ -80,75 +75,6 @@ RECIPES = {
 }
 WALK = {"time_step_fs": 0.5, "equilibration_fs": 1_000.0, "every_fs": 20.0}
 FRICTION_PER_PS = 10.0
-
-
-# -- the file of a set ----------------------------------------------------------------------------
-
-
-def stored(frames):
-    """Tensors of ``frames``; positions are rounded to float32, and labels are to be made of these.
-
-    ``temperature_K`` and ``walker`` are taken from ``atoms.info``.
-    """
-    return {
-        "n_atoms": torch.tensor([len(atoms) for atoms in frames], dtype=torch.int32),
-        "atomic_numbers": torch.from_numpy(
-            np.concatenate([atoms.numbers for atoms in frames]).astype(np.uint8)
-        ),
-        "positions": torch.from_numpy(
-            np.concatenate([atoms.positions for atoms in frames]).astype(np.float32)
-        ),
-        "cell": torch.from_numpy(np.stack([atoms.cell.array for atoms in frames])),
-        "pbc": torch.from_numpy(np.stack([atoms.pbc for atoms in frames])),
-        "temperature_K": torch.tensor(
-            [atoms.info.get("temperature_K", math.nan) for atoms in frames], dtype=torch.float32
-        ),
-        "walker": torch.tensor([atoms.info.get("walker", -1) for atoms in frames]),
-    }
-
-
-def save_set(path, tensors, about):
-    """``path`` (.safetensors) and, beside it, ``about`` as JSON."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
-    path.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
-
-
-def to_batch(tensors):
-    """All systems of a set as one ``Batch``; labels that are not there are NaN."""
-    n_atoms, n_systems = len(tensors["positions"]), len(tensors["cell"])
-    missing = {
-        "energy": torch.full((n_systems,), math.nan, dtype=torch.float64),
-        "forces": torch.full((n_atoms, 3), math.nan, dtype=torch.float32),
-        "stress": torch.full((n_systems, 3, 3), math.nan, dtype=torch.float64),
-    }
-    return Batch(
-        tensors["positions"].double(),
-        tensors["atomic_numbers"].long(),
-        torch.repeat_interleave(torch.arange(n_systems), tensors["n_atoms"].long()),
-        tensors["cell"],
-        tensors["pbc"],
-        {name: tensors.get(name, nothing) for name, nothing in missing.items()},
-    )
-
-
-def load_set(path):
-    """One labelled ``Batch`` a system."""
-    return to_batch(load_file(path)).systems()
-
-
-def load_extra(path, name="spread"):
-    """What a ``Batch`` does not hold, a tensor a system.
-
-    ``spread`` (n_atoms,) eV/Å, the standard deviation of forces over the teacher's networks;
-    ``temperature_K`` and ``walker`` of the dynamics a structure is from.
-    """
-    tensors = load_file(path)
-    if len(tensors[name]) == len(tensors["positions"]):
-        return list(tensors[name].split(tensors["n_atoms"].tolist()))
-    return list(tensors[name])
 
 
 def labelled(labels):

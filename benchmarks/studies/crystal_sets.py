@@ -1,10 +1,10 @@
 """Label sets of crystals by a slow teacher: students walk, the teacher judges, twice.
 
-    python benchmarks/crystal_sets.py si train --out sets/si
-    python benchmarks/crystal_sets.py hfo2 train --seed-structure hfo2.extxyz --out sets/hfo2
-    python benchmarks/crystal_sets.py si test --out sets/si
-    python benchmarks/crystal_sets.py hfo2 walks --student STUDENT --out sets/hfo2
-    python benchmarks/crystal_sets.py hfo2 more --device cuda --out sets/hfo2
+    python crystal_sets.py si train --out sets/si
+    python crystal_sets.py hfo2 train --seed-structure hfo2.extxyz --out sets/hfo2
+    python crystal_sets.py si test --out sets/si
+    python crystal_sets.py hfo2 walks --student STUDENT --out sets/hfo2
+    python crystal_sets.py hfo2 more --device cuda --out sets/hfo2
 
 Training: a rattle-relax tree and strongly strained, rattled cells give a first nep student; its
 Langevin dynamics in strained cells is labelled and gives a second one; so is that one's. Test:
@@ -24,8 +24,8 @@ from ase.build import bulk
 from ase.filters import FrechetCellFilter
 from ase.io import read
 from ase.optimize import FIRE
+from label_sets import load_extra, load_set, save_set, stored
 from safetensors.torch import load_file
-from training_sets import load_extra, load_set, save_set, stored
 from walks import fit_nep, rounded, strained, student_walks, walk
 
 from mlff_distiller.deploy import StudentCalculator

@@ -1,0 +1,80 @@
+"""A page as its tests see it: parsed, attacked, and drawn by a browser."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+ATTACK = "</script><script>alert(1)</script><img src=x onerror=alert(1)><!--"
+
+
+class Page(HTMLParser):
+    """The parts of a page that the tests look at."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.visible: list[str] = []
+        self.scripts: list[str] = []
+        self.raw = ""
+        self.data: list[tuple[str, str]] = []  # exact value, text shown
+        self._open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "script":
+            self.scripts.append("")
+        if tag == "data":
+            self.data.append((str(dict(attrs)["value"]), ""))
+        if tag not in ("meta", "img", "br", "input"):
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "script" in self._open:
+            self.scripts[-1] += data
+        elif "pre" in self._open:
+            self.raw += data
+        elif "body" in self._open and data.strip():
+            self.visible.append(data.strip())
+        if "data" in self._open:
+            self.data[-1] = (self.data[-1][0], self.data[-1][1] + data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.visible).split())
+
+
+def browse(folder: Path, *options: str) -> tuple[str, str]:
+    browser = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
+    if browser is None:
+        pytest.skip("no Chromium on this machine")
+    quiet = ["gpu", "quic", "sync", "background-networking", "component-update", "extensions"]
+    command = [browser, "--headless", "--no-sandbox", "--no-first-run", "--hide-scrollbars"]
+    command += [f"--disable-{feature}" for feature in quiet]
+    command += [f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=30000"]
+    command += ["--enable-logging=stderr", "--v=0", *options, (folder / "report.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
+    return done.stdout, done.stderr
+
+
+def assert_safe(page: Page) -> None:
+    """Nothing is loaded, the policy forbids it, and no name became a tag."""
+    assert not [tag for tag, attrs in page.tags if {"src", "srcset", "data"} & attrs.keys()]
+    assert not [tag for tag, _ in page.tags if tag in ("link", "base", "iframe", "object", "form")]
+    assert not any(tag == "img" or "onerror" in attrs for tag, attrs in page.tags)
+    policy = next(str(a["content"]) for _, a in page.tags if a.get("http-equiv"))
+    assert policy.startswith("default-src 'none';")
+    assert "http" not in policy
+    assert len(page.scripts) in (3, 5)  # five with a film
+    for script in page.scripts[1::2]:  # data
+        assert not set("<>&") & set(script)

@@ -1,0 +1,18 @@
+"""A validation of argon that takes seconds, and what it rejects."""
+
+from mlff_distiller.validation.settings import ValidationSettings
+
+SHORT = ValidationSettings(
+    temperature_K=(40.0,),
+    time_ps=1.4,
+    equilibration_ps=0.6,
+    time_step_fs=8.0,
+    friction_per_ps=20.0,
+    record_every=1,
+    large_atoms=256,
+    memory_steps=600,
+)
+
+
+def failed(report: dict) -> set[str]:
+    return {check["name"] for check in report["verdict"]["checks"] if not check["passed"]}
