@@ -1,9 +1,12 @@
-"""What a new student takes from its data: elements, reference energies, where repulsion begins."""
+"""What a new student takes from its data: elements, reference energies, where repulsion begins.
+
+Frames are iterated, and so need not be in memory: they may be a `Frames` of a large dataset.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -26,31 +29,33 @@ _CONTACT = 1.75
 """Of the sum of covalent radii: as close as molecules come to each other, about."""
 _PROBE_FRAMES = 64
 _CONTACT_FRAMES = 4096
-_CHUNK = 64
+_ATOMS_AT_ONCE = 4096
 _BIN = 1e-3  # Å
 
 
 def elements_of(frames: Sequence[Batch]) -> tuple[str, ...]:
     """Chemical symbols in ``frames``, by atomic number."""
-    numbers = torch.unique(torch.cat([frame.atomic_numbers for frame in frames]))
-    return tuple(chemical_symbols[number] for number in numbers.tolist())
+    numbers = {number for frame in frames for number in frame.atomic_numbers.tolist()}
+    return tuple(chemical_symbols[number] for number in sorted(numbers))
 
 
 def some_of(frames: Sequence[Batch]) -> Batch:
     """Enough of ``frames`` to set scales and radii by: more change neither."""
-    return Batch.concatenate(frames[:: math.ceil(len(frames) / _PROBE_FRAMES)])
+    return Batch.concatenate(list(frames[:: math.ceil(len(frames) / _PROBE_FRAMES)]))
 
 
 def reference_energies(frames: Sequence[Batch], student: Student) -> Tensor:
-    """(n_types,) eV: least squares of energies on composition; minimum norm if undetermined."""
-    composition = torch.stack(
-        [
-            torch.bincount(student.types(frame.atomic_numbers), minlength=len(student.elements))
-            for frame in frames
-        ]
-    ).double()
-    energies = torch.cat([frame.labels["energy"] for frame in frames]).double()
-    return torch.from_numpy(np.linalg.lstsq(composition.numpy(), energies.numpy(), rcond=None)[0])
+    """(n_types,) eV: least squares of energies on composition; minimum norm if undetermined.
+
+    Memory: 8 bytes per frame and element, a few times over.
+    """
+    energies = np.empty(len(frames))
+    composition = np.empty((len(frames), len(student.elements)))
+    for k, frame in enumerate(frames):
+        energies[k] = float(frame.labels["energy"])
+        types = student.types(frame.atomic_numbers)
+        composition[k] = torch.bincount(types, minlength=len(student.elements))
+    return torch.from_numpy(np.linalg.lstsq(composition, energies, rcond=None)[0])
 
 
 def repulsion(
@@ -112,8 +117,7 @@ def _least(frames: Sequence[Batch], numbers: Tensor, reach: float) -> Tensor:
     counts = torch.zeros(n_types**2 * n_bins, dtype=torch.int64)
     atoms = torch.zeros(n_types, dtype=torch.int64)
     some = frames[:: math.ceil(len(frames) / _CONTACT_FRAMES)]
-    for start in range(0, len(some), _CHUNK):
-        batch = Batch.concatenate(some[start : start + _CHUNK])
+    for batch in _batches(some):
         pairs = neighbor_list(batch, reach)
         types = torch.searchsorted(numbers, batch.atomic_numbers)
         atoms += torch.bincount(types, minlength=n_types)
@@ -126,3 +130,16 @@ def _least(frames: Sequence[Batch], numbers: Tensor, reach: float) -> Tensor:
     shortest, crowded = _BIN * (below == 0).sum(2), _BIN * (below <= rare).sum(2)
     least = torch.minimum(ZBL_REACH * shortest, _NEARER * torch.maximum(shortest, crowded))
     return torch.where(below[:, :, -1] > 0, least.double(), math.inf)
+
+
+def _batches(frames: Sequence[Batch]) -> Iterator[Batch]:
+    """All ``frames``, those of some thousand atoms at a time; a larger one alone."""
+    run: list[Batch] = []
+    n_atoms = 0
+    for frame in frames:
+        if run and n_atoms + frame.n_atoms > _ATOMS_AT_ONCE:
+            yield Batch.concatenate(run)
+            run, n_atoms = [], 0
+        run.append(frame)
+        n_atoms += frame.n_atoms
+    yield Batch.concatenate(run)

@@ -13,18 +13,19 @@ between a structure and the same structure turned.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from ase import Atoms
 
-from mlff_distiller.dataset import Dataset, Split
-from mlff_distiller.engines.loading import resolve_device
+from mlff_distiller.dataset import Dataset, Frames, Split
 from mlff_distiller.errors import DatasetError, TeacherError
 from mlff_distiller.teachers import TeacherCalculator
-from mlff_distiller.training import batches_of, train, validate
+from mlff_distiller.training import Samples, validate
+from mlff_distiller.training.cache import Room
 from mlff_distiller.workflows.config import Config
+from mlff_distiller.workflows.train import OnProgress, fidelity_to, train_student
 
 WORTH_IT = 0.05
 """Twice the labels should lower the error by this fraction of it at least."""
@@ -96,7 +97,7 @@ def plan(
     config: Config,
     sizes: Sequence[int] = (100, 333, 1000),
     teacher: TeacherCalculator | None = None,
-    on_progress: Callable[[str, int, int, str], None] = lambda stage, done, total, news: None,
+    on_progress: OnProgress = lambda stage, done, total, news: None,
 ) -> Plan:
     """Train on nested subsets of ``split.train``, test on ``split.test``; fit the curve.
 
@@ -121,27 +122,13 @@ def plan(
             remedy="label some more structures first",
         )
     order = np.random.default_rng(config.seed).permutation(split.train)
-    device = resolve_device(config.device)
-    validation = labels.read(split.validation).systems()
-    test = labels.read(split.test).systems()
+    validation, test = Frames(labels, split.validation), Frames(labels, split.test)
     points = []
     for size in usable:
-        training = labels.read(np.sort(order[:size])).systems()
-        student = config.new_student(training).to(device)
-        train(
-            student,
-            training,
-            validation,
-            config.training,
-            seed=config.seed,
-            on_validation=lambda row, updates, size=size: on_progress(  # type: ignore[misc]
-                f"{size} labels",
-                int(row["updates"]),
-                updates,
-                f"fidelity {row['validation_forces_fidelity']:.4f}",
-            ),
-        )
-        metrics = validate(student, batches_of(test, student))
+        training = Frames(labels, np.sort(order[:size]))
+        told = fidelity_to(on_progress, f"{size} labels")
+        student, _ = train_student(training, validation, config, on_validation=told)
+        metrics = validate(student, Samples(test, student, Room(0)))
         points.append(
             Point(
                 size,
