@@ -22,7 +22,7 @@ from ase.io import read
 
 from mlff_distiller.batch import Batch
 from mlff_distiller.students import NEPSettings, PaiNNSettings, nep_for, painn_for
-from mlff_distiller.training import TrainingSettings, batches_of, train, validate
+from mlff_distiller.training import Samples, TrainingSettings, train, validate
 
 VARIANTS = {
     "nep": None,
@@ -95,7 +95,7 @@ def main():
             started = time.perf_counter()
             train(student, training, validation, settings, seed=arguments.seed)
             seconds = time.perf_counter() - started
-            errors = validate(student, batches_of(test, student))
+            errors = validate(student, Samples(test, student))
             row = {
                 "student": name,
                 "learning_rate": rate,

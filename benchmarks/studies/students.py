@@ -29,7 +29,7 @@ import torch
 from label_sets import load_extra, load_set
 
 from mlff_distiller.students import save_student
-from mlff_distiller.training import batches_of, train, validate
+from mlff_distiller.training import Samples, train, validate
 from mlff_distiller.workflows.config import load_config
 
 _VALIDATION_FRAMES = 40
@@ -109,7 +109,7 @@ def one(run, sets, students, checkpoints, device, seed):
     )
     seconds = time.perf_counter() - started
     test = load_set(sets / system / "test.safetensors")
-    errors = validate(student, batches_of(test, student))
+    errors = validate(student, Samples(test, student))
     if students is not None:
         about = {"teacher": None, "n_train": len(training), "temperature_K": [300.0]}
         save_student(student, students / name, about=about, card="# A student\n", frames=training)

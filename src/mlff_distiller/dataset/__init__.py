@@ -1,6 +1,6 @@
 """The store of labelled structures: crash-safe, checked on every read, split by kinship."""
 
-from mlff_distiller.dataset.loader import AtomicDataLoader
+from mlff_distiller.dataset.frames import Frames
 from mlff_distiller.dataset.record import Record, label_key, structure_hash
 from mlff_distiller.dataset.split import Split, split_by_group
 from mlff_distiller.dataset.store import Dataset
@@ -8,9 +8,9 @@ from mlff_distiller.dataset.verify import VerifyReport, verify
 from mlff_distiller.dataset.writer import DatasetWriter
 
 __all__ = [
-    "AtomicDataLoader",
     "Dataset",
     "DatasetWriter",
+    "Frames",
     "Record",
     "Split",
     "VerifyReport",

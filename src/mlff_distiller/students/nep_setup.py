@@ -51,7 +51,7 @@ def nep_for(frames: Sequence[Batch], settings: NEPSettings, seed: int) -> NEP:
     1/(max q - min q) over the atoms, as NEP4 defines it.
     """
     elements = elements_of(frames)
-    radial, angular = _cutoffs(frames, settings)
+    radial, angular = _cutoffs(frames, settings, light="H" in elements)
     shape = _shape(settings, len(elements))
     probes = some_of(frames)
     zbl = repulsion(frames, elements, angular) if settings.zbl else None
@@ -61,20 +61,20 @@ def nep_for(frames: Sequence[Batch], settings: NEPSettings, seed: int) -> NEP:
     return student.float()
 
 
-def _cutoffs(frames: Sequence[Batch], settings: NEPSettings) -> tuple[float, float]:
+def _cutoffs(frames: Sequence[Batch], settings: NEPSettings, *, light: bool) -> tuple[float, float]:
     """Molecules and anything with hydrogen: 5 / 4 Å. Else 6 / 5 Å, less in dense matter.
 
     Dense: where 6 Å would hold more than some 90 neighbours, the cutoff shrinks to hold that many.
     """
-    light = any(bool((frame.atomic_numbers == 1).any()) for frame in frames)
     radial = 5.0 if light else 6.0
-    densities = [
-        frame.n_atoms / float(frame.volume[0]) for frame in frames if bool(frame.pbc[0].all())
-    ]
-    if densities and not light:
-        radial = min(
-            radial, (90.0 / (4.0 / 3.0 * math.pi * float(np.median(densities)))) ** (1 / 3)
-        )
+    if not light and settings.cutoff_radial_A is None:
+        densities = [
+            frame.n_atoms / float(frame.volume[0]) for frame in frames if bool(frame.pbc[0].all())
+        ]
+        if densities:
+            radial = min(
+                radial, (90.0 / (4.0 / 3.0 * math.pi * float(np.median(densities)))) ** (1 / 3)
+            )
     radial = settings.cutoff_radial_A or round(radial, 1)
     return radial, settings.cutoff_angular_A or round(min(radial, max(4.0, radial - 1.0)), 1)
 

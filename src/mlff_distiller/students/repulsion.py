@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,7 +32,7 @@ _NEARER = 0.95
 _CONTACT = 1.75
 """Of the sum of covalent radii: as close as molecules come to each other, about."""
 _CONTACT_FRAMES = 4096
-_CHUNK = 64
+_ATOMS_AT_ONCE = 4096
 _BIN = 1e-3  # Å
 
 
@@ -133,8 +133,7 @@ def _least(frames: Sequence[Batch], numbers: Tensor, reach: float) -> Tensor:
     counts = torch.zeros(n_types**2 * n_bins, dtype=torch.int64)
     atoms = torch.zeros(n_types, dtype=torch.int64)
     some = frames[:: math.ceil(len(frames) / _CONTACT_FRAMES)]
-    for start in range(0, len(some), _CHUNK):
-        batch = Batch.concatenate(some[start : start + _CHUNK])
+    for batch in _batches(some):
         pairs = neighbor_list(batch, reach)
         types = torch.searchsorted(numbers, batch.atomic_numbers)
         atoms += torch.bincount(types, minlength=n_types)
@@ -147,3 +146,16 @@ def _least(frames: Sequence[Batch], numbers: Tensor, reach: float) -> Tensor:
     shortest, crowded = _BIN * (below == 0).sum(2), _BIN * (below <= rare).sum(2)
     least = torch.minimum(ZBL_REACH * shortest, _NEARER * torch.maximum(shortest, crowded))
     return torch.where(below[:, :, -1] > 0, least.double(), math.inf)
+
+
+def _batches(frames: Sequence[Batch]) -> Iterator[Batch]:
+    """All ``frames``, those of some thousand atoms at a time; a larger one alone."""
+    run: list[Batch] = []
+    n_atoms = 0
+    for frame in frames:
+        if run and n_atoms + frame.n_atoms > _ATOMS_AT_ONCE:
+            yield Batch.concatenate(run)
+            run, n_atoms = [], 0
+        run.append(frame)
+        n_atoms += frame.n_atoms
+    yield Batch.concatenate(run)

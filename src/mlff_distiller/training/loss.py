@@ -13,12 +13,14 @@ from pydantic.dataclasses import dataclass as validated
 from torch import Tensor
 
 from mlff_distiller.batch import Batch
+from mlff_distiller.dataset.frames import Frames
 from mlff_distiller.students.base import Prediction, Student
 from mlff_distiller.training.minibatch import Minibatch
 
 Weight = Annotated[float, Field(ge=0)]
 _OUTLIER = 3.0
 """Interquartile ranges beside the median, 4 standard deviations of a normal distribution."""
+_ATOMS_OF_SPREAD = 2**20
 KINDS = ("forces", "energies", "energy", "stress", "curvature")
 
 
@@ -60,7 +62,10 @@ class LossSettings:
 
 @dataclass(frozen=True)
 class Spread:
-    """Standard deviations over the training data, so that the loss has no unit."""
+    """Standard deviations over the training data, so that the loss has no unit.
+
+    Of more than a million atoms, evenly spread frames with about that many are looked at.
+    """
 
     energy: float  # eV/atom, after reference energies
     energies: float  # eV, of an atom's, after reference energies
@@ -78,13 +83,13 @@ class Spread:
         energies, sites, forces, stresses = [], [], [], []
         references = student.reference_energies.cpu()
         numbers = student.types_of_numbers.cpu()
-        for frame in frames:
+        for frame in Frames.of(frames).thinned(_ATOMS_OF_SPREAD):
             baseline = references[numbers[frame.atomic_numbers.cpu()]]
-            labels = {name: value.cpu().double() for name, value in frame.labels.items()}
-            energies.append((labels["energy"] - baseline.sum()) / frame.n_atoms)
+            labels = {name: value.cpu() for name, value in frame.labels.items()}
+            energies.append((labels["energy"].double() - baseline.sum()) / frame.n_atoms)
             forces.append(labels["forces"].reshape(-1))
             if "energies" in labels:
-                sites.append(labels["energies"] - baseline)
+                sites.append(labels["energies"].double() - baseline)
             if "stress" in labels:
                 stresses.append(labels["stress"].reshape(-1))
         curvatures = []
@@ -103,7 +108,7 @@ class Spread:
 
 def _deviation(values: Sequence[Tensor], smallest: float) -> float:
     """Of what is known; 1 if nothing is. A few outliers, as of compressed cells, do not set it."""
-    known = torch.cat([torch.full((1,), torch.nan, dtype=torch.float64), *values])
+    known = torch.cat([torch.full((1,), torch.nan), *values]).double()
     known = known[~known.isnan()]
     if not len(known):
         return 1.0

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
+from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mlff_distiller.batch import Batch
-from mlff_distiller.dataset.loader import cut
+from mlff_distiller.dataset.frames import Frames, cut
 from mlff_distiller.neighbors import (
     PADDING_ATOMS,
     Neighbors,
@@ -19,10 +21,12 @@ from mlff_distiller.neighbors import (
     padding,
 )
 from mlff_distiller.students.base import Student
+from mlff_distiller.training.cache import Cache, Room
 
 Sample = tuple[Batch, Neighbors]
 
 _ATOMS_AT_ONCE = 4096
+_ATOMS_OF_MEDIAN = 2**20
 
 
 @dataclass(frozen=True)
@@ -120,17 +124,24 @@ class Size:
 class Minibatches:
     """Minibatches of ``frames``, of up to ``atoms_per_batch`` atoms; a larger frame comes alone.
 
+    A unit, a frame or a probe, is read and searched for neighbours when a minibatch first needs it,
+    and kept while there is ``room``; then it is made again each time, with the same bits. Memory
+    beside that: some 80 bytes per frame.
+
     Parameters
     ----------
     frames
-        One system each, labelled.
+        One system each, labelled; a `Frames` need not fit in memory.
     probes
         Pairs of indices into ``frames``; the two are always seen together.
     frame_weights
         By which all errors of a frame are multiplied.
     disagreement
         An atom weighs ``1/(1 + (disagreement s/m)^2)``, s the committee's spread of its force and m
-        the median spread; a frame as its atoms on average. An unknown s counts as m.
+        the median spread, of some million atoms at most; a frame as its atoms on average. An
+        unknown s counts as m.
+    room
+        For units on the student's device; without a bound if None.
     """
 
     def __init__(
@@ -143,30 +154,24 @@ class Minibatches:
         probes: Sequence[tuple[int, int]] = (),
         frame_weights: Sequence[float] | None = None,
         disagreement: float = 0.0,
+        room: Room | None = None,
     ) -> None:
         self.seed, self.atoms_per_batch = seed, atoms_per_batch
-        partners = {a: b for pair in probes for a, b in (pair, pair[::-1])}
-        self.units = [*probes, *((k,) for k in range(len(frames)) if k not in partners)]
-        weights = _weights(frames, frame_weights, disagreement)
-        parts = []
-        for k, (frame, neighbors) in enumerate(with_neighbors(frames, student)):
-            distance = 0.0
-            if k in partners:
-                distance = float((frames[k].positions - frames[partners[k]].positions).norm())
-            parts.append(_part(frame, neighbors, student, weights[k], distance))
-        self._units = []
-        for unit in self.units:
-            joined = Minibatch.concatenate([parts[k] for k in unit])
-            self._units.append(_paired(joined) if len(unit) == 2 else joined)
-        self._sizes = [Size(len(u.cell), len(u.types), len(u.i)) for u in self._units]
-        self._norms = torch.stack([_norms(unit) for unit in self._units]).cpu()
+        self._frames, self._student = Frames.of(frames), student
+        self._pairs = np.array(probes, dtype=np.int64).reshape(-1, 2)
+        probed = np.isin(np.arange(len(frames)), self._pairs)
+        self._single = np.flatnonzero(~probed)
+        self._weights = _Weights(self._frames, frame_weights, disagreement)
+        self._n_atoms = self._of_units(self._frames.n_atoms)
+        self._norms = torch.from_numpy(self._sums_of_weights())
+        self._made = Cache(self._make, room)
         self._nothing = _nothing(student)
 
     def plan(self, epoch: int) -> list[list[int]]:
         """Units of each minibatch of an epoch; every unit once, in an order of (seed, epoch)."""
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.units))
-        sizes = np.array([self._sizes[unit].n_atoms for unit in order])
-        return [order[first:end].tolist() for first, end in cut(sizes, self.atoms_per_batch)]
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self._n_atoms))
+        runs = cut(self._n_atoms[order], self.atoms_per_batch)
+        return [order[first:end].tolist() for first, end in runs]
 
     def norms(self, units: Sequence[int]) -> Tensor:
         """(5,) sums of weights: of force, atomic energy, energy, stress and probe components."""
@@ -174,7 +179,7 @@ class Minibatches:
 
     def make(self, units: Sequence[int], padded_to: Size | None = None) -> Minibatch:
         """The minibatch of ``units``."""
-        parts = [self._units[unit] for unit in units]
+        parts = self._made.get(units)
         if padded_to is not None:
             size = self.size(units)
             parts.append(
@@ -186,13 +191,23 @@ class Minibatches:
             )
         return Minibatch.concatenate(parts)
 
+    def prepare(self, units: Sequence[int]) -> None:
+        """Begin to read those of ``units``, the next to be made, that are not in memory."""
+        self._made.prepare(units)
+
+    def wait(self) -> None:
+        """Until nothing is being prepared: a GPU whose work is recorded bears no other thread."""
+        self._made.wait()
+
+    def close(self) -> None:
+        """Prepare nothing more."""
+        self._made.close()
+
     def size(self, units: Sequence[int]) -> Size:
-        own = [self._sizes[unit] for unit in units]
-        return Size(
-            sum(size.n_systems for size in own),
-            sum(size.n_atoms for size in own),
-            sum(size.n_edges for size in own),
-        )
+        """Searches all frames for neighbours when first called."""
+        own = np.asarray(units, dtype=np.int64)
+        n_systems = len(own) + int((own < len(self._pairs)).sum())
+        return Size(n_systems, int(self._n_atoms[own].sum()), int(self._neighbors[0][own].sum()))
 
     def padded_size(self, plan: Sequence[Sequence[int]]) -> Size:
         """Holds every minibatch of ``plan``, and padding beside it."""
@@ -204,8 +219,57 @@ class Minibatches:
         )
 
     def most_neighbors(self) -> int:
-        """Of any atom."""
-        return max(int(unit.i.bincount().max()) if len(unit.i) else 0 for unit in self._units)
+        """Of any atom. Searches all frames when first called."""
+        return self._neighbors[1]
+
+    @cached_property
+    def _neighbors(self) -> tuple[np.ndarray, int]:
+        """Pairs of each unit, and the most of any atom."""
+        n_edges, most = np.zeros(len(self._n_atoms), np.int64), 0
+        for first, end in cut(self._n_atoms, _ATOMS_AT_ONCE):
+            for unit, made in enumerate(self._made.get(range(first, end)), first):
+                n_edges[unit] = len(made.i)
+                most = max(most, int(made.i.bincount().max()) if len(made.i) else 0)
+        return n_edges, most
+
+    def _of_units(self, of_frames: np.ndarray) -> np.ndarray:
+        """(n_units, ...) from what frames have (n_frames, ...): probes first, their two summed."""
+        return np.concatenate([of_frames[self._pairs].sum(1), of_frames[self._single]])
+
+    def _sums_of_weights(self) -> np.ndarray:
+        """(n_units, 5); see `norms`. Reads every frame."""
+        sums = np.zeros((len(self._frames), 5))
+        for k, frame in enumerate(self._frames):
+            weights = self._weights.of(k, frame, self._student.dtype)
+            total, mean = float(weights.sum()), float(weights.mean())
+            stress = _known(frame, "stress") and bool((frame.volume > 0).all())
+            sums[k, :4] = 3.0 * total, total * _known(frame, "energies"), mean, mean * stress
+        of_units = self._of_units(sums)
+        for unit, pair in enumerate(self._pairs.tolist()):
+            if _distance(*self._frames.take(pair)):
+                of_units[unit, 4] = sums[pair[0], 0]
+        return of_units
+
+    def _make(self, units: Sequence[int]) -> list[Minibatch]:
+        """One of each unit. Runs in a thread, too."""
+        n_probes = len(self._pairs)
+        members = [
+            self._pairs[u].tolist() if u < n_probes else [int(self._single[u - n_probes])]
+            for u in units
+        ]
+        taken = self._frames.take([k for own in members for k in own])
+        rest, samples = iter(taken), iter(with_neighbors(taken, self._student))
+        made = []
+        for own in members:
+            frames = list(islice(rest, len(own)))
+            distance = _distance(*frames) if len(own) == 2 else 0.0
+            parts = []
+            for k, frame in zip(own, frames, strict=True):
+                weights = self._weights.of(k, frame, self._student.dtype)
+                parts.append(_part(*next(samples), self._student, weights, distance))
+            joined = Minibatch.concatenate(parts)
+            made.append(_paired(joined) if len(own) == 2 else joined)
+        return made
 
     def _padding(self, n_systems: int, n_atoms: int, n_edges: int) -> Minibatch:
         """Atoms of no weight whose edges are longer than the cutoff, spread evenly."""
@@ -234,11 +298,11 @@ _BY_SYSTEM = (
 
 
 def _part(
-    frame: Batch, neighbors: Neighbors, student: Student, weights: np.ndarray, distance: float
+    frame: Batch, neighbors: Neighbors, student: Student, weights: Tensor, distance: float
 ) -> Minibatch:
     device, dtype = student.device, student.dtype
     types = student.types_of_numbers[frame.atomic_numbers]
-    atom_weights = torch.from_numpy(weights).to(device, dtype)
+    atom_weights = weights.to(device)
     n_atoms, unknown = frame.n_atoms, torch.tensor(torch.nan, device=device)
     energies = frame.labels.get("energies", unknown.expand(n_atoms)).double()
     stress = frame.labels.get("stress", unknown.expand(1, 3, 3)).double()
@@ -314,48 +378,41 @@ def _nothing(student: Student) -> Minibatch:
     )
 
 
-def _norms(unit: Minibatch) -> Tensor:
-    return torch.stack(
-        [
-            3.0 * unit.atom_weights.sum(),
-            unit.site_weights.sum(),
-            unit.system_weights.sum(),
-            unit.stress_weights.sum(),
-            3.0 * (unit.atom_weights * (unit.inverse_distance > 0)).sum(),
-        ]
-    ).double()
+class _Weights:
+    """Of every atom of a frame; see `Minibatches`."""
+
+    def __init__(
+        self, frames: Frames, of_frames: Sequence[float] | None, disagreement: float
+    ) -> None:
+        self._of_frames, self._disagreement, self._median = of_frames, disagreement, 0.0
+        if disagreement:
+            spreads = [np.zeros(0), *(_spread(frame) for frame in frames.thinned(_ATOMS_OF_MEDIAN))]
+            known = np.concatenate(spreads)
+            known = known[~np.isnan(known)]
+            self._median = max(float(np.median(known)), 1e-9) if len(known) else 0.0
+
+    def of(self, number: int, frame: Batch, dtype: torch.dtype) -> Tensor:
+        """(n_atoms,) of ``frame``, the one of that number."""
+        own = np.full(frame.n_atoms, 1.0 if self._of_frames is None else self._of_frames[number])
+        if self._median:
+            spread = np.nan_to_num(_spread(frame), nan=self._median)
+            own /= 1.0 + (self._disagreement * spread / self._median) ** 2
+        return torch.from_numpy(own).to(dtype)
 
 
-def _weights(
-    frames: Sequence[Batch], frame_weights: Sequence[float] | None, disagreement: float
-) -> list[np.ndarray]:
-    """(n_atoms,) of each frame."""
-    weights = [
-        np.full(frame.n_atoms, 1.0 if frame_weights is None else frame_weights[k])
-        for k, frame in enumerate(frames)
-    ]
-    unknown = torch.tensor(torch.nan)
-    spreads = [
-        frame.labels.get("forces_spread", unknown.expand(frame.n_atoms)).double().cpu().numpy()
-        for frame in frames
-    ]
-    known = np.concatenate(spreads)
-    known = known[~np.isnan(known)]
-    if disagreement == 0.0 or not len(known):
-        return weights
-    median = max(float(np.median(known)), 1e-9)
-    return [
-        own / (1.0 + (disagreement * np.nan_to_num(spread, nan=median) / median) ** 2)
-        for own, spread in zip(weights, spreads, strict=True)
-    ]
+def _spread(frame: Batch) -> np.ndarray:
+    """(n_atoms,) eV/Å float64, NaN where it is unknown."""
+    unknown = torch.tensor(torch.nan).expand(frame.n_atoms)
+    return frame.labels.get("forces_spread", unknown).double().cpu().numpy()
 
 
-def collate(samples: Sequence[Sample]) -> Sample:
-    """One batch of all ``samples``."""
-    batches = [batch for batch, _ in samples]
-    sizes = [batch.n_atoms for batch in batches]
-    pairs = Neighbors.concatenate([neighbors for _, neighbors in samples], sizes)
-    return Batch.concatenate(batches), pairs
+def _known(frame: Batch, label: str) -> bool:
+    return label in frame.labels and not bool(frame.labels[label].isnan().any())
+
+
+def _distance(first: Batch, second: Batch) -> float:
+    """Å, between the two frames of a probe."""
+    return float((first.positions - second.positions).norm())
 
 
 def with_neighbors(frames: Sequence[Batch], student: Student) -> list[Sample]:

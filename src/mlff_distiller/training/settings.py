@@ -27,7 +27,9 @@ class TrainingSettings:
     of MD. ``trackers``: tensorboard, wandb, mlflow; the latter two may use the network.
     ``weight_decay``: by default what suits the student's architecture.
     ``compile``: fuse the step's kernels, which takes about a minute at first; by default where it
-    pays, on a GPU for 10,000 updates or more.
+    pays, on a GPU for 10,000 updates or more. ``memory_GB``: how much of the training data is kept
+    in memory, or in a GPU's; half of what is free by default. What does not fit is read again from
+    the dataset whenever it is needed, which costs time and changes no result.
     """
 
     updates: Annotated[int, Field(ge=1)] = 8_000
@@ -50,6 +52,7 @@ class TrainingSettings:
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
     cuda_graph: bool = True
     compile: bool | None = None
+    memory_GB: Annotated[float, Field(ge=0)] | None = None
     loss: LossSettings = field(default_factory=LossSettings)
 
     def atoms_in_batch(self, device_type: str) -> int:

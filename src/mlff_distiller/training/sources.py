@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from mlff_distiller.batch import Batch
 from mlff_distiller.dataset import Dataset
@@ -21,7 +20,7 @@ _SAME_A = 1e-3
 
 @dataclass(frozen=True)
 class Extra:
-    """Frames that only train; ``weights`` of each; ``probes`` are pairs of indices into them."""
+    """Frames that only train, in memory; a weight of each; pairs of indices into them."""
 
     frames: tuple[Batch, ...] = ()
     weights: tuple[float, ...] = ()
@@ -47,6 +46,7 @@ class Sources:
     def read(self, student: Student, held_out: Sequence[Batch]) -> Extra:
         """The frames; probes around ``held_out`` structures are left out.
 
+        These datasets are read into memory as a whole; ``held_out`` is iterated once.
         Energies of others are shifted, element by element, to what the student's are relative to:
         levels of theory differ by these above all.
         """
@@ -69,6 +69,7 @@ class Sources:
         return Extra(tuple(frames), tuple(weights), probes)
 
 
+NO_EXTRA = Extra()
 NO_SOURCES = Sources()
 
 
@@ -86,14 +87,14 @@ def _pairs(path: Path, held_out: Sequence[Batch]) -> list[list[Batch]]:
             expected="labelled structures of `mlff-distiller sample --method probe`",
             found=f"{len(frames)} structures",
         )
-    return [pair for pair in whole if not _probes_any(pair, held_out)]
-
-
-def _probes_any(pair: Sequence[Batch], frames: Sequence[Batch]) -> bool:
-    middle = 0.5 * (pair[0].positions + pair[1].positions)
-    return any(
-        frame.n_atoms == len(middle)
-        and torch.equal(frame.atomic_numbers, pair[0].atomic_numbers)
-        and bool((frame.positions - middle).abs().max() < _SAME_A)
-        for frame in frames
-    )
+    known: dict[bytes, list[int]] = {}
+    middles = [0.5 * (pair[0].positions + pair[1].positions) for pair in whole]
+    for k, pair in enumerate(whole):
+        known.setdefault(pair[0].atomic_numbers.numpy().tobytes(), []).append(k)
+    near = {
+        k
+        for frame in held_out
+        for k in known.get(frame.atomic_numbers.numpy().tobytes(), ())
+        if bool((frame.positions - middles[k]).abs().max() < _SAME_A)
+    }
+    return [pair for k, pair in enumerate(whole) if k not in near]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from mlff_distiller.batch import Batch
 from mlff_distiller.errors import TrainingError
 from mlff_distiller.students.base import Student
+from mlff_distiller.training.cache import room_on
 from mlff_distiller.training.checkpoint import (
     Progress,
     keep_the_best,
@@ -19,7 +21,7 @@ from mlff_distiller.training.checkpoint import (
     save_checkpoint,
 )
 from mlff_distiller.training.loss import Spread
-from mlff_distiller.training.metrics import batches_of, validate
+from mlff_distiller.training.metrics import Samples, validate
 from mlff_distiller.training.minibatch import Minibatches
 from mlff_distiller.training.settings import TrainingSettings
 from mlff_distiller.training.update import Updater
@@ -43,7 +45,10 @@ def train(
     check: Callable[[Student], dict[str, float]] = lambda student: {},
     on_validation: Callable[[dict[str, float], int], None] = lambda row, updates: None,
 ) -> list[dict[str, float]]:
-    """Train ``student`` in place on single-system batches; returns one row a validation.
+    """Train ``student`` in place on single-system batches; returns one row per validation.
+
+    Either set may be a `Frames`, which is read as it is needed: of what training makes of frames,
+    as much stays in memory as ``settings.memory_GB`` allows, and that changes no bit of the result.
 
     What is kept are the averaged weights (EMA) at the smallest validation force error. With
     ``checkpoint``, an interrupted call continues from that file, in the middle of an epoch too, and
@@ -51,12 +56,16 @@ def train(
     epoch). ``probes`` are pairs of frames for the curvature error; ``frame_weights`` multiply all
     errors of a frame (see `Minibatches`). ``check`` measures the averaged student now and then.
     """
-    if not training or not validation:
+    if not len(training) or not len(validation):
         raise TrainingError(
             "nothing to train on",
             expected="at least one training and one validation structure",
             found=f"{len(training)} and {len(validation)}",
         )
+    room = room_on(student.device, settings.memory_GB, workers.world_size)
+    validation_set = Samples(validation, student, room)
+    for _ in validation_set:  # read the most often, it has the first claim to the room
+        pass
     minibatches = Minibatches(
         training,
         student,
@@ -65,9 +74,34 @@ def train(
         probes=probes,
         frame_weights=frame_weights,
         disagreement=settings.loss.disagreement,
+        room=room,
     )
-    validation_set = batches_of(validation, student)
     spread = Spread.of(training, student, probes)
+    with closing(minibatches):
+        return _learn(
+            student,
+            minibatches,
+            spread,
+            validation_set,
+            settings,
+            checkpoint,
+            workers,
+            check,
+            on_validation,
+        )
+
+
+def _learn(
+    student: Student,
+    minibatches: Minibatches,
+    spread: Spread,
+    validation_set: Samples,
+    settings: TrainingSettings,
+    checkpoint: Path | None,
+    workers: Workers,
+    check: Callable[[Student], dict[str, float]],
+    on_validation: Callable[[dict[str, float], int], None],
+) -> list[dict[str, float]]:
     updates = settings.updates
     if settings.epochs:
         updates = sum(len(minibatches.plan(epoch)) for epoch in range(settings.epochs))
@@ -86,12 +120,13 @@ def train(
 
     while progress.updates < updates and not progress.stopped:
         plan = minibatches.plan(progress.epoch)
-        for units in plan[progress.batch :]:
+        for number, units in enumerate(plan[progress.batch :], progress.batch + 1):
+            following = plan[number] if number < len(plan) else ()
             started = time.monotonic()
             fraction = progress.updates / updates
             rate = settings.learning_rate * rate_factor(fraction, settings)
             weights = settings.loss.weights(fraction, curvature=not progress.curvature_dropped)
-            total += updater.update(units, rate, weights)
+            total += updater.update(units, rate, weights, following)
             progress.updates += 1
             progress.batch += 1
             if progress.updates % every == 0 or progress.updates == updates:

@@ -1,4 +1,4 @@
-"""One update of a student's weights; on a GPU one CUDA graph, compiled at wish."""
+"""One update of a student's weights; on a GPU one CUDA graph, compiled if asked for."""
 
 from __future__ import annotations
 
@@ -55,8 +55,17 @@ class Updater:
         self._fixed: _FixedSize | None = None
         self._eager = 0
 
-    def update(self, units: Sequence[int], rate: float, weights: Sequence[float]) -> Tensor:
-        """Learn from a minibatch; returns its loss, without waiting for it."""
+    def update(
+        self,
+        units: Sequence[int],
+        rate: float,
+        weights: Sequence[float],
+        following: Sequence[int] = (),
+    ) -> Tensor:
+        """Learn from a minibatch; returns its loss, without waiting for it.
+
+        ``following`` are the units of the next one, which is prepared meanwhile.
+        """
         device, dtype = self.student.device, self.student.dtype
         for group, factor in zip(self.optimizer.param_groups, self.factors, strict=True):
             if isinstance(group["lr"], Tensor):
@@ -76,10 +85,13 @@ class Updater:
             elif not fixed.size.holds(size):
                 larger = self.minibatches.padded_size([units])
                 fixed = self._fix(fixed.size.united(larger))
-            return fixed(self.minibatches.make(units, fixed.size), scales)
+            padded = self.minibatches.make(units, fixed.size)
+            self.minibatches.prepare(following)
+            return fixed(padded, scales)
         self._eager += 1
-        own = units[self.workers.rank :: self.workers.world_size]
-        part = self.minibatches.make(own) if own else None
+        every = slice(self.workers.rank, None, self.workers.world_size)
+        part = self.minibatches.make(units[every]) if units[every] else None
+        self.minibatches.prepare(following[every])
         return self._step(part, scales.to(device), self._loss)
 
     def _loss(self, part: Minibatch, scales: Tensor, max_neighbors: int | None = None) -> Tensor:
@@ -105,6 +117,7 @@ class Updater:
         return error
 
     def _fix(self, size: Size) -> _FixedSize:
+        self.minibatches.wait()
         try:
             self._fixed = _FixedSize(self, size)
             return self._fixed

@@ -16,10 +16,9 @@ import numpy as np
 from ase import Atoms
 
 from mlff_distiller.batch import check_structure
-from mlff_distiller.dataset import Dataset, structure_hash
+from mlff_distiller.dataset import Dataset, Frames, structure_hash
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.durable import EventLog, write_json, write_text
-from mlff_distiller.engines.loading import resolve_device
 from mlff_distiller.errors import StructureError
 from mlff_distiller.labeling import (
     Labeler,
@@ -34,12 +33,18 @@ from mlff_distiller.sampling.active import Round, learn_actively
 from mlff_distiller.structure import enlarge
 from mlff_distiller.students import load_student, read_config, save_student
 from mlff_distiller.teachers import TeacherCalculator
-from mlff_distiller.training import train
 from mlff_distiller.validation.certificate import write_certificate
 from mlff_distiller.workflows.assess import Assessment, assess, save_structures, some_of
 from mlff_distiller.workflows.config import Config
 from mlff_distiller.workflows.folder import files_of_run, fix_inputs, only_one
-from mlff_distiller.workflows.train import OnProgress, split_labels, train_stage
+from mlff_distiller.workflows.plan import lower_budget
+from mlff_distiller.workflows.train import (
+    OnProgress,
+    fidelity_to,
+    split_labels,
+    train_stage,
+    train_student,
+)
 
 
 def distill(
@@ -208,30 +213,21 @@ def _fit_round(
     on_progress: OnProgress,
 ) -> tuple[StudentCalculator, float]:
     """Train a round's student on all labels so far, or load it; see `learn_actively`."""
-    device = resolve_device(config.device)
     if not (folder / "config.json").exists():
         labels = Dataset(out / "dataset")
         split = split_labels(labels, config)
-        training = labels.read(split.train).systems()
-        validation = labels.read(split.validation).systems()
-        updates = config.active.updates
-        student = config.new_student(training).to(device)
-        if previous is None:
-            updates *= 2
-        else:
+        training, validation = Frames(labels, split.train), Frames(labels, split.validation)
+        student = config.new_student(training)
+        if previous is not None:
             student.load_state_dict(load_student(previous).state_dict())
-        rows = train(
-            student,
+        updates = config.active.updates * (2 if previous is None else 1)
+        student, rows = train_student(
             training,
             validation,
-            dataclasses.replace(config.training, epochs=None, updates=updates),
+            lower_budget(config, updates),
+            student=student,
             seed=config.seed + number,
-            on_validation=lambda row, updates: on_progress(
-                f"round {number + 1}",
-                int(row["updates"]),
-                updates,
-                f"fidelity {row['validation_forces_fidelity']:.4f}",
-            ),
+            on_validation=fidelity_to(on_progress, f"round {number + 1}"),
         )
         error = min(1.0 - row["validation_forces_fidelity"] for row in rows)
         save_student(

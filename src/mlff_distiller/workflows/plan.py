@@ -21,14 +21,14 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 
-from mlff_distiller.dataset import Dataset, Split
-from mlff_distiller.engines.loading import resolve_device
+from mlff_distiller.dataset import Dataset, Frames, Split
 from mlff_distiller.errors import DatasetError, TeacherError
 from mlff_distiller.structure import random_rotation
 from mlff_distiller.teachers import TeacherCalculator
-from mlff_distiller.training import batches_of, train, validate
+from mlff_distiller.training import Samples, validate
+from mlff_distiller.training.cache import Room
 from mlff_distiller.workflows.config import Config
-from mlff_distiller.workflows.train import OnProgress, split_labels
+from mlff_distiller.workflows.train import OnProgress, fidelity_to, split_labels, train_student
 
 WORTH_IT = 0.05
 """Twice the labels should lower the error by this fraction of it at least."""
@@ -161,27 +161,13 @@ def learning_curve(
             remedy="label some more structures first",
         )
     order = np.random.default_rng(config.seed).permutation(split.train)
-    device = resolve_device(config.device)
-    validation = labels.read(split.validation).systems()
-    test = labels.read(split.test).systems()
+    validation, test = Frames(labels, split.validation), Frames(labels, split.test)
     points = []
     for size in usable:
-        training = labels.read(np.sort(order[:size])).systems()
-        student = config.new_student(training).to(device)
-        train(
-            student,
-            training,
-            validation,
-            config.training,
-            seed=config.seed,
-            on_validation=lambda row, updates, size=size: on_progress(  # type: ignore[misc]
-                f"{size} labels",
-                int(row["updates"]),
-                updates,
-                f"fidelity {row['validation_forces_fidelity']:.4f}",
-            ),
-        )
-        metrics = validate(student, batches_of(test, student))
+        training = Frames(labels, np.sort(order[:size]))
+        told = fidelity_to(on_progress, f"{size} labels")
+        student, _ = train_student(training, validation, config, on_validation=told)
+        metrics = validate(student, Samples(test, student, Room(0)))
         points.append(
             Point(
                 size,

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from mlff_distiller.batch import Batch
-from mlff_distiller.dataset import Dataset, Split, split_by_group
+from mlff_distiller.dataset import Dataset, Frames, Split, split_by_group
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.durable import EventLog, sha256_of_file, write_json
 from mlff_distiller.engines.loading import resolve_device
@@ -25,7 +25,7 @@ from mlff_distiller.md.record import ForceField, stays_up
 from mlff_distiller.neighbors import neighbor_list
 from mlff_distiller.students import Student, load_student, save_student, set_repulsion
 from mlff_distiller.training import ALONE, Trackers, Workers, train, workers_of_torchrun
-from mlff_distiller.training.sources import NO_SOURCES, Sources
+from mlff_distiller.training.sources import NO_EXTRA, NO_SOURCES, Extra, Sources
 from mlff_distiller.validation.accuracy import student_errors
 from mlff_distiller.workflows.config import Config, to_plain
 from mlff_distiller.workflows.folder import fix_inputs, only_one
@@ -142,17 +142,16 @@ def train_stage(
 
     From ``init``, if given, whose reference energies are fitted anew.
     """
-    folder, device = out / "student", workers.device(resolve_device(config.device))
+    folder = out / "student"
     if not (folder / "config.json").exists():
-        training = labels.read(split.train).systems()
-        validation = labels.read(split.validation).systems()
+        training, validation = Frames(labels, split.train), Frames(labels, split.validation)
         if init is None:
             student = config.new_student(training)
         else:
             set_repulsion(init, config.repulsion_A)
             student = rebased(init, training)
-        extra = sources.read(student, [*validation, *labels.read(split.test).systems()])
-        student = student.to(device)
+        held_out = Frames(labels, np.concatenate([split.validation, split.test]))
+        extra = sources.read(student, held_out)
         shown = {row["updates"] for row in log.rows("train")}
         trackers = Trackers(
             config.training.trackers if workers.leads else (), out, to_plain(config)
@@ -172,14 +171,12 @@ def train_stage(
             on_progress("train", int(row["updates"]), updates, news)
 
         try:
-            train(
-                student,
-                [*training, *extra.frames],
+            student, _ = train_student(
+                training,
                 validation,
-                config.training,
-                seed=config.seed,
-                probes=[(len(training) + a, len(training) + b) for a, b in extra.probes],
-                frame_weights=[*(1.0 for _ in training), *extra.weights],
+                config,
+                student=student,
+                extra=extra,
                 checkpoint=out / "checkpoint.safetensors",
                 workers=workers,
                 check=lambda own: _short_md(own, validation, config),
@@ -201,12 +198,60 @@ def train_stage(
         if workers.leads:
             save_student(student, folder, about=about, card=card, frames=training)
         workers.wait()
-    return load_student(folder).to(device)
+    return load_student(folder).to(workers.device(resolve_device(config.device)))
 
 
-def _short_md(student: Student, frames: Sequence[Batch], config: Config) -> dict[str, float]:
+def train_student(
+    training: Sequence[Batch],
+    validation: Sequence[Batch],
+    config: Config,
+    *,
+    student: Student | None = None,
+    seed: int | None = None,
+    extra: Extra = NO_EXTRA,
+    checkpoint: Path | None = None,
+    workers: Workers = ALONE,
+    check: Callable[[Student], dict[str, float]] = lambda student: {},
+    on_validation: Callable[[dict[str, float], int], None] = lambda row, updates: None,
+) -> tuple[Student, list[dict[str, float]]]:
+    """The student, trained on ``config.device``, and a row per validation; see `training.train`.
+
+    ``student`` is the one to begin with, by default a new one for ``training``; ``seed`` that of
+    the order of frames, by default ``config.seed``; ``extra`` frames train only.
+    """
+    own = Frames.of(training)
+    student = student or config.new_student(own)
+    student = student.to(workers.device(resolve_device(config.device)))
+    n_own = len(own)
+    history = train(
+        student,
+        own.beside(extra.frames),
+        validation,
+        config.training,
+        seed=config.seed if seed is None else seed,
+        probes=[(n_own + a, n_own + b) for a, b in extra.probes],
+        frame_weights=[*(1.0 for _ in range(n_own)), *extra.weights] if extra.weights else None,
+        checkpoint=checkpoint,
+        workers=workers,
+        check=check,
+        on_validation=on_validation,
+    )
+    return student, history
+
+
+def fidelity_to(on_progress: OnProgress, stage: str) -> Callable[[dict[str, float], int], None]:
+    """For `train_student`: tells how good the student is, as progress of ``stage``."""
+
+    def on_validation(row: dict[str, float], updates: int) -> None:
+        news = f"fidelity {row['validation_forces_fidelity']:.4f}"
+        on_progress(stage, int(row["updates"]), updates, news)
+
+    return on_validation
+
+
+def _short_md(student: Student, frames: Frames, config: Config) -> dict[str, float]:
     """Whether the student in training holds a smallest frame together, at the highest T."""
-    atoms = min(frames, key=lambda frame: frame.n_atoms).to_atoms()[0]
+    atoms = frames[int(frames.n_atoms.argmin())].to_atoms()[0]
     calculator = StudentCalculator(copy.deepcopy(student).eval(), device=str(student.device))
     temperature = max(config.sampling.temperature_K)
     field = ForceField(student.architecture, calculator)

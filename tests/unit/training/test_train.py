@@ -28,7 +28,7 @@ from mlff_distiller.training import (
     train,
     workers_of_torchrun,
 )
-from mlff_distiller.training.metrics import batches_of, validate
+from mlff_distiller.training.metrics import Samples, validate
 from mlff_distiller.training.minibatch import Minibatches, Size
 from mlff_distiller.training.train import rate_factor
 from mlff_distiller.training.update import Updater
@@ -202,11 +202,11 @@ def test_damaged_checkpoint_is_named(tmp_path):
 def test_a_teacher_without_forces_gives_a_fidelity_of_zero():
     frame = frames(1)
     student = nep_for(frames(3), SMALL, 0)
-    known = validate(student, batches_of(frame, student))
+    known = validate(student, Samples(frame, student))
     assert known["validation_forces_fidelity"] != 0.0
     assert "validation_forces_r2" in known
     frame[0].labels["forces"].zero_()
-    unknown = validate(student, batches_of(frame, student))
+    unknown = validate(student, Samples(frame, student))
     assert unknown["validation_forces_fidelity"] == 0.0
     assert known.keys() - unknown.keys() == {"validation_forces_r2", "validation_forces_angle_deg"}
 

@@ -21,7 +21,7 @@ from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 
 from mlff_distiller.batch import Batch
-from mlff_distiller.dataset import Dataset
+from mlff_distiller.dataset import Dataset, Frames
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.engines.loading import resolve_device
 from mlff_distiller.errors import StudentError, TrainingError
@@ -30,9 +30,9 @@ from mlff_distiller.structure import enlarge
 from mlff_distiller.students import Student
 from mlff_distiller.students.architecture import Counts
 from mlff_distiller.students.registry import architecture_names, architecture_of, architectures
-from mlff_distiller.training import TrainingSettings, train
+from mlff_distiller.training import TrainingSettings
 from mlff_distiller.workflows.config import Config, to_plain, with_settings
-from mlff_distiller.workflows.train import split_labels
+from mlff_distiller.workflows.train import split_labels, train_student
 
 _LEAST_UPDATES = 100
 _STILL_FS = 0.01
@@ -81,16 +81,15 @@ class Bench:
     """What every trial is made of: the same frames, the same system to time, the same device."""
 
     config: Config
-    training: list[Batch]
-    validation: list[Batch]
+    training: Sequence[Batch]
+    validation: Sequence[Batch]
     system: Atoms
     device: torch.device
 
     @classmethod
     def of(cls, labels: Dataset, config: Config, speed_atoms: int | None = None) -> Bench:
         split = split_labels(labels, config)
-        training = labels.read(split.train).systems()
-        validation = labels.read(split.validation).systems()
+        training, validation = Frames(labels, split.train), Frames(labels, split.validation)
         system = _typical(training)
         if speed_atoms is not None:
             system = enlarge(system, speed_atoms)
@@ -128,8 +127,8 @@ class Bench:
 
 def _typical(frames: Sequence[Batch]) -> Atoms:
     """Of the frames of the median size, the one of the least force."""
-    size = statistics.median_low([frame.n_atoms for frame in frames])
-    alike = [frame for frame in frames if frame.n_atoms == size]
+    size = statistics.median_low(Frames.of(frames).n_atoms.tolist())
+    alike = (frame for frame in frames if frame.n_atoms == size)
     calm = min(alike, key=lambda frame: float(frame.labels["forces"].abs().max()))
     atoms = calm.to_atoms()[0]
     return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
@@ -276,12 +275,11 @@ def _trained(
     on_validation: Callable[[dict[str, float], int], None],
 ) -> dict[str, float]:
     config = with_settings(bench.config, settings)
-    rows = train(
-        student,
+    _, rows = train_student(
         bench.training,
         bench.validation,
-        shortened(config.training, fraction),
-        seed=config.seed,
+        replace(config, training=shortened(config.training, fraction)),
+        student=student,
         checkpoint=checkpoint,
         on_validation=on_validation,
     )
