@@ -23,7 +23,7 @@ from mlff_distiller.students.registry import (
     architectures,
 )
 from mlff_distiller.testing import LAWS, assert_laws, assert_smooth_at_cutoff
-from mlff_distiller.validation.accuracy import compare
+from mlff_distiller.validation.accuracy import student_errors
 from mlff_distiller.workflows.config import Config, load_config, to_plain
 from mlff_distiller.workflows.folder import fix_inputs
 from mlff_distiller.workflows.train import fit
@@ -112,7 +112,7 @@ def test_without_its_distribution_there_is_no_such_setting():
 def test_it_trains_is_saved_obeys_the_laws_and_runs(labels, tmp_path):
     config = load_config(None, WORDS, student="morse-2")
     frames = Dataset(labels).read(np.arange(20)).systems()
-    before = compare(config.new_student(frames), frames).errors["forces_mae_meV_per_A"]
+    before = student_errors(config.new_student(frames), frames)["forces_mae_meV_per_A"]
     errors = fit(labels, tmp_path, config)
     assert errors["forces_mae_meV_per_A"] < 0.7 * before
     student = load_student(tmp_path / "student")

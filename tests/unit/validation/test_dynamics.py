@@ -12,7 +12,7 @@ from mlff_distiller.md import Ensemble
 from mlff_distiller.md.record import ForceField, Trajectory, simulate
 from mlff_distiller.md.statistics import (
     Estimate,
-    blocks,
+    block_means,
     correlation_time,
     mean,
     slope,
@@ -59,7 +59,7 @@ def test_correlation_time():
 def test_too_short_series_give_none():
     assert mean(np.ones(19)) is variance(np.ones(3)) is slope(np.ones(5), np.ones(5)) is None
     with pytest.raises(ValueError, match="3 samples make no 10 blocks"):
-        blocks(np.ones(3))
+        block_means(np.ones(3))
 
 
 def test_beyond_noise():
