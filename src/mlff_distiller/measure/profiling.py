@@ -29,6 +29,7 @@ from mlff_distiller.engines.choice import choose_engine
 from mlff_distiller.engines.loading import ready_student
 from mlff_distiller.errors import ConfigError, TeacherError
 from mlff_distiller.md import Ensemble, Simulation
+from mlff_distiller.md.ase import ase_dynamics
 from mlff_distiller.measure.benchmark import Engine, Progress, named_systems, start_of
 from mlff_distiller.measure.contenders import Contender, Model, contenders_of
 from mlff_distiller.measure.findings import (
@@ -44,7 +45,7 @@ from mlff_distiller.measure.findings import (
 from mlff_distiller.measure.machine import describe
 from mlff_distiller.measure.systems import System
 from mlff_distiller.measure.trace import Steps, trace
-from mlff_distiller.measure.trial import Clock, EnsembleName, Plan, ase_dynamics
+from mlff_distiller.measure.trial import Clock, EnsembleName, Plan
 from mlff_distiller.structure import default_time_step_fs
 from mlff_distiller.teachers.family import full_stress
 from mlff_distiller.teachers.registry import parse_spec
@@ -199,7 +200,7 @@ class _Case:
         def steps_of(calculator: Any) -> Iterator[Atoms]:
             atoms = start.copy()
             atoms.calc = calculator
-            return (atoms for _ in ase_dynamics(atoms, plan).irun(10**9))
+            return (atoms for _ in ase_dynamics(atoms, plan.settings).irun(10**9))
 
         def steps(calculator: Any) -> Steps:
             iterator = steps_of(calculator)

@@ -10,12 +10,11 @@ from typing import Any, Literal
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import BaseCalculator
-from ase.md.md import MolecularDynamics
 from numpy.typing import NDArray
 
 from mlff_distiller.errors import DynamicsError
 from mlff_distiller.md import Ensemble, Simulation, run_md
-from mlff_distiller.md import ase as md_ase
+from mlff_distiller.md.ase import AseSimulation
 from mlff_distiller.measure.meters import MemoryMeter
 from mlff_distiller.students import Student
 
@@ -84,16 +83,11 @@ class Trial:
         return 1e-3 * float(self.samples_ms.sum()) * self.steps_a_sample
 
 
-def ase_dynamics(atoms: Atoms, plan: Plan) -> MolecularDynamics:
-    """ASE's integrator for the plan."""
-    return md_ase.ase_dynamics(atoms, plan.settings)
-
-
 def run_ase(
     start: Atoms, calculator: BaseCalculator, plan: Plan, memory: MemoryMeter, clock: Clock
 ) -> Trial:
     """ASE's dynamics. A sample is one step: what its ``irun`` takes from one step to the next."""
-    trial, run = Trial(), md_ase.AseSimulation(start.copy(), calculator, plan.settings)
+    trial, run = Trial(), AseSimulation(start.copy(), calculator, plan.settings)
     memory.mark(-1)
     began = clock()
     run.atoms.get_forces()
@@ -123,7 +117,7 @@ def run_ase(
     return _finite(trial)
 
 
-def _look(run: md_ase.AseSimulation, step: int) -> tuple[float, ...]:
+def _look(run: AseSimulation, step: int) -> tuple[float, ...]:
     seen = run.observables()
     total = seen.potential_energy + seen.kinetic_energy
     return (step, *(float(one[0]) for one in (total, seen.temperature_K, seen.pressure_GPa)))
