@@ -1,4 +1,4 @@
-"""A profile as one HTML file: the parts of a step, findings, kernels, operators, functions."""
+"""The page of a profile: the parts of a step, findings, kernels, operators, functions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mlff_distiller.measure.findings import (
     REMAINDER,
 )
 from mlff_distiller.measure.profiling import Profile
-from mlff_distiller.plotting import BLUE, GREEN, GREY, ORANGE, PURPLE, Panel, figure
+from mlff_distiller.plotting import BLUE, CATEGORIES, GREEN, GREY, ORANGE, PURPLE, Panel, figure
 from mlff_distiller.reports.page import flat, write
 
 _COLORS = {
@@ -81,7 +81,6 @@ def _shares(cases: list[dict[str, Any]]) -> Panel:
         look = {"orientation": "h", "name": phase, "marker": {"color": color}}
         traces.append(go.Bar(x=[max(0.0, value) for value in values], y=labels, **look))
     x = {"title": "share of the step (%)"}
-    y = {"title": "", "type": "category", "autorange": "reversed", "showgrid": False}
     below = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "normal"}
-    shown = figure(traces, x, y, top=80, barmode="stack", height=170 + 34 * len(cases))
+    shown = figure(traces, x, CATEGORIES, top=80, barmode="stack", height=170 + 34 * len(cases))
     return Panel("Share of each part", shown.update_layout(legend=below, bargap=0.35))
