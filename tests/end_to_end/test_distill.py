@@ -407,7 +407,7 @@ def test_distill_from_python(tmp_path):
     assert {stage for stage, *_ in news} >= {
         "label",
         "train",
-        "student MD",
+        "300 K, constant energy",
         "re-score",
         "speed",
         "report",

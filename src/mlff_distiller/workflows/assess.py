@@ -24,6 +24,7 @@ from mlff_distiller.teachers import TeacherCalculator
 from mlff_distiller.validation.accuracy import Answers, Compared, no_errors
 from mlff_distiller.validation.checks import CHECKS
 from mlff_distiller.validation.checks.distributions import rdfs
+from mlff_distiller.validation.checks.held_out import MOST_FRAMES as MOST_TEST
 from mlff_distiller.validation.series import series_of
 from mlff_distiller.validation.settings import ValidationSettings
 from mlff_distiller.validation.subject import Subject
@@ -75,7 +76,7 @@ def assess(
     settings = short_settings(config, len(chosen))
     places = np.unique(np.linspace(0, len(split.train) - 1, MOST_TRAINING).round().astype(int))
     training = labels.read(split.train[places]).to_atoms()
-    test = labels.read(split.test).to_atoms()
+    test = labels.read(split.test[:: max(1, len(split.test) // MOST_TEST)]).to_atoms()
     with open_labels(out / "student_md", teacher.identity) as writer:
         score = _scorer(Labeler(writer, teacher), on_progress)
         subjects = [

@@ -35,6 +35,7 @@ def test_commands_come_in_the_order_of_need():
         "data",
         "info",
         "teachers",
+        "students",
         "doctor",
     ]
 

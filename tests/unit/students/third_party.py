@@ -48,7 +48,14 @@ class Morse(Student):
     def from_config(cls, config: dict[str, Any]) -> Morse:
         return cls(**{**config, "elements": tuple(config["elements"])})
 
-    def site_energies(self, types: Tensor, i: Tensor, j: Tensor, vectors: Tensor) -> Tensor:
+    def site_energies(
+        self,
+        types: Tensor,
+        i: Tensor,
+        j: Tensor,
+        vectors: Tensor,
+        max_neighbors: int | None = None,
+    ) -> Tensor:
         r, pair = vectors.norm(dim=1), (types[i], types[j])
 
         def own(parameter: Tensor) -> Tensor:

@@ -115,7 +115,7 @@ def test_the_command_rejects_with_its_reason(folder):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("argon.extxyz", "--out", "proof"), "either --student or --calculator"),
+        (("argon.extxyz", "--out", "proof"), "either students or a calculator"),
         (("argon.extxyz", "--calculator", "ase:a:b", "--out", "p", "--limit", "x"), "CHECK=VALUE"),
         (
             ("argon.extxyz", "--calculator", "ase:a:b", "--out", "p", "--time-ps", -1),

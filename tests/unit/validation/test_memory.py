@@ -118,5 +118,5 @@ def test_memory_of_the_gpu_is_watched():
 def test_a_force_field_that_hoards_is_rejected():
     report = validate(ForceField("it", Hoarder()), argon(), SHORT)
     assert failed(report) == {"memory_growth_kB_per_step"}
-    assert any("eats memory" in reason for reason in report["verdict"]["reasons"])
+    assert any("memory grows" in reason for reason in report["verdict"]["reasons"])
     assert report["measurements"]["memory"]["heap"]["grows"]

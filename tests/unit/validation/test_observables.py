@@ -205,7 +205,7 @@ def test_large_structures_relax():
 
 
 def test_phonons_without_phonopy(monkeypatch):
-    monkeypatch.setattr("mlff_distiller.validation.crystals.find_spec", lambda name: None)
+    monkeypatch.setattr("mlff_distiller.validation.checks.vibrations.find_spec", lambda name: None)
     field, copper = ForceField("EMT", EMT()), bulk("Cu", cubic=True, a=3.59)
     found = crystal_frequencies(field, copper)
     assert len(found) == 3 * 4 - 3

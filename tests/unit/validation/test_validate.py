@@ -140,7 +140,7 @@ def test_a_student_without_training_is_rejected_with_frame_and_atom():
     report = validate(
         ForceField("it", student),
         argon(),
-        replace(SHORT, time_step_fs=2.0, time_ps=0.5, equilibration_ps=0.0),
+        replace(SHORT, time_step_fs=2.0, time_ps=2.0, equilibration_ps=0.0),
         teacher=ForceField("teacher", Pairs()),
     )
     assert {"incidents", "student_md_forces_fidelity"} <= failed(report)

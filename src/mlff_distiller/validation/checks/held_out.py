@@ -8,7 +8,7 @@ from mlff_distiller.validation.check import Check, Measured
 from mlff_distiller.validation.subject import Subject
 from mlff_distiller.validation.verdict import Finding
 
-_MOST_FRAMES = 500
+MOST_FRAMES = 500
 """Test structures that are looked at, evenly spaced."""
 
 
@@ -18,7 +18,7 @@ def _applies(subject: Subject) -> bool:
 
 def _measure(subject: Subject) -> Measured:
     frames = labelled(subject.test)
-    frames = frames[:: max(1, len(frames) // _MOST_FRAMES)]
+    frames = frames[:: max(1, len(frames) // MOST_FRAMES)]
     theirs = labels(frames)
     mine = answers(subject.force_field, frames)
     subject.compared["test"] = Compared(frames, theirs, mine)
