@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import os
+import resource
 import shutil
 import signal
 import subprocess
