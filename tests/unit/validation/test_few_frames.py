@@ -61,7 +61,7 @@ def test_a_student_of_20_frames_is_rejected_for_the_right_reason(report):
     assert {"student_md_forces_fidelity", "elastic_difference_percent"} <= failed(report)
     assert not failed(report) & {"nvt_completed", "npt_completed", "force_derivative_error"}
     assert any(
-        "where its own dynamics leads, its forces are not the teacher's" in reason
+        "forces differ from the teacher's where its own dynamics leads" in reason
         for reason in report["verdict"]["reasons"]
     )
 
