@@ -245,6 +245,9 @@ def test_the_command_compares_and_asks_the_teacher_once(tmp_path, monkeypatch):
         "{equilibration_ps: 0.0, time_ps: 0.1, large_atoms: 32, rescored: 3, friction_per_ps: 20}\n"
     )
     monkeypatch.chdir(tmp_path)
+    # What is timed is not remembered, and how often depends on the machine.
+    clock = "mlff_distiller.validation.checks.speed.ms_per_step"
+    monkeypatch.setattr(clock, lambda *arguments, **settings: 1.0)
     words = ("validate", ROOT / "examples" / "silicon.extxyz", "--teacher", "ase:counted:teacher")
     words += ("--config", "short.yaml", "--device", "cpu", "--student", student)
     done = command(*words, "--student", "again", "--out", "proof")
@@ -252,8 +255,7 @@ def test_the_command_compares_and_asks_the_teacher_once(tmp_path, monkeypatch):
     of_both = count.stat().st_size
     count.unlink()
     command(*words, "--out", "one")
-    timed = 300  # a teacher is timed for each student, and what is timed is not remembered
-    assert 100 < of_both <= count.stat().st_size + timed
+    assert 100 < of_both <= count.stat().st_size  # the students' frames are the same, too
     assert "unsuitable" in done.stdout
     contents = []
     for name in ("nep", "again"):
