@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from itertools import islice
 
 import numpy as np
 import torch
@@ -22,11 +21,11 @@ from mlff_distiller.neighbors import (
 )
 from mlff_distiller.students.base import Student
 from mlff_distiller.training.cache import Cache, Room
+from mlff_distiller.training.weights import FrameWeights
 
 Sample = tuple[Batch, Neighbors]
 
 _ATOMS_AT_ONCE = 4096
-_ATOMS_OF_MEDIAN = 2**20
 
 
 @dataclass(frozen=True)
@@ -73,6 +72,17 @@ class Minibatch:
                 columns = [own + start for own, start in zip(columns, offsets, strict=False)]
             joined[field.name] = torch.cat(columns)
         return cls(**joined)
+
+    def split(
+        self, n_systems: Sequence[int], n_atoms: Sequence[int], n_edges: Sequence[int]
+    ) -> list[Minibatch]:
+        """Parts of so many each, whose indices count from 0 in each already; memory is shared."""
+        columns = []
+        for field in fields(self):
+            by = n_systems if field.name in _BY_SYSTEM else n_atoms
+            by = n_edges if field.name in _BY_EDGE else by
+            columns.append(getattr(self, field.name).split(list(by)))
+        return [Minibatch(*parts) for parts in zip(*columns, strict=True)]
 
     def graph(self) -> tuple[Batch, Neighbors]:
         """As a student takes them; ``types`` stand for the atomic numbers."""
@@ -161,7 +171,7 @@ class Minibatches:
         self._pairs = np.array(probes, dtype=np.int64).reshape(-1, 2)
         probed = np.isin(np.arange(len(frames)), self._pairs)
         self._single = np.flatnonzero(~probed)
-        self._weights = _Weights(self._frames, frame_weights, disagreement)
+        self._weights = FrameWeights(self._frames, frame_weights, disagreement)
         self._n_atoms = self._of_units(self._frames.n_atoms)
         self._norms = torch.from_numpy(self._sums_of_weights())
         self._made = Cache(self._make, room)
@@ -241,9 +251,10 @@ class Minibatches:
         sums = np.zeros((len(self._frames), 5))
         for k, frame in enumerate(self._frames):
             weights = self._weights.of(k, frame, self._student.dtype)
-            total, mean = float(weights.sum()), float(weights.mean())
+            total, mean = weights.sum(), float(weights.mean())
             stress = _known(frame, "stress") and bool((frame.volume > 0).all())
-            sums[k, :4] = 3.0 * total, total * _known(frame, "energies"), mean, mean * stress
+            sites = float(total) * _known(frame, "energies")
+            sums[k, :4] = float(3.0 * total), sites, mean, mean * stress
         of_units = self._of_units(sums)
         for unit, pair in enumerate(self._pairs.tolist()):
             if _distance(*self._frames.take(pair)):
@@ -252,23 +263,19 @@ class Minibatches:
 
     def _make(self, units: Sequence[int]) -> list[Minibatch]:
         """One of each unit. Runs in a thread, too."""
-        n_probes = len(self._pairs)
-        members = [
-            self._pairs[u].tolist() if u < n_probes else [int(self._single[u - n_probes])]
-            for u in units
-        ]
-        taken = self._frames.take([k for own in members for k in own])
-        rest, samples = iter(taken), iter(with_neighbors(taken, self._student))
-        made = []
-        for own in members:
-            frames = list(islice(rest, len(own)))
-            distance = _distance(*frames) if len(own) == 2 else 0.0
-            parts = []
-            for k, frame in zip(own, frames, strict=True):
-                weights = self._weights.of(k, frame, self._student.dtype)
-                parts.append(_part(*next(samples), self._student, weights, distance))
-            joined = Minibatch.concatenate(parts)
-            made.append(_paired(joined) if len(own) == 2 else joined)
+        made, n_probes = [], len(self._pairs)
+        for first, end in cut(self._n_atoms[list(units)], _ATOMS_AT_ONCE):
+            members = [
+                self._pairs[u].tolist() if u < n_probes else [int(self._single[u - n_probes])]
+                for u in units[first:end]
+            ]
+            numbers = [k for own in members for k in own]
+            frames = self._frames.take(numbers)
+            weights = [
+                self._weights.of(k, frame, self._student.dtype)
+                for k, frame in zip(numbers, frames, strict=True)
+            ]
+            made += _units(frames, weights, [len(own) for own in members], self._student)
         return made
 
     def _padding(self, n_systems: int, n_atoms: int, n_edges: int) -> Minibatch:
@@ -286,6 +293,7 @@ class Minibatches:
         return Minibatch(**columns)
 
 
+_BY_EDGE = ("i", "j", "shifts")
 _BY_SYSTEM = (
     "cell",
     "energy",
@@ -297,53 +305,70 @@ _BY_SYSTEM = (
 )
 
 
-def _part(
-    frame: Batch, neighbors: Neighbors, student: Student, weights: Tensor, distance: float
-) -> Minibatch:
+def _units(
+    frames: Sequence[Batch], weights: Sequence[Tensor], counts: Sequence[int], student: Student
+) -> list[Minibatch]:
+    """Units of ``counts`` (1 or 2) of ``frames`` each, whose atoms have ``weights``.
+
+    All at once, since a GPU is slow to start on each; no bit depends on which are made together.
+    """
     device, dtype = student.device, student.dtype
-    types = student.types_of_numbers[frame.atomic_numbers]
-    atom_weights = weights.to(device)
-    n_atoms, unknown = frame.n_atoms, torch.tensor(torch.nan, device=device)
-    energies = frame.labels.get("energies", unknown.expand(n_atoms)).double()
-    stress = frame.labels.get("stress", unknown.expand(1, 3, 3)).double()
-    volume = frame.volume
-    system_weight = atom_weights.mean().reshape(1)
-    return Minibatch(
-        types,
-        frame.positions,
-        frame.system_idx,
-        frame.cell,
-        neighbors.i.int(),
-        neighbors.j.int(),
-        neighbors.shifts.to(torch.int16),
-        frame.labels["energy"].double(),
-        energies.nan_to_num(),
-        frame.labels["forces"].to(dtype),
-        stress.nan_to_num(),
-        torch.full((1,), float(n_atoms), dtype=dtype, device=device),
+    batch = Batch.concatenate([_with_all_labels(frame) for frame in frames]).to(device)
+    pairs = neighbor_list(batch, student.cutoff)
+    system, labels, volume = batch.system_idx, batch.labels, batch.volume
+    sizes = np.array([frame.n_atoms for frame in frames])
+    first_frame = np.cumsum([0, *counts])  # of each unit, and the end
+    first_atom = np.cumsum([0, *sizes])[first_frame]
+
+    def by_frame(of_units: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.repeat(of_units, counts)).to(device)
+
+    start = by_frame(first_atom[:-1])[system]  # of the atom's unit
+    ahead, inverse = np.zeros(len(frames), np.int64), np.zeros(len(frames))
+    for k in first_frame[:-1][np.array(counts) == 2]:
+        distance = _distance(frames[k], frames[k + 1])
+        ahead[k], inverse[k] = sizes[k], 1.0 / distance if distance else 0.0
+    atoms = torch.arange(batch.n_atoms, device=device)
+    atom_weights = torch.cat(list(weights)).to(device)
+    system_weights = torch.stack([own.mean() for own in weights]).to(device)
+    unknown = torch.zeros(len(frames), dtype=dtype, device=device)
+    unknown.index_add_(0, system, labels["energies"].isnan().to(dtype))
+    known_stress = ~labels["stress"].isnan().flatten(1).any(1) & (volume > 0)
+    together = Minibatch(
+        student.types(batch.atomic_numbers),
+        batch.positions,
+        system - by_frame(first_frame[:-1])[system],
+        batch.cell,
+        (pairs.i - start[pairs.i]).int(),
+        (pairs.j - start[pairs.i]).int(),
+        pairs.shifts.to(torch.int16),
+        labels["energy"].double(),
+        labels["energies"].double().nan_to_num(),
+        labels["forces"].to(dtype),
+        labels["stress"].double().nan_to_num(),
+        torch.from_numpy(sizes).to(device, dtype),
         torch.where(volume > 0, volume, 1.0),
         atom_weights,
-        atom_weights * (~energies.isnan()).all(),
-        system_weight,
-        system_weight * ((~stress.isnan()).all() & (volume > 0).all()),
-        torch.arange(n_atoms, device=device),
-        torch.full((n_atoms,), 1.0 / distance if distance else 0.0, dtype=dtype, device=device),
+        atom_weights * (unknown == 0)[system],
+        system_weights,
+        system_weights * known_stress,
+        atoms - start + torch.from_numpy(ahead).to(device)[system],
+        torch.from_numpy(inverse).to(device, dtype)[system],
     )
+    ends = torch.searchsorted(pairs.i, torch.from_numpy(first_atom).to(device)).tolist()
+    return together.split(counts, np.diff(first_atom).tolist(), np.diff(ends).tolist())
 
 
-def _paired(probe: Minibatch) -> Minibatch:
-    """Two frames, of which the atoms of the first know those of the second."""
-    half = len(probe.types) // 2
-    partner, inverse = probe.partner.clone(), probe.inverse_distance.clone()
-    partner[:half] += half
-    inverse[half:] = 0.0
-    return Minibatch(
-        **{
-            **{field.name: getattr(probe, field.name) for field in fields(probe)},
-            "partner": partner,
-            "inverse_distance": inverse,
-        }
-    )
+def _with_all_labels(frame: Batch) -> Batch:
+    """Those that a minibatch takes; NaN where the frame has none."""
+    known, unknown = frame.labels, frame.positions.new_tensor(torch.nan)
+    labels = {
+        "energy": known["energy"],
+        "forces": known["forces"],
+        "energies": known.get("energies", unknown.expand(frame.n_atoms)),
+        "stress": known.get("stress", unknown.expand(1, 3, 3)),
+    }
+    return replace(frame, labels=labels)
 
 
 def _nothing(student: Student) -> Minibatch:
@@ -378,34 +403,6 @@ def _nothing(student: Student) -> Minibatch:
     )
 
 
-class _Weights:
-    """Of every atom of a frame; see `Minibatches`."""
-
-    def __init__(
-        self, frames: Frames, of_frames: Sequence[float] | None, disagreement: float
-    ) -> None:
-        self._of_frames, self._disagreement, self._median = of_frames, disagreement, 0.0
-        if disagreement:
-            spreads = [np.zeros(0), *(_spread(frame) for frame in frames.thinned(_ATOMS_OF_MEDIAN))]
-            known = np.concatenate(spreads)
-            known = known[~np.isnan(known)]
-            self._median = max(float(np.median(known)), 1e-9) if len(known) else 0.0
-
-    def of(self, number: int, frame: Batch, dtype: torch.dtype) -> Tensor:
-        """(n_atoms,) of ``frame``, the one of that number."""
-        own = np.full(frame.n_atoms, 1.0 if self._of_frames is None else self._of_frames[number])
-        if self._median:
-            spread = np.nan_to_num(_spread(frame), nan=self._median)
-            own /= 1.0 + (self._disagreement * spread / self._median) ** 2
-        return torch.from_numpy(own).to(dtype)
-
-
-def _spread(frame: Batch) -> np.ndarray:
-    """(n_atoms,) eV/Å float64, NaN where it is unknown."""
-    unknown = torch.tensor(torch.nan).expand(frame.n_atoms)
-    return frame.labels.get("forces_spread", unknown).double().cpu().numpy()
-
-
 def _known(frame: Batch, label: str) -> bool:
     return label in frame.labels and not bool(frame.labels[label].isnan().any())
 
@@ -413,20 +410,3 @@ def _known(frame: Batch, label: str) -> bool:
 def _distance(first: Batch, second: Batch) -> float:
     """Å, between the two frames of a probe."""
     return float((first.positions - second.positions).norm())
-
-
-def with_neighbors(frames: Sequence[Batch], student: Student) -> list[Sample]:
-    """Each frame and its pairs, on the student's device; an unknown element is an error."""
-    samples: list[Sample] = []
-    sizes = np.array([frame.n_atoms for frame in frames])
-    for first, end in cut(sizes, _ATOMS_AT_ONCE):
-        batch = Batch.concatenate(frames[first:end]).to(student.device)
-        student.types(batch.atomic_numbers)
-        pairs = neighbor_list(batch, student.cutoff)
-        starts = torch.from_numpy(np.cumsum([0, *sizes[first:end]])).to(student.device)
-        bounds = torch.searchsorted(pairs.i, starts).tolist()
-        for k, own in enumerate(batch.systems()):
-            rows, start = slice(bounds[k], bounds[k + 1]), starts[k]
-            part = Neighbors(pairs.i[rows] - start, pairs.j[rows] - start, pairs.shifts[rows])
-            samples.append((own, part))
-    return samples

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from mlff_distiller.sampling import probes
 from mlff_distiller.students import load_student, read_config
 from mlff_distiller.students.data import reference_energies
 from mlff_distiller.training.sources import Sources
+from mlff_distiller.training.update import Updater
 from mlff_distiller.workflows.config import load_config
 from mlff_distiller.workflows.train import fit, rebased, split_labels
 
@@ -142,6 +144,28 @@ def test_metrics_go_to_the_log_and_tensorboard_and_the_student_runs(labels, tmp_
     assert b"validation/forces_mae_meV_per_A" in events.read_bytes()
     assert b"md/steps" in events.read_bytes()
     assert len(list((tmp_path / "best").iterdir())) == 3
+
+
+def test_an_interrupted_run_continues_with_less_memory(labels, tmp_path, monkeypatch):
+    settings = [*SMALL, "training.md_checks=0"]
+    fit(labels, tmp_path / "straight", load_config(None, settings))
+    update, done = Updater.update, 0
+
+    def dying(*arguments):
+        nonlocal done
+        done += 1
+        return update(*arguments) if done < 20 else 1 / 0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Updater, "update", dying)
+        with pytest.raises(ZeroDivisionError):
+            fit(labels, tmp_path / "stopped", load_config(None, settings))
+    less = load_config(None, [*settings, "training.memory_GB=0"])
+    fit(labels, tmp_path / "stopped", less)
+    weights = [tmp_path / k / "student" / "weights.safetensors" for k in ("straight", "stopped")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    with pytest.raises(ConfigError, match=r"other inputs:\n +config.seed: 0 -> 1\n"):
+        fit(labels, tmp_path / "stopped", replace(less, seed=1))
 
 
 def test_a_tracker_that_is_not_installed(labels, tmp_path, monkeypatch):
