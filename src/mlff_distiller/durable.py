@@ -25,6 +25,7 @@ from mlff_distiller.errors import ConfigError, DistillerError
 _REMEDIES = {
     errno.ENOSPC: "the disk is full: free space, then run the same command again",
     errno.EDQUOT: "the disk quota is used up: free space, then run the same command again",
+    errno.EFBIG: "files may not become so large here: choose another place",
     errno.EROFS: "the file system is read-only: choose another folder",
     errno.EACCES: "give yourself write permission, or choose another folder",
     errno.EPERM: "give yourself write permission, or choose another folder",

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+from collections.abc import Sequence
+
 import numpy as np
 from ase import Atoms, units
+from ase.calculators.calculator import all_properties
 from ase.data import covalent_radii
 from ase.md.velocitydistribution import Stationary, ZeroRotation
 from numpy.typing import NDArray
@@ -14,6 +19,55 @@ BONDED = 1.25
 """Times the sum of covalent radii: what is nearer is bonded."""
 _NONMETALS = (1, 6, 7, 8, 9, 15, 16, 17, 34, 35, 53)
 """Elements whose bonds have a length of their own; in metals neighbours come and go."""
+
+
+_VELOCITIES = {"vel", "velo", "velocity", "velocities"}
+_RESULTS = {
+    *("energy", "energies", "force", "forces", "stress", "stresses", "virial", "virials"),
+    *("momenta", *_VELOCITIES),
+}
+
+
+def is_of_one_frame(name: str) -> bool:
+    """Whether an entry of ``info`` or ``arrays`` says nothing of other frames, by its name.
+
+    It is what models compute, or a velocity: ``REF_energy``, ``dft_forces``, ``vel``.
+    """
+    return name in all_properties or not _RESULTS.isdisjoint(re.split("[^a-z]+", name.lower()))
+
+
+def warn_of_what_is_ignored(frames: Sequence[Atoms]) -> None:
+    """Warn of what ``frames`` say and dynamics with a student does not know."""
+    found: dict[str, str] = {}
+    for index, atoms in enumerate(frames):
+        arrays, info = atoms.arrays, atoms.info
+        charged = any(_says_more(info.get(name, 0), 0.0) for name in ("charge", "total_charge"))
+        if charged or atoms.get_initial_charges().any():
+            found.setdefault("charges: it knows neutral systems only", f"structure {index}")
+        spins = ("spin", "multiplicity", "spin_multiplicity")
+        if any(_says_more(info.get(name, 0), 0.0, 1.0) for name in spins) or (
+            atoms.get_initial_magnetic_moments().any()
+        ):
+            found.setdefault("spins and magnetic moments", f"structure {index}")
+        if "momenta" not in arrays:
+            for name in _VELOCITIES & set(arrays):
+                words = f"the column {name!r}, of units that it does not name: set velocities with "
+                found.setdefault(words + "atoms.set_velocities", f"structure {index}")
+        if "masses" not in arrays:
+            for name in {"mass"} & set(arrays):
+                words = f"the column {name!r}: set masses with atoms.set_masses"
+                found.setdefault(words, f"structure {index}")
+    for what, where in found.items():
+        warnings.warn(f"the simulation ignores {what} ({where})", stacklevel=3)
+
+
+def _says_more(value: object, *nothing: float) -> bool:
+    """Whether ``value`` is other than ``nothing``."""
+    try:
+        values = np.asarray(0.0 if value is None else value, dtype=np.float64)
+    except (TypeError, ValueError):
+        return bool(value)
+    return not np.isin(values, nothing).all()
 
 
 def enlarge(atoms: Atoms, n_atoms: int) -> Atoms:

@@ -42,7 +42,10 @@ def md(
         float, typer.Option(help="Approximate, 1/GPa: solids 0.01, water 0.45.")
     ] = 0.01,
     replicas: Annotated[int, typer.Option(min=1, help="Copies of each structure.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="System k draws from seed + k.")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Repeats the run that had it; without, each new run draws one."),
+    ] = None,
     frames_every: Annotated[int, typer.Option(min=1, help="Steps between frames.")] = 1000,
     log_every: Annotated[int, typer.Option(min=1, help="Steps between rows of the log.")] = 100,
     log_format: Annotated[str, typer.Option(help="csv or jsonl.")] = "csv",
@@ -66,12 +69,9 @@ def md(
     quiet: Quiet = False,
 ) -> None:
     """Run molecular dynamics of STRUCTURES with a student, all systems at once."""
-    from mlff_distiller.errors import ConfigError
     from mlff_distiller.labeling.structures import read_frames
     from mlff_distiller.md import run_md
 
-    if log_format not in ("csv", "jsonl"):
-        raise ConfigError("unknown format of the log", expected="csv or jsonl", found=log_format)
     frames = [atoms for path in structures for atoms in read_frames(path) for _ in range(replicas)]
     with Display(console, quiet=quiet) as display:
         result = run_md(
@@ -105,4 +105,4 @@ def md(
     if quiet:
         return
     speed = {"speed": f"{result.ns_per_day:.3g} ns/day"} if result.seconds > 0 else {}
-    print_facts({"steps": result.n_steps, **speed, **result.files})
+    print_facts({"steps": result.n_steps, **speed, "seed": result.seed, **result.files})

@@ -48,7 +48,8 @@ class AseSimulation:
         self.time_step_fs = ensemble.step_fs(atoms)
         atoms.calc = calculator
         self.dynamics = ase_dynamics(atoms, ensemble, rng)
-        self.max_temperature_K = ensemble.explodes_at_K(atoms.get_temperature())
+        n_degrees = float(atoms.get_number_of_degrees_of_freedom())
+        self.max_temperature_K = float(ensemble.explodes_at_K(atoms.get_temperature(), n_degrees))
 
     @property
     def step(self) -> int:
@@ -110,10 +111,12 @@ def ase_dynamics(
         return VelocityVerlet(atoms, step)
     if ensemble.thermostat != "langevin":
         raise _refusal("thermostat", "langevin", ensemble.thermostat)
+    # First velocities are drawn from ``default_rng(seed)``, and must not be the noise again.
+    noise = np.random.SeedSequence(ensemble.seed, spawn_key=(1,))
     langevin: dict[str, Any] = {
         "temperature_K": ensemble.temperature_K[0],
         "friction": ensemble.friction_per_ps / (1e3 * units.fs),
-        "rng": np.random.default_rng(ensemble.seed) if rng is None else rng,
+        "rng": np.random.default_rng(noise) if rng is None else rng,
         "fixcm": False,
     }
     if ensemble.ensemble == "nvt":

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from ase.constraints import FixAtoms
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from mlff_distiller.durable import write_bytes
+from mlff_distiller.durable import explaining, write_bytes
 from mlff_distiller.errors import ConfigError, DynamicsError
 from mlff_distiller.md.simulation import State
 from mlff_distiller.students import Student
@@ -23,50 +25,97 @@ SCHEMA = 1
 
 def write_checkpoint(path: Path, state: State, about: dict[str, Any]) -> None:
     """Durably replace ``path``. ``about`` is JSON: what is simulated, and where files end."""
-    arrays = {
+    arrays: dict[str, NDArray[Any]] = {
         "positions": state.positions,
         "velocities": state.velocities,
         "cell": state.cell,
     }
     if state.listed is not None:
         arrays |= {"listed_positions": state.listed[0], "listed_cell": state.listed[1]}
+    if state.seeds is not None:
+        arrays["seeds"] = state.seeds
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    header = {"schema": SCHEMA, "step": state.step, **about}
-    write_bytes(path, save(contiguous, metadata={"simulation": json.dumps(header)}))
+    header = json.dumps({"schema": SCHEMA, "step": state.step, **about})
+    metadata = {"simulation": header, "sha256": _digest(header, contiguous)}
+    with explaining(f"the checkpoint {path} cannot be written", DynamicsError):
+        write_bytes(path, save(contiguous, metadata=metadata))
 
 
-def read_checkpoint(path: Path, n_atoms: int, n_systems: int) -> tuple[State, dict[str, Any]]:
-    """What ``write_checkpoint`` wrote.
+def _digest(header: str, arrays: dict[str, Any]) -> str:
+    digest = hashlib.sha256(header.encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        with safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header = json.loads(metadata["simulation"])
+        if header["schema"] == SCHEMA:
+            header["step"], header["about"]["seed"] = (
+                int(header["step"]),
+                int(header["about"]["seed"]),
+            )
+            if not {"trajectory", "log"} <= set(header["files"]):
+                raise ValueError("it does not say where files end")
+        if metadata.get("sha256") not in (None, _digest(metadata["simulation"], arrays)):
+            raise ValueError("its checksum is wrong")
+    except (SafetensorError, LookupError, ValueError, TypeError, OSError, RecursionError) as error:
+        raise DynamicsError(
+            f"{path} is not a checkpoint, or is damaged: {error}",
+            remedy="put it back from a copy, or start anew (overwrite)",
+        ) from error
+    if header["schema"] != SCHEMA:
+        raise DynamicsError(f"{path} is of another schema", expected=SCHEMA, found=header["schema"])
+    return header, arrays
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """What is simulated and where files end: the ``about`` that ``write_checkpoint`` was given.
+
+    Raises
+    ------
+    DynamicsError
+        The file is damaged, or of another schema.
+    """
+    return _read(path)[0]
+
+
+def read_checkpoint(path: Path, n_atoms: int, n_systems: int) -> State:
+    """The state that ``write_checkpoint`` wrote.
 
     Raises
     ------
     DynamicsError
         The file is damaged, of another schema, or of other systems.
     """
-    try:
-        with safe_open(path, "numpy") as file:
-            header = json.loads((file.metadata() or {})["simulation"])
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise DynamicsError(
-            f"{path} is not a checkpoint, or is damaged: {error}",
-            remedy="delete it and start anew (overwrite)",
-        ) from error
-    if header.get("schema") != SCHEMA:
-        raise DynamicsError(
-            f"{path} is of another schema", expected=SCHEMA, found=header.get("schema")
-        )
+    header, arrays = _read(path)
     shapes = {"positions": (n_atoms, 3), "velocities": (n_atoms, 3), "cell": (n_systems, 3, 3)}
     found = {name: arrays[name].shape if name in arrays else None for name in shapes}
     if found != shapes or not all(np.isfinite(array).all() for array in arrays.values()):
-        raise DynamicsError(f"{path} is damaged", expected=shapes, found=found)
+        raise DynamicsError(
+            f"{path} is damaged",
+            expected=f"finite numbers of {shapes}",
+            found=found,
+            remedy="put it back from a copy, or start anew (overwrite)",
+        )
     listed = None
     if "listed_positions" in arrays:
         listed = (arrays["listed_positions"], arrays["listed_cell"])
-    state = State(
-        int(header["step"]), arrays["positions"], arrays["velocities"], arrays["cell"], listed
+    # Earlier versions wrote no seeds.
+    before = np.uint64(header["about"]["seed"]) + np.arange(n_systems, dtype=np.uint64)
+    return State(
+        header["step"],
+        arrays["positions"],
+        arrays["velocities"],
+        arrays["cell"],
+        listed,
+        arrays.get("seeds", before),
     )
-    return state, header
 
 
 def check_same(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -98,7 +147,8 @@ def hash_of_structures(frames: Sequence[Atoms]) -> str:
     """SHA-256 of all that dynamics begins with."""
     digest = hashlib.sha256()
     for atoms in frames:
-        fixed = [sorted(map(int, c.get_indices())) for c in atoms.constraints]
+        held = [c for c in atoms.constraints if isinstance(c, FixAtoms)]  # others are refused
+        fixed = [sorted(map(int, c.get_indices())) for c in held]
         digest.update(json.dumps(fixed).encode())
         for array in (
             atoms.numbers,

@@ -6,14 +6,16 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from ase import Atoms
 from pydantic import ValidationError
 
+from mlff_distiller.durable import Lock, explaining
 from mlff_distiller.engines.choice import BackendName, choose_engine
 from mlff_distiller.engines.loading import ready_student
 from mlff_distiller.errors import ConfigError, DynamicsError, from_pydantic
@@ -22,12 +24,14 @@ from mlff_distiller.md.checkpoint import (
     hash_of_structures,
     hash_of_student,
     read_checkpoint,
+    read_header,
     write_checkpoint,
 )
-from mlff_distiller.md.ensemble import Ensemble
-from mlff_distiller.md.files import TrajectoryThread, check_format
+from mlff_distiller.md.ensemble import Ensemble, Explosion
+from mlff_distiller.md.files import Mark, TrajectoryThread, check_format
 from mlff_distiller.md.simulation import Simulation
 from mlff_distiller.md.thermo_log import Row, ThermoLog, rows_of
+from mlff_distiller.structure import warn_of_what_is_ignored
 from mlff_distiller.students import Student
 
 Progress = Callable[[str, int, int, str], None]
@@ -45,6 +49,8 @@ class MDResult:
     seconds: float
     """Of this run's steps, without start-up."""
     ns_per_day: float
+    seed: int
+    """What repeats it, given again: drawn, if none was given."""
     log: list[Row] = field(repr=False)
     """Rows of the thermodynamic log that this run wrote."""
     files: dict[str, Path] = field(default_factory=dict)
@@ -85,7 +91,7 @@ def run_md(
         The trajectory: ``.extxyz``, ``.traj`` or ``.h5``. Beside it are written
         ``NAME.log.csv`` and ``NAME.checkpoint.safetensors``. The same call again continues from
         the checkpoint, on a CPU bit for bit as if it had not been interrupted, if the student is
-        not compiled; a longer time extends the run.
+        not compiled; a longer time extends the run. No two calls write the same files at a time.
     frames_every, log_every
         In steps.
     checkpoint_every_s
@@ -98,77 +104,101 @@ def run_md(
         on, on a CPU from 300,000 steps times atoms on.
     ensemble
         Fields of ``Ensemble``: ``ensemble``, ``temperature_K``, ``pressure_GPa``, ``seed``, ...
+        Without a seed each new run draws its own, and a continued one keeps that of its checkpoint.
 
     Raises
     ------
     DynamicsError
         The simulation has blown up (its last good frame is in the trajectory), a constraint is not
-        supported, or a file cannot be written.
+        supported, or a file cannot be written, or is not as the checkpoint left it.
     ConfigError
-        A setting is wrong, or ``out`` belongs to another simulation.
+        A setting is wrong, ``out`` belongs to another simulation, or another process writes it.
     """
     frames = [structures] if isinstance(structures, Atoms) else list(structures)
     if not frames:
         raise DynamicsError("there is no structure", expected="at least one")
-    try:
-        settings = Ensemble(**ensemble)
-    except ValidationError as error:
-        raise from_pydantic(error, "invalid settings of the simulation") from error
     every = {"frames_every": frames_every, "log_every": log_every}
     every |= {f"observer {k}": interval for k, (interval, _) in enumerate(observers)}
-    for name, value in every.items():
-        if value < 1:
-            raise ConfigError(f"{name} must be at least 1 step", found=value)
-    model = ready_student(student, device, dtype)
-    files = _Files(out, log_format, overwrite)
-    about = {
-        "student_sha256": hash_of_student(model),
-        "structures_sha256": hash_of_structures(frames),
-        "dtype": dtype,
-        **asdict(settings),
-    }
+    steps = {name: whole_number(name, value, 1) for name, value in every.items()}
+    if not checkpoint_every_s >= 0:
+        raise ConfigError(
+            "checkpoint_every_s is no time", expected="0 or more", found=checkpoint_every_s
+        )
+    settings = _settings(ensemble)
     target = _n_steps(n_steps, time_ps, settings.step_fs(*frames))
-    engine = choose_engine(
-        model,
-        frames,
-        backend=backend,
-        skin=settings.skin_A,
-        compile=bool(compile),
-        n_steps=target if compile is None else 0,
-    )
-    simulation = Simulation(engine, frames, settings)
-    files.open(simulation, frames, about)
-    run = _Run(simulation, files, about, frames_every, log_every, observers, on_progress)
-    with _interruptions() as interrupted:
-        try:
+    model = ready_student(student, device, dtype)
+    with _Files(out, log_format, overwrite) as files:
+        if ensemble.get("seed") is None:
+            settings = replace(settings, seed=files.seed(settings.seed))
+        about = {
+            "student_sha256": hash_of_student(model),
+            "structures_sha256": hash_of_structures(frames),
+            "dtype": dtype,
+            **asdict(settings),
+        }
+        engine = choose_engine(
+            model,
+            frames,
+            backend=backend,
+            skin=settings.skin_A,
+            compile=bool(compile),
+            n_steps=target if compile is None else 0,
+        )
+        simulation = Simulation(engine, frames, settings)
+        warn_of_what_is_ignored(frames)
+        files.open(simulation, frames, about)
+        run = _Run(simulation, files, about, steps, observers, on_progress)
+        with _interruptions() as interrupted:
             run.until(target, checkpoint_every_s, interrupted)
-        finally:
-            files.close()
     if interrupted:
         _end_by(interrupted[0])
     seconds = run.seconds
     simulated_ns = 1e-6 * simulation.time_step_fs * run.n_steps
     rate = 86400.0 * simulated_ns / seconds if seconds > 0 else 0.0
-    return MDResult(simulation.frames(), simulation.step, seconds, rate, run.rows, files.paths)
+    return MDResult(
+        simulation.frames(), simulation.step, seconds, rate, settings.seed, run.rows, files.paths
+    )
+
+
+def _settings(ensemble: dict[str, Any]) -> Ensemble:
+    try:
+        return Ensemble(**ensemble)
+    except ValidationError as error:
+        raise from_pydantic(error, "invalid settings of the simulation") from error
 
 
 def _n_steps(n_steps: int | None, time_ps: float | None, time_step_fs: float) -> int:
     if (n_steps is None) == (time_ps is None):
         raise ConfigError("how long?", expected="either time_ps or n_steps")
-    if time_ps is not None:
-        n_steps = round(1e3 * time_ps / time_step_fs)
-    if n_steps is None or n_steps < 0:
-        raise ConfigError("the duration is negative", found=time_ps if n_steps is None else n_steps)
-    return n_steps
+    if n_steps is not None:
+        return whole_number("n_steps", n_steps, 0)
+    if not isinstance(time_ps, int | float | np.number) or not 0 <= time_ps < np.inf:
+        raise ConfigError("time_ps is no duration", expected="0 or more, in ps", found=time_ps)
+    return round(1e3 * float(time_ps) / time_step_fs)
+
+
+def whole_number(name: str, value: object, least: int) -> int:
+    """``value`` as an integer; ``ConfigError`` if it is none, or below ``least``."""
+    if isinstance(value, int | float | np.number) and value >= least and float(value).is_integer():
+        return int(value)
+    raise ConfigError(
+        f"{name} is no number of steps", expected=f"a whole number, {least} or more", found=value
+    )
 
 
 class _Files:
-    """Trajectory, log and checkpoint of one run, or none of them."""
+    """Trajectory, log and checkpoint of one run, or none of them; nobody else writes them."""
 
     def __init__(self, out: str | Path | None, log_format: str, overwrite: bool) -> None:
         self.paths: dict[str, Path] = {}
         self.trajectory: TrajectoryThread | None = None
         self.log: ThermoLog | None = None
+        self._overwrite, self._stack = overwrite, ExitStack()
+        self._header: dict[str, Any] | None = None
+        if log_format not in ("csv", "jsonl"):
+            raise ConfigError(
+                "unknown format of the log", expected="csv or jsonl", found=log_format
+            )
         if out is None:
             return
         path = Path(out)
@@ -178,37 +208,76 @@ class _Files:
             "log": path.with_suffix(f".log.{log_format}"),
             "checkpoint": path.with_suffix(".checkpoint.safetensors"),
         }
-        if overwrite:
-            for old in self.paths.values():
-                old.unlink(missing_ok=True)
-        elif path.exists() and not self.paths["checkpoint"].exists():
+
+    def __enter__(self) -> _Files:
+        if not self.paths:
+            return self
+        checkpoint = self.paths["checkpoint"]
+        with explaining(str(checkpoint.parent), DynamicsError):
+            checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        lock = Lock(checkpoint, str(self.paths["trajectory"]), refused=DynamicsError)
+        self._stack.enter_context(lock)
+        try:
+            self._look()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def _look(self) -> None:
+        """See whether there is a run to continue, or files that are not of one."""
+        if self._overwrite:
+            return
+        files = {name: path for name, path in self.paths.items() if path.exists()}
+        if "checkpoint" in files:
+            self._header = read_header(files["checkpoint"])
+            if self._header["files"]["trajectory"] is None:
+                self._header = None  # it ended before it had written anything
+        elif files:
             raise ConfigError(
-                f"{path} exists, without a checkpoint to continue from",
+                f"{next(iter(files.values()))} exists, without a checkpoint to continue from",
                 remedy="choose another name, or overwrite",
             )
+
+    @property
+    def continues(self) -> bool:
+        """Whether there is a run that goes on here."""
+        return self._header is not None
+
+    def seed(self, drawn: int) -> int:
+        """The seed of the run that is continued, or ``drawn`` of a new one."""
+        return drawn if self._header is None else int(self._header["about"]["seed"])
 
     def open(self, simulation: Simulation, frames: Sequence[Atoms], about: dict[str, Any]) -> None:
         """Open them, and bring ``simulation`` to where its checkpoint is, if there is one."""
         if not self.paths:
             return
-        marks: dict[str, int | None] = {"trajectory": None, "log": None}
+        marks: dict[str, Mark | None] = {"trajectory": None, "log": None}
         checkpoint = self.paths["checkpoint"]
-        if checkpoint.exists():
-            state, header = read_checkpoint(checkpoint, sum(map(len, frames)), len(frames))
-            check_same(checkpoint, header["about"], about)
+        if self._header is None:
+            with explaining(str(checkpoint.parent), DynamicsError):
+                for old in self.paths.values():
+                    old.unlink(missing_ok=True)
+            # From now on they are this run's, whatever ends it.
+            write_checkpoint(checkpoint, simulation.state(), {"about": about, "files": marks})
+        else:
+            check_same(checkpoint, self._header["about"], about)
+            state = read_checkpoint(checkpoint, sum(map(len, frames)), len(frames))
             for name in marks:
-                marks[name] = int(header["files"][name])
+                mark = self._header["files"][name]
+                marks[name] = Mark(*mark) if isinstance(mark, list) else Mark(int(mark))
                 if not self.paths[name].exists():
                     raise DynamicsError(
                         f"{self.paths[name]} is missing, which {checkpoint.name} continues",
                         remedy="put it back, or overwrite to start anew",
                     )
             simulation.load(state)
-        self.paths["trajectory"].parent.mkdir(parents=True, exist_ok=True)
-        templates = simulation.templates
-        trajectory = self.paths["trajectory"]
-        self.trajectory = TrajectoryThread(trajectory, templates, marks["trajectory"])
         self.log = ThermoLog(self.paths["log"], marks["log"])
+        self._stack.callback(self.log.close)
+        self.trajectory = TrajectoryThread(
+            self.paths["trajectory"], simulation.templates, marks["trajectory"]
+        )
+        self._stack.callback(self.trajectory.close)
 
     def checkpoint(self, simulation: Simulation, about: dict[str, Any]) -> None:
         """Make all that was written durable, and say so."""
@@ -218,11 +287,8 @@ class _Files:
         content = {"about": about, "files": ends}
         write_checkpoint(self.paths["checkpoint"], simulation.state(), content)
 
-    def close(self) -> None:
-        if self.trajectory is not None:
-            self.trajectory.close()
-        if self.log is not None:
-            self.log.close()
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
 
 
 class _Run:
@@ -233,14 +299,16 @@ class _Run:
         simulation: Simulation,
         files: _Files,
         about: dict[str, Any],
-        frames_every: int,
-        log_every: int,
+        steps: dict[str, int],  # of frames, of rows, of each observer
         observers: Sequence[tuple[int, Observer]],
         on_progress: Progress | None,
     ) -> None:
         self.simulation, self.files, self._about = simulation, files, about
-        self._frames_every, self._log_every, self._observers = frames_every, log_every, observers
+        self._frames_every, self._log_every, *intervals = steps.values()
+        called = (observer for _, observer in observers)
+        self._observers = list(zip(intervals, called, strict=True))
         self._on_progress = on_progress
+        self._observed = simulation.step
         self.rows: list[Row] = []
         self.seconds = 0.0
         self.n_steps = 0
@@ -248,8 +316,8 @@ class _Run:
     def until(self, target: int, checkpoint_every_s: float, interrupted: list[int]) -> None:
         simulation = self.simulation
         step, saved = simulation.step, time.monotonic()
-        if step == 0:
-            self._observe(0)
+        if not self.files.continues:
+            self._observe(step)
             self.files.checkpoint(simulation, self._about)
         self._report(step, target)
         try:
@@ -265,13 +333,14 @@ class _Run:
                 if time.monotonic() - saved >= checkpoint_every_s:
                     self.files.checkpoint(simulation, self._about)
                     saved = time.monotonic()
-        except DynamicsError:
+        except Explosion:
             self.files.checkpoint(simulation, self._about)
             if self.files.trajectory is not None and simulation.step % self._frames_every:
                 self.files.trajectory.append(simulation.snapshot())
             raise
         except Exception:
-            self.files.checkpoint(simulation, self._about)
+            if simulation.step == self._observed:  # else its row and frame would be missing
+                self.files.checkpoint(simulation, self._about)
             raise
         self.files.checkpoint(simulation, self._about)
 
@@ -293,6 +362,7 @@ class _Run:
                 self.files.log.write(rows)
         if step % self._frames_every == 0 and self.files.trajectory is not None:
             self.files.trajectory.append(self.simulation.snapshot())
+        self._observed = step
 
     def _report(self, step: int, target: int) -> None:
         if self._on_progress is None:

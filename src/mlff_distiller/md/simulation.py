@@ -20,9 +20,9 @@ from mlff_distiller.errors import DynamicsError
 from mlff_distiller.kernels.compiling import Launch, load
 from mlff_distiller.kernels.dynamics import warp as integrators
 from mlff_distiller.kernels.types import vec6d
-from mlff_distiller.md.ensemble import Ensemble, explosion
+from mlff_distiller.md.ensemble import Ensemble, explosion, seeds_of
 from mlff_distiller.md.files import Frame
-from mlff_distiller.structure import thermalise
+from mlff_distiller.structure import is_of_one_frame, thermalise
 
 STEPS_A_GRAPH = 16
 LARGEST_BLOCK = 512
@@ -60,6 +60,8 @@ class State:
     cell: Array  # (n_systems, 3, 3) Å
     listed: tuple[Array, Array] | None = None
     """Positions and cell when neighbours were last found, where forces depend on them."""
+    seeds: NDArray[np.uint64] | None = None
+    """(n_systems,); None: as before."""
 
 
 class Simulation:
@@ -104,7 +106,8 @@ class Simulation:
         self._n_dof = self._degrees(masses, velocities, fixed)
         self._dof_on_device.assign(self._n_dof)
         self.load(State(0, positions, velocities, cell))
-        self.max_temperature_K = ensemble.explodes_at_K(self.observables().temperature_K.max())
+        hottest = float(self.observables().temperature_K.max())
+        self.max_temperature_K = ensemble.explodes_at_K(hottest, self._n_dof)
 
     # -- setting up ----------------------------------------------------------------------------
 
@@ -149,12 +152,13 @@ class Simulation:
 
     def _first_velocities(self, frames: Sequence[Atoms], fixed: NDArray[np.bool_]) -> Array:
         parts = []
-        for k, (atoms, temperature) in enumerate(zip(frames, self._temperatures(), strict=True)):
+        seeds = seeds_of(self.ensemble.seed, len(frames)).tolist()
+        for atoms, temperature, seed in zip(frames, self._temperatures(), seeds, strict=True):
             masses, held = atoms.get_masses()[:, None], _fixed(atoms)
             velocities = np.array(atoms.get_velocities())
             if not velocities.any():
                 moving = atoms.copy()
-                thermalise(moving, temperature, np.random.default_rng([self.ensemble.seed + k]))
+                thermalise(moving, temperature, np.random.default_rng(seed))
                 velocities = moving.get_velocities()
                 if not held.any() and len(atoms) > 1:
                     velocities -= (masses * velocities).sum(0) / masses.sum()
@@ -185,7 +189,6 @@ class Simulation:
         )
         load(self._kernels.module, self.device)
         pressures = np.broadcast_to(np.array(e.pressure_GPa), n_systems) * units.GPa
-        seeds = np.uint64(e.seed) + np.arange(n_systems, dtype=np.uint64)
         one = np.broadcast_to(np.eye(3), (n_systems, 3, 3)).copy()
         with wp.ScopedDevice(self.device):
             self.velocities = wp.zeros(n, dtype=wp.vec3d)
@@ -195,7 +198,7 @@ class Simulation:
                 wp.zeros(1, dtype=dtype) for dtype in (wp.int64, int, int)
             )
             self._partial = wp.zeros(systems.n_chunks, dtype=vec6d)
-            self._seeds = wp.array(seeds, dtype=wp.uint64)
+            self._seeds = wp.array(seeds_of(e.seed, n_systems), dtype=wp.uint64)
             self._thermal = wp.array(units.kB * self._temperatures(), dtype=wp.float64)
             self._pressures = wp.array(pressures, dtype=wp.float64)
             self._dof_on_device = wp.zeros(n_systems, dtype=wp.float64)
@@ -334,7 +337,7 @@ class Simulation:
             system = int(np.argmax(~(temperatures <= self.max_temperature_K)))
             self._fail(
                 f"system {system} has {temperatures[system]:.4g} K",
-                f"at most {self.max_temperature_K:.4g} K",
+                f"at most {self.max_temperature_K[system]:.4g} K",
                 now,
             )
         return now
@@ -403,7 +406,8 @@ class Simulation:
         """A copy of all that the next step depends on."""
         listed = self._last_listed and (self._last_listed[0].numpy(), self._last_listed[1])
         positions, velocities = self.engine.positions.numpy(), self.velocities.numpy()
-        return State(self.step, positions.copy(), velocities.copy(), self.cell(), listed)
+        seeds = self._seeds.numpy().copy()
+        return State(self.step, positions.copy(), velocities.copy(), self.cell(), listed, seeds)
 
     def load(self, state: State) -> None:
         """Go on from ``state``, exactly as if never interrupted."""
@@ -412,6 +416,8 @@ class Simulation:
         self._step.fill_(state.step)
         self._halt.zero_()
         self._broken.zero_()
+        if state.seeds is not None:
+            self._seeds.assign(state.seeds)
         at, cell = state.listed or (state.positions, state.cell)
         self.engine.positions.assign(at)
         self._list(cell)
@@ -495,8 +501,9 @@ def _call(launches: Sequence[Callable[[], None]]) -> None:
 
 def _template(atoms: Atoms) -> Atoms:
     copy: Atoms = atoms.copy()  # without its calculator
-    for name in ("momenta", "velocities"):
-        copy.arrays.pop(name, None)
+    for entries in (copy.info, copy.arrays):
+        for name in [name for name in entries if is_of_one_frame(str(name))]:
+            del entries[name]
     return copy
 
 

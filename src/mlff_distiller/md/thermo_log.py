@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 
+from mlff_distiller.durable import explaining
+from mlff_distiller.errors import DynamicsError
+from mlff_distiller.md.files import GrowingText, Mark
 from mlff_distiller.md.simulation import Observables
 
 COLUMNS = (
@@ -45,31 +47,37 @@ def rows_of(step: int, time_ps: float, seen: Observables) -> list[Row]:
 
 
 class ThermoLog:
-    """A file of such rows; ``mark`` says where it ends, to go on from there."""
+    """A file of such rows; ``mark`` says where it ends, to go on from there.
 
-    def __init__(self, path: Path, mark: int | None = None) -> None:
-        self._is_csv = path.suffix == ".csv"
-        self._file = path.open("w" if mark is None else "r+", encoding="utf-8")
-        if mark is not None:
-            self._file.truncate(mark)
-            self._file.seek(mark)
-        elif self._is_csv:
-            self._file.write(",".join(COLUMNS) + "\n")
+    Raises
+    ------
+    DynamicsError
+        A row could not be written, this one or an earlier one; or the file is damaged.
+    """
+
+    def __init__(self, path: Path, mark: Mark | None = None) -> None:
+        self._path, self._is_csv = path, path.suffix == ".csv"
+        with explaining(f"the log {path}", DynamicsError):
+            self._file = GrowingText(path, mark)
+            if mark is None and self._is_csv:
+                self._file.write(",".join(COLUMNS) + "\n")
 
     def write(self, rows: list[Row]) -> None:
+        lines = []
         for row in rows:
             if self._is_csv:
                 cells = ["" if row[name] is None else f"{row[name]!r}" for name in COLUMNS]
-                self._file.write(",".join(cells) + "\n")
+                lines.append(",".join(cells) + "\n")
             else:
-                self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+                lines.append(json.dumps(row) + "\n")
+        with explaining(f"the log {self._path}", DynamicsError):
+            self._file.write("".join(lines))
 
-    def mark(self) -> int:
+    def mark(self) -> Mark:
         """Make all rows durable."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        return self._file.tell()
+        with explaining(f"the log {self._path}", DynamicsError):
+            return self._file.mark()
 
     def close(self) -> None:
-        self._file.close()
+        with explaining(f"the log {self._path}", DynamicsError):
+            self._file.close()

@@ -76,9 +76,12 @@ def _parse(lines: list[str]) -> NEP:
         cutoffs = tuple((radii[2 * t], radii[2 * t + 1]) for t in range(n_types))
     else:
         raise ValueError(f"{len(radii)} numbers after cutoff")
-    l_max, q222, q1111 = ([int(value) for value in header["l_max"]] + [0, 0])[:3]
-    if not 0 < l_max <= 4 or q222 not in (0, 2) or q1111 not in (0, 1):
-        raise ValueError(f"l_max {header['l_max']}: l from 1 to 4, then 2 or 0, then 1 or 0")
+    # q222 was 2 until 2026, and is 1 since; flags of more descriptors follow since then.
+    l_max, q222, q1111, *more = [int(value) for value in header["l_max"]] + [0, 0]
+    if not 0 < l_max <= 4 or q222 not in (0, 1, 2) or q1111 not in (0, 1):
+        raise ValueError(f"l_max {header['l_max']}: l from 1 to 4, then 2, 1 or 0, then 1 or 0")
+    if any(more):
+        raise ValueError(f"l_max {header['l_max']}: descriptors after q_1111 are not supported")
     n_radial, n_angular = (int(value) for value in header["n_max"])
     k_radial, k_angular = (int(value) for value in header["basis_size"])
     shape = Shape(
@@ -87,7 +90,7 @@ def _parse(lines: list[str]) -> NEP:
         k_radial,
         k_angular,
         l_max,
-        q222 == 2,
+        q222 > 0,
         q1111 == 1,
         int(header["ANN"][0]),
     )

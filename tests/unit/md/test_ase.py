@@ -68,10 +68,14 @@ def test_a_run_is_replayed_by_its_seed(ensemble):
     assert np.allclose(ends[0].positions, ends[1].positions, rtol=0, atol=1e-9)
     assert np.abs(ends[0].positions - ends[2].positions).max() > 1e-4
     assert (np.abs(ends[0].cell - copper().cell).max() > 1e-4) == (ensemble == "npt")
-    rng = np.random.default_rng(0)
-    run = AseSimulation(copper(), EMT(), Ensemble(seed=7, **settings), rng)
-    run.advance(20)
-    assert np.allclose(ends[0].positions, run.state().positions, rtol=0, atol=1e-9)
+    for seed in (0, 7):
+        rng = np.random.default_rng(0)
+        run = AseSimulation(copper(), EMT(), Ensemble(seed=seed, **settings), rng)
+        run.advance(20)
+        ends.append(run.state())
+    assert np.allclose(ends[3].positions, ends[4].positions, rtol=0, atol=1e-9)
+    # First velocities are drawn from that generator: the noise is not the same numbers again.
+    assert np.abs(ends[0].positions - ends[3].positions).max() > 1e-4
 
 
 def test_observables():

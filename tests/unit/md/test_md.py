@@ -18,6 +18,7 @@ from mlff_distiller import StudentCalculator, run_md
 from mlff_distiller.engines.choice import choose_engine
 from mlff_distiller.errors import ConfigError, DynamicsError
 from mlff_distiller.md import Ensemble, Simulation
+from mlff_distiller.md.ensemble import seeds_of
 
 ENSEMBLES = {
     "nve": {"ensemble": "nve"},
@@ -31,13 +32,14 @@ ENSEMBLES = {
         "barostat_time_fs": 200.0,
     },
 }
-BRIEF = {"time_step_fs": 0.2, "frames_every": 10, "log_every": 5, "skin_A": 0.3}
+BRIEF = {"time_step_fs": 0.2, "frames_every": 10, "log_every": 5, "skin_A": 0.3, "seed": 0}
 
 
 def water_like(n: int = 3, seed: int = 0) -> Atoms:
     """A crystal of H and O that a random student finds no more comfortable than any other."""
     atoms = bulk("Fe", a=3.0, cubic=True) * (n, n, n)
     atoms.numbers = np.random.default_rng(1).choice([1, 8], len(atoms))
+    atoms.set_initial_magnetic_moments(None)
     return rattled(atoms, 0.05, seed)
 
 
@@ -53,7 +55,7 @@ def any_student(request, student):
 
 def simulation(student, frames, **settings) -> Simulation:
     frames = [frames] if isinstance(frames, Atoms) else frames
-    settings = {"time_step_fs": 0.2, "skin_A": 0.3} | settings
+    settings = {"time_step_fs": 0.2, "skin_A": 0.3, "seed": 0} | settings
     ensemble = Ensemble(**settings)
     return Simulation(choose_engine(student, frames, skin=ensemble.skin_A), frames, ensemble)
 
@@ -86,7 +88,8 @@ def test_replicas_move_as_single_runs_do(student, ensemble):
     batch.advance(40)
     for k, atoms in enumerate(frames):
         temperature = (100.0, 300.0, 500.0)[k]
-        alone = simulation(student, atoms, seed=3 + k, temperature_K=temperature, **settings)
+        seed = int(seeds_of(3, k + 1)[k])
+        alone = simulation(student, atoms, seed=seed, temperature_K=temperature, **settings)
         alone.advance(40)
         found, wanted = batch.frames()[k], alone.atoms()
         assert np.array_equal(found.positions, wanted.positions)
@@ -363,7 +366,7 @@ def test_what_is_refused(student, tmp_path):
     out = tmp_path / "a.extxyz"
     run_md(atoms, student, n_steps=2, out=out, **BRIEF)
     with pytest.raises(ConfigError, match="another simulation: seed"):
-        run_md(atoms, student, n_steps=4, out=out, seed=1, **BRIEF)
+        run_md(atoms, student, n_steps=4, out=out, **BRIEF | {"seed": 1})
     with pytest.raises(ConfigError, match="another simulation: structures_sha256"):
         run_md(water_like(2, seed=9), student, n_steps=4, out=out, **BRIEF)
     checkpoint = tmp_path / "a.checkpoint.safetensors"
