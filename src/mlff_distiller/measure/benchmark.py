@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mlff_distiller.errors import ConfigError, DistillerError
 from mlff_distiller.md import statistics
+from mlff_distiller.md.ensemble import seeds_of
 from mlff_distiller.measure.contenders import Contender, Model, contenders_of
 from mlff_distiller.measure.machine import describe
 from mlff_distiller.measure.meters import MemoryMeter, Telemetry, gpu_memory, host_bytes, thinned
@@ -215,10 +216,11 @@ class MDBenchmark:
             s.warm_up,
             s.least_seconds,
             np.inf if s.most_seconds is None else s.most_seconds,
-            s.seed + repeat,
+            int(seeds_of(s.seed, repeat + 1)[repeat]),
             case.system.compressibility_per_GPa,
         )
-        frames = [start_of(case.system, s.temperature_K, s.seed + k) for k in range(case.replicas)]
+        seeds = seeds_of(s.seed, case.replicas).tolist()
+        frames = [start_of(case.system, s.temperature_K, seed) for seed in seeds]
         calculator = case.contender.calculator() if case.engine == "ase" else None
         device, pids = case.contender.device, case.contender.processes()
         memory = MemoryMeter(lambda: host_bytes(pids), gpu_memory(device))

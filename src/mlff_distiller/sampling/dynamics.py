@@ -9,9 +9,11 @@ they began with::
 
 (20 fs, for a bond with hydrogen swings through zero every 5 fs) or after ``longest_fs``. The
 student's steps cost next to nothing, so its segments last as long as it can be trusted. Only the
-structures at the ends of segments are labelled. A segment depends on its first structure and on its
-number alone, so an interrupted walk continues from its last labelled structure and repeats at most
-one segment.
+structures at the ends of segments are labelled. A segment depends on its first structure, on its
+number and on where its walker began alone, so an interrupted walk continues from its last labelled
+structure and repeats at most one segment. Walks from other structures, and the teacher's and the
+student's from the same ones, have other random forces: with the same ones a solid ends up on one
+and the same trajectory.
 
 `walk` is the teacher's dynamics: valid, but every step costs an evaluation of the teacher.
 `explore` is the student's: steps are free, the teacher is asked at the ends of segments only, and
@@ -32,10 +34,11 @@ from ase.calculators.calculator import Calculator
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 
+from mlff_distiller.dataset import structure_hash
 from mlff_distiller.errors import DistillerError, DynamicsError
 from mlff_distiller.md.ase import AseSimulation
 from mlff_distiller.md.compressibility import compressibility
-from mlff_distiller.md.ensemble import Ensemble
+from mlff_distiller.md.ensemble import Ensemble, too_hot_K
 from mlff_distiller.md.record import ForceField
 from mlff_distiller.sampling.rattle import Labeler
 from mlff_distiller.structure import shortest_distance, thermalise
@@ -93,6 +96,8 @@ class Walker:
     """Relative force error of the student at the end of each segment; see `explore`."""
     failure: str = ""
     """What the calculator said when the last segment ended by its failure."""
+    stream: int = 0
+    """Tells its random numbers from those of walkers that began elsewhere."""
 
 
 def walkers(
@@ -117,6 +122,7 @@ def walkers(
         index = (k + k % pairs // period) % len(seeds)
         atoms = seeds[index].copy()
         walker = Walker(k, index, temperature, atoms, pressure, reach_fs=settings.shortest_fs)
+        walker.stream = int(structure_hash(atoms)[:16], 16)
         group.append(walker)
     return group
 
@@ -250,7 +256,8 @@ def run_segment(
     It lasts ``walker.reach_fs``, or less if it is to end once ``until_decorrelated``. If the
     structure breaks, the last whole one is returned; None if there is no such.
     """
-    rng = np.random.default_rng([seed, walker.number, walker.segment])
+    of_walker = (walker.number, walker.segment, walker.stream, int(until_decorrelated))
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=of_walker))
     atoms, walker.failure = walker.atoms.copy(), ""
     thermalise(atoms, walker.temperature_K, rng)
     quiet = 0
@@ -293,7 +300,9 @@ def _ensemble(walker: Walker, calculator: Calculator, settings: DynamicsSettings
         temperature_K=(walker.temperature_K,),
         time_step_fs=settings.time_step_fs,
         friction_per_ps=settings.friction_per_ps,
-        max_temperature_K=settings.explosion_factor * walker.temperature_K,
+        max_temperature_K=float(
+            too_hot_K(walker.temperature_K, 3.0 * len(walker.atoms), settings.explosion_factor)
+        ),
         **pressure,
     )
 

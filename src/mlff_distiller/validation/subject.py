@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from ase import Atoms
 
-from mlff_distiller.md import Ensemble
+from mlff_distiller.md.ensemble import Ensemble, seeds_of
 from mlff_distiller.md.record import ForceField, OnStep, Trajectory, simulate
 from mlff_distiller.structure import default_time_step_fs
 from mlff_distiller.validation.accuracy import Answers, Compared, answers
@@ -166,7 +166,7 @@ class Subject:
             temperature_K=(kelvin,),
             time_step_fs=self.settings.time_step_fs,
             friction_per_ps=self.settings.friction_per_ps,
-            seed=self.settings.seed + stream,
+            seed=int(seeds_of(self.settings.seed, stream + 1)[stream]),
         )
 
     def steps(self, time_ps: float) -> int:
