@@ -12,7 +12,6 @@ import torch
 from ase import Atoms
 from ase.calculators.calculator import all_properties
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.geometry import complete_cell
 from ase.stress import full_3x3_to_voigt_6_stress
 from torch import Tensor
 
@@ -48,6 +47,12 @@ def check_structure(atoms: Atoms, name: str = "structure") -> None:
             found=positions[atom].tolist(),
             remedy="wrap or centre the structure (atoms.wrap(), atoms.center())",
         )
+    if numbers.shape != (n_atoms,) or numbers.dtype.kind not in "iu":
+        raise StructureError(
+            f"{name}: atomic numbers are not one whole number for each atom",
+            expected=f"integers of shape {(n_atoms,)}",
+            found=f"{numbers.dtype} of shape {numbers.shape}",
+        )
     if numbers.min() < 1 or numbers.max() > 118:
         atom = int(np.flatnonzero((numbers < 1) | (numbers > 118))[0])
         raise StructureError(
@@ -66,12 +71,12 @@ def check_structure(atoms: Atoms, name: str = "structure") -> None:
                 remedy="set atoms.cell, or atoms.pbc = False for an isolated system",
             )
     if pbc.any():
-        volume = abs(np.linalg.det(complete_cell(cell)))
-        if volume < 1e-6 * np.prod(np.where(lengths > 0, lengths, 1.0)):
+        spanned = np.prod(np.linalg.svd(cell[pbc], compute_uv=False))
+        if spanned < 1e-6 * np.prod(lengths[pbc]):
             raise StructureError(
-                f"{name}: the cell is singular (its vectors are linearly dependent)",
+                f"{name}: the cell is singular, or skewed beyond a million to one",
                 found=cell.tolist(),
-                remedy="correct the lattice vectors",
+                remedy="correct the lattice vectors, or reduce them (ase.build.niggli_reduce)",
             )
 
 

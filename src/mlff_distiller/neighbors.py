@@ -16,16 +16,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from ase import Atoms
-from ase.geometry import complete_cell
 from torch import Tensor
 from vesin import NeighborList
 
 from mlff_distiller.batch import Batch
+from mlff_distiller.errors import StructureError
 
 LARGEST_BY_IMAGES = 1024
 """Atoms of a system up to which a GPU, trying all pairs and images, beats cell lists on a CPU."""
 _CANDIDATES_AT_ONCE = 2**22
 """Some 200 bytes each."""
+_DENSEST, _FEW_ATOMS = 50, 256
+"""Atoms in 1 Å³ that are no structure; so few atoms are not counted, as their pairs are few."""
 PADDING_ATOMS = 16
 """At least so many share the edges of ``padding``."""
 _EDGES_ROUND = 256
@@ -94,19 +96,73 @@ def find_pairs(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """``i`` ascending (n_edges,), ``j`` (n_edges,), ``S`` (n_edges, 3) of one structure.
 
-    ``n_threads`` 0: as many as ``OMP_NUM_THREADS`` says, or as there are cores.
+    Atoms far away along a direction that is not periodic cost nothing. ``n_threads`` 0: as many
+    as ``OMP_NUM_THREADS`` says, or as there are cores.
+
+    Raises
+    ------
+    StructureError
+        Atoms are so dense that their pairs would fill the memory.
     """
-    box = complete_cell(cell) if pbc.any() else np.zeros((3, 3))
+    points = np.ascontiguousarray(positions, dtype=np.float64)
+    laps = np.zeros((len(points), 3))
+    if pbc.all():
+        box = cell
+    else:
+        points, box, laps = _boxed(points, cell, pbc, cutoff)
+    _check_density(points, box, pbc)
     with _searches:
         search = NeighborList(cutoff=cutoff, full_list=True, sorted=True, n_threads=n_threads)
-        i, j, shifts = search.compute(
-            points=np.ascontiguousarray(positions, dtype=np.float64),
-            box=box,
-            periodic=[bool(axis) for axis in pbc],
-            quantities="ijS",
-        )
+        i, j, shifts = search.compute(points=points, box=box, periodic=True, quantities="ijS")
         del search
-    return i.astype(np.int64), j.astype(np.int64), shifts.astype(np.float64)
+    i, j = i.astype(np.int64), j.astype(np.int64)
+    return i, j, shifts.astype(np.float64) + laps[i] - laps[j]
+
+
+def _boxed(
+    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same pairs in a box that is periodic in all directions, and what wrapping took off.
+
+    Along each direction at right angles to the periodic vectors, gaps wider than the cutoff close
+    to a little more than it: no pair is lost or won.
+    """
+    periodic = np.flatnonzero(pbc)
+    lattice = cell[periodic]
+    dual = np.linalg.pinv(lattice) if len(periodic) else np.zeros((3, 0))
+    laps = np.zeros((len(positions), 3))
+    laps[:, periodic] = np.floor(positions @ dual)
+    inside = positions - laps[:, periodic] @ lattice
+    across = np.linalg.svd(lattice)[2][len(periodic) :] if len(periodic) else np.eye(3)
+    box, gap = cell.copy(), 1.1 * cutoff
+    for axis, direction in zip(np.flatnonzero(~pbc), across, strict=True):
+        height = inside @ direction
+        order = height.argsort()
+        steps = np.diff(height[order])
+        taken = np.cumsum(np.maximum(steps - gap, 0.0))
+        lower = np.zeros(len(height))
+        lower[order[1:]] = taken
+        lower += height.min()
+        inside -= lower[:, None] * direction
+        box[axis] = (np.ptp(height - lower) + gap) * direction
+    return inside, box, laps
+
+
+def _check_density(points: np.ndarray, box: np.ndarray, pbc: np.ndarray) -> None:
+    """Real matter has some 0.2 atoms in 1 Å³."""
+    densest, n = 0.0, len(points)
+    if pbc.all():
+        densest = n / max(abs(np.linalg.det(box)), 1e-300)
+    if n > _FEW_ATOMS:
+        cubes = np.floor(points).astype(np.int64) @ (1, 2**20, 2**40)
+        densest = max(densest, float(np.unique(cubes, return_counts=True)[1].max()))
+    if densest > _DENSEST:
+        raise StructureError(
+            "atoms lie on top of each other",
+            expected=f"at most {_DENSEST} atoms in 1 Å³",
+            found=f"{densest:.4g}",
+            remedy="correct the positions or the cell, which are in Å",
+        )
 
 
 def pair_vectors(

@@ -135,3 +135,15 @@ def test_concatenate_takes_a_label_that_some_frames_lack():
     assert both.labels["energies"].isnan().tolist() == [False] * 3 + [True] * 3
     assert [len(one.labels["energies"]) for one in both.systems()] == [3, 3]
     assert "energies" not in both.to_atoms()[1].calc.results
+
+
+@pytest.mark.parametrize("numbers", [np.array([14.5, 14.0]), np.array([14])])
+def test_numbers_that_are_no_whole_number_for_each_atom_are_refused(numbers):
+    atoms = Atoms("Si2", positions=[[0, 0, 0], [2, 0, 0]])
+    atoms.arrays["numbers"] = numbers
+    with pytest.raises(StructureError, match="whole number"):
+        check_structure(atoms)
+
+
+def test_an_unused_lattice_vector_may_depend_on_the_others():
+    check_structure(Atoms("Si", cell=[[4, 0, 0], [0, 4, 0], [4, 4, 0]], pbc=[1, 1, 0]))

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.build import bulk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.helpers import structures
 
 from mlff_distiller import neighbors
 from mlff_distiller.batch import Batch
+from mlff_distiller.errors import StructureError
 from mlff_distiller.neighbors import (
     Neighbors,
     all_images,
@@ -186,3 +188,29 @@ def test_a_fork_waits_for_searches_of_other_threads(monkeypatch):
         os._exit(in_time)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
     thread.join()
+
+
+@pytest.mark.parametrize("distance", [100.0, 1e4, 9e5])
+@pytest.mark.parametrize("pbc", [(1, 0, 0), (1, 1, 0), (0, 0, 0)])
+def test_a_far_atom_neighbours_nothing_and_costs_nothing(pbc, distance):
+    near = bulk("Si", cubic=True)
+    near.pbc = pbc
+    far = near + Atoms("Si", positions=[[0, 0, distance]])
+    near += Atoms("Si", positions=[[0, 0, 40]])
+    assert lengths_of(far, 5.0) == pytest.approx(lengths_of(near, 5.0), abs=1e-8)
+    assert lengths_of(near, 5.0) == pytest.approx(brute_force(near, 5.0), abs=1e-9)
+
+
+def test_an_atom_a_thousand_cells_on_along_a_tilted_wire():
+    vector = 4.0 * np.array([np.cos(0.52), np.sin(0.52), 0.0])
+    wire = Atoms("C2", positions=[0 * vector, 0.4 * vector], cell=[vector, [0] * 3, [0] * 3])
+    wire.pbc = [True, False, False]
+    expected = brute_force(wire, 5.0)
+    wire.positions[1] += 1000 * vector
+    assert lengths_of(wire, 5.0) == pytest.approx(expected, abs=1e-8)
+
+
+def test_too_many_atoms_in_one_place_are_an_error():
+    positions = np.random.default_rng(0).random((3000, 3)) * 0.5
+    with pytest.raises(StructureError, match="on top of each other"):
+        find_pairs(positions, np.zeros((3, 3)), np.zeros(3, dtype=bool), 5.0)

@@ -91,20 +91,27 @@ class StudentCalculator(Calculator):
         if name not in self.implemented_properties:
             raise PropertyNotImplementedError(f"{name} is not among {self.implemented_properties}")
         with self._lock:
-            if atoms is None:
-                if self._known is None:
-                    raise StudentError("no atoms were given and none are known")
-            elif not self._is_current(atoms):
+            if not self._has(name, atoms):
                 if not allow_calculation:
                     return None
-                self._compute(atoms)
+                self._compute(self._given(atoms))
             if name not in self.results:
                 raise PropertyNotImplementedError(f"{name} needs a cell with a volume")
             value = self.results[name]
             return value.copy() if isinstance(value, np.ndarray) else value
 
-    def _is_current(self, atoms: Atoms) -> bool:
-        return self._known is not None and self._known.state == _state(atoms)
+    def _has(self, name: str, atoms: Atoms | None) -> bool:
+        """Whether ``results`` are those of ``atoms``; anybody may have emptied them."""
+        known = self._known
+        if known is None or not (atoms is None or known.state == _state(atoms)):
+            return False
+        return name in self.results or (bool(self.results) and not known.volume)
+
+    def _given(self, atoms: Atoms | None) -> Atoms:
+        atoms = self.atoms if atoms is None else atoms
+        if atoms is None:
+            raise StudentError("no atoms were given and none are known")
+        return atoms
 
     # -- the rest of ASE's interface ----------------------------------------------------------
 
@@ -115,10 +122,8 @@ class StudentCalculator(Calculator):
         system_changes: Any = all_changes,
     ) -> None:
         """Compute everything for ``atoms``, whatever ``properties`` are asked for."""
-        if atoms is None:
-            raise StudentError("calculate() needs atoms")
         with self._lock:
-            self._compute(atoms)
+            self._compute(self._given(atoms))
 
     def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
         """Which of positions, cell, numbers and pbc differ from those of the results."""
@@ -134,7 +139,7 @@ class StudentCalculator(Calculator):
 
     @property
     def atoms(self) -> Atoms | None:
-        """The structure that the results belong to."""
+        """The structure that the results belong to; setting it drops them."""
         known = self._known
         if known is None:
             return None
@@ -142,7 +147,7 @@ class StudentCalculator(Calculator):
 
     @atoms.setter
     def atoms(self, value: Atoms | None) -> None:
-        self._known = None if value is None else _Snapshot.of(value)
+        self._known, self.results = None if value is None else _Snapshot.of(value), {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_lock"}
@@ -154,7 +159,8 @@ class StudentCalculator(Calculator):
     # -- the computation ----------------------------------------------------------------------
 
     def _compute(self, atoms: Atoms) -> None:
-        known, self._known, self.results = self._known, None, {}
+        known = self._known if self.results else None
+        self._known, self.results = None, {}
         now = _Snapshot.of(atoms, known)
         if known is None or now.numbers is not known.numbers or not _is_finite(now.positions):
             check_structure(atoms)
@@ -237,6 +243,9 @@ def _is_finite(vectors: np.ndarray) -> bool:
 
 
 def _warn_of_charge(atoms: Atoms) -> None:
-    charge = atoms.info.get("charge", 0) or 0
-    if charge or atoms.get_initial_charges().any():
+    try:
+        charged = np.nan_to_num(np.array(atoms.info.get("charge"), dtype=float)).any()
+    except (TypeError, ValueError):  # a word
+        charged = True
+    if charged or atoms.get_initial_charges().any():
         warnings.warn("the student ignores charges: it knows neutral systems only", stacklevel=4)

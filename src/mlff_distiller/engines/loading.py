@@ -19,8 +19,9 @@ def ready_student(
     """A student to run: loaded, on its device, its parameters without gradients."""
     if dtype not in _DTYPES:
         raise StudentError("unknown dtype", expected="float32 or float64", found=dtype)
-    student = model if isinstance(model, Student) else load_student(model)
-    student = student.to(resolve_device(device), _DTYPES[dtype]).eval()
+    with torch.inference_mode(False):  # forces need gradients
+        student = model if isinstance(model, Student) else load_student(model)
+        student = student.to(resolve_device(device), _DTYPES[dtype]).eval()
     for parameter in student.parameters():
         parameter.requires_grad_(False)
     return student

@@ -7,8 +7,11 @@ than the cutoff.
 
 from __future__ import annotations
 
+import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -42,12 +45,28 @@ _FIRST_RECORDED = 3
 """Evaluation at which it pays to record it."""
 _LONG_ON_GPU, _LONG_ON_CPU = 10_000, 300_000
 """Steps that launches bind, and steps times atoms."""
+_forked = threading.Event()
+"""Set in a forked process: the threads that PyTorch has there were the parent's, and are gone."""
+os.register_at_fork(after_in_child=_forked.set)
 _VOIGT = (0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)
 
 
 def pays_to_compile(n_steps: int, n_atoms: int, *, on_gpu: bool) -> bool:
     """Whether the time that so many steps save is longer than compiling takes, by and large."""
     return n_steps >= _LONG_ON_GPU if on_gpu else n_steps * n_atoms >= _LONG_ON_CPU
+
+
+def _own_thread(evaluate: Callable[[], Evaluation]) -> Evaluation:
+    """Whatever modes the caller has set; in a fork, by a new thread, which gets helpers anew."""
+
+    def run() -> Evaluation:
+        with torch.inference_mode(False), torch.device("cpu"):
+            return evaluate()
+
+    if not _forked.is_set():
+        return run()
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(run).result()
 
 
 class TorchEngine(Engine):
@@ -85,6 +104,11 @@ class TorchEngine(Engine):
     ) -> Evaluation:
         if self.padded:
             return super().evaluate(positions, numbers, cell, pbc)
+        return _own_thread(partial(self._evaluate_once, positions, numbers, cell, pbc))
+
+    def _evaluate_once(
+        self, positions: Array, numbers: NDArray[np.int64], cell: Array, pbc: NDArray[np.bool_]
+    ) -> Evaluation:
         batch = Batch(
             torch.from_numpy(positions),
             torch.from_numpy(numbers),

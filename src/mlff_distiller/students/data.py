@@ -17,6 +17,7 @@ from mlff_distiller.batch import Batch
 from mlff_distiller.students.base import Student
 
 _PROBE_FRAMES = 64
+_REWEIGHTINGS = 50
 
 
 def elements_of(frames: Sequence[Batch]) -> tuple[str, ...]:
@@ -41,4 +42,27 @@ def reference_energies(frames: Sequence[Batch], student: Student) -> Tensor:
         energies[k] = float(frame.labels["energy"])
         types = student.types(frame.atomic_numbers)
         composition[k] = torch.bincount(types, minlength=len(student.elements))
-    return torch.from_numpy(np.linalg.lstsq(composition, energies, rcond=None)[0])
+    return torch.from_numpy(robust_fit(composition, energies))
+
+
+def robust_fit(
+    composition: np.ndarray,  # (n_frames, n_types)
+    energies: np.ndarray,  # (n_frames,) eV
+) -> np.ndarray:
+    """(n_types,) eV: least squares over the frames that fit, as one wrong energy would spoil it.
+
+    First the least sum of deviations per atom, then squares of those within 10 times their median.
+    """
+    sizes = composition.sum(1)
+    rows, target = composition / sizes[:, None], energies / sizes
+    weights = np.ones(len(rows))
+    for _ in range(_REWEIGHTINGS):
+        root = np.sqrt(weights)
+        fit = np.linalg.lstsq(rows * root[:, None], target * root, rcond=None)[0]
+        deviation = np.abs(target - rows @ fit)
+        weights = 1.0 / np.maximum(deviation, 1e-6 + 1e-2 * np.median(deviation))
+        weights /= weights.max()
+    fits = deviation <= 1e-6 + 10.0 * np.median(deviation)
+    lost = ~(composition[fits] > 0).any(0)
+    fits |= (composition[:, lost] > 0).any(1)  # an element keeps the frames it has
+    return np.asarray(np.linalg.lstsq(composition[fits], energies[fits], rcond=None)[0])

@@ -118,14 +118,17 @@ def _initialise(student: NEP, probes: Batch, generator: torch.Generator) -> None
     q = student.descriptors(types, pairs.i, pairs.j, edge_vectors(probes, pairs))
     student.scaler.copy_(1.0 / (q.max(0).values - q.min(0).values).clamp(min=1e-6))
     for t in range(len(student.elements)):
-        student.q_center[t] = q[types == t].mean(0)
+        own = q[types == t]
+        student.q_center[t] = (own if len(own) else q).mean(0)  # a rare element may be in no probe
     spread = ((q - student.q_center[types]) * student.scaler).std(0, correction=0).mean()
     student.w0.copy_(normal(student.w0) * 0.5 / spread.clamp(min=1e-3) / math.sqrt(q.shape[1]))
     student.b0.copy_(normal(student.b0) * 0.5)
     sizes = probes.atoms_per_system
     baseline = torch.zeros(probes.n_systems, dtype=torch.float64)
     baseline.index_add_(0, probes.system_idx, student.reference_energies[types])
-    residual = ((probes.labels["energy"] - baseline) / sizes).std(correction=0).clamp(min=1e-3)
+    left = (probes.labels["energy"] - baseline) / sizes
+    residual = left.clamp(*left.quantile(left.new_tensor([0.1, 0.9]))).std(correction=0)
+    residual = residual.clamp(min=1e-3)
     student.w1.copy_(normal(student.w1) * residual / math.sqrt(student.shape.neurons))
 
 

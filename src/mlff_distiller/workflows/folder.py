@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from mlff_distiller.dataset import Dataset
 from mlff_distiller.durable import write_text
 from mlff_distiller.errors import ConfigError
 from mlff_distiller.workflows.config import Config, differences, read_yaml, to_plain
@@ -20,15 +21,15 @@ _CHANGES_NOTHING = "config.training.memory_GB: "
 
 def fix_inputs(out: Path, config: Config, inputs: Mapping[str, Any]) -> None:
     """Write config.yaml, or check that the one there says the same."""
-    now = {"schema": SCHEMA, "inputs": dict(inputs), "config": to_plain(config)}
+    now: dict[str, Any] = {"schema": SCHEMA, "inputs": dict(inputs), "config": to_plain(config)}
     path = out / "config.yaml"
     if path.exists():
         before = read_yaml(path)
         before.pop("versions", None)
-        # Architectures that have been installed since count as they are by default.
-        defaults = to_plain(Config())
-        new = {name: defaults[name] for name in config.architectures}
-        before["config"] = new | before.get("config", {})
+        # What is new since counts as it is by default; which values labels had is not known.
+        before["config"] = _over(to_plain(Config()), before.get("config", {}))
+        if "label_values" not in before.get("inputs", {}):
+            now["inputs"].pop("label_values", None)
         changed = [
             line for line in differences(before, now) if not line.startswith(_CHANGES_NOTHING)
         ]
@@ -40,6 +41,20 @@ def fix_inputs(out: Path, config: Config, inputs: Mapping[str, Any]) -> None:
         return
     versions = {name: version(name) for name in ("mlff-distiller", "torch", "numpy", "ase")}
     write_text(path, yaml.safe_dump({**now, "versions": versions}, sort_keys=False))
+
+
+def identity_of(labels: Dataset) -> dict[str, str]:
+    """Which structures and level a dataset has, and which values: corrected labels are others."""
+    return {"labels": labels.key_hash, "label_values": labels.label_set_hash()}
+
+
+def _over(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """``given``, and what it lacks at any depth from ``defaults``."""
+    filled = dict(defaults) | dict(given)
+    for key, value in defaults.items():
+        if isinstance(value, Mapping) and isinstance(filled[key], Mapping):
+            filled[key] = _over(value, filled[key])
+    return filled
 
 
 def files_of_student(folder: Path) -> dict[str, Path]:

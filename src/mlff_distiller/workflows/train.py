@@ -24,11 +24,12 @@ from mlff_distiller.labeling import BRANCHES_PER_SEED
 from mlff_distiller.md.record import ForceField, stays_up
 from mlff_distiller.neighbors import neighbor_list
 from mlff_distiller.students import Student, load_student, save_student, set_repulsion
+from mlff_distiller.students.data import robust_fit
 from mlff_distiller.training import ALONE, Trackers, Workers, train, workers_of_torchrun
 from mlff_distiller.training.sources import NO_EXTRA, NO_SOURCES, Extra, Sources
 from mlff_distiller.validation.accuracy import student_errors
 from mlff_distiller.workflows.config import Config, to_plain
-from mlff_distiller.workflows.folder import fix_inputs
+from mlff_distiller.workflows.folder import fix_inputs, identity_of
 
 OnProgress = Callable[[str, int, int, str], None]
 """Called with stage, done, total and a few words of news."""
@@ -66,7 +67,7 @@ def fit(
         workers_of_torchrun(config.device) as workers,
         Lock(out) if workers.leads else nullcontext(),
     ):
-        inputs = {"labels": dataset.key_hash} | sources.inputs()
+        inputs = identity_of(dataset) | sources.inputs()
         start = None if init is None else load_student(init)
         if init is not None:
             file = init if init.is_file() else init / "weights.safetensors"
@@ -272,6 +273,6 @@ def rebased(student: Student, frames: Sequence[Batch]) -> Student:
         prediction = student(frame, neighbor_list(frame, student.cutoff))
         left.append(float(frame.labels["energy"] - prediction.energy))
         composition.append(torch.bincount(types, minlength=len(student.elements)))
-    shift = np.linalg.lstsq(torch.stack(composition).double().numpy(), np.array(left), rcond=None)
-    student.reference_energies += torch.from_numpy(shift[0])
+    shift = robust_fit(torch.stack(composition).double().numpy(), np.array(left))
+    student.reference_energies += torch.from_numpy(shift)
     return student

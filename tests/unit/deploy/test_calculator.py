@@ -191,3 +191,42 @@ def test_same_forces_on_the_gpu(ice):
     gpu = StudentCalculator(random_nep(), device="cuda", dtype="float64")
     assert np.abs(gpu.get_forces(ice) - ice.get_forces()).max() < 1e-9
     assert gpu.get_potential_energy(ice) == pytest.approx(ice.get_potential_energy(), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    "empty", [lambda c: c.results.clear(), lambda c: setattr(c, "results", {})]
+)
+def test_emptied_results_are_computed_again(ice, calculator, empty):
+    energy = ice.get_potential_energy()
+    empty(calculator)
+    assert ice.get_potential_energy() == energy
+    empty(calculator)
+    calculator.calculate()
+    assert calculator.results["energy"] == energy
+
+
+def test_atoms_that_are_set_have_results_of_their_own(ice, calculator):
+    ice.get_potential_energy()
+    other = ice.copy()
+    other.positions[0] += 0.1
+    calculator.atoms = other.copy()
+    other.calc = calculator
+    fresh = StudentCalculator(calculator.student, device="cpu", dtype="float64")
+    assert other.get_potential_energy() == fresh.get_property("energy", other.copy())
+
+
+@pytest.mark.parametrize(("charge", "warned"), [(np.zeros(3), 0), ("0", 0), (None, 0), ("-1", 1)])
+def test_charges_of_any_type_are_read(ice, recwarn, charge, warned):
+    ice.info["charge"] = charge
+    ice.get_potential_energy()
+    assert len([w for w in recwarn if "charges" in str(w.message)]) == warned
+
+
+def test_modes_of_the_caller_change_nothing():
+    atoms = rattled(structures()["small cell"])
+    calculator = StudentCalculator(random_nep(), device="cpu", backend="torch")
+    expected = calculator.get_property("energy", atoms)
+    for mode in (torch.inference_mode(), torch.device("meta")):
+        calculator.results = {}
+        with mode:
+            assert calculator.get_property("energy", atoms) == expected

@@ -183,6 +183,15 @@ def test_a_run_from_before_it_was_installed_continues(tmp_path, monkeypatch):
         fix_inputs(tmp_path, load_config(None, ["morse.terms=3"]), {"labels": "x"})
 
 
+def test_corrected_labels_are_refused_and_older_folders_continue(tmp_path):
+    fix_inputs(tmp_path, Config(), {"labels": "x"})
+    fix_inputs(tmp_path, Config(), {"labels": "x", "label_values": "a"})
+    (tmp_path / "config.yaml").unlink()
+    fix_inputs(tmp_path, Config(), {"labels": "x", "label_values": "a"})
+    with pytest.raises(ConfigError, match=r"inputs.label_values: a -> b"):
+        fix_inputs(tmp_path, Config(), {"labels": "x", "label_values": "b"})
+
+
 @pytest.mark.parametrize(
     ("module", "complaint"),
     [

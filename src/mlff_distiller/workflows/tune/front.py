@@ -16,7 +16,7 @@ from mlff_distiller.errors import ConfigError, TrainingError
 from mlff_distiller.reports.front import write_front
 from mlff_distiller.students import load_student
 from mlff_distiller.workflows.config import Config, with_settings
-from mlff_distiller.workflows.folder import fix_inputs
+from mlff_distiller.workflows.folder import fix_inputs, identity_of
 from mlff_distiller.workflows.train import OnProgress, train_and_test
 from mlff_distiller.workflows.tune.study import ask, ended_trials, import_optuna, open_study
 from mlff_distiller.workflows.tune.trial import Bench, Space, TuneSettings, try_out
@@ -54,7 +54,7 @@ def tune(
     out.mkdir(parents=True, exist_ok=True)
     with Lock(out):
         wanted = {**asdict(settings), "architectures": list(settings.architectures)}
-        fix_inputs(out, config, {"labels": dataset.key_hash, "tune": wanted})
+        fix_inputs(out, config, {**identity_of(dataset), "tune": wanted})
         before = read_json(out / "tune.json")
         if before.get("student") is not None and (out / "student" / "config.json").exists():
             return before

@@ -14,7 +14,7 @@ from mlff_distiller.errors import ConfigError, TrainingError
 from mlff_distiller.students import registry
 from mlff_distiller.validation.accuracy import student_errors
 from mlff_distiller.workflows.config import Config
-from mlff_distiller.workflows.folder import fix_inputs
+from mlff_distiller.workflows.folder import fix_inputs, identity_of
 from mlff_distiller.workflows.train import OnProgress, split_labels, train_and_test, train_stage
 from mlff_distiller.workflows.tune.trial import Bench
 
@@ -53,7 +53,7 @@ def fastest(
     with Lock(out):
         among = list(architectures or registry.architectures())
         wanted = {"target_fidelity": target_fidelity, "architectures": among}
-        fix_inputs(out, config, {"labels": dataset.key_hash, **wanted})
+        fix_inputs(out, config, {**identity_of(dataset), **wanted})
         found = read_json(out / "fastest.json")
         if found.get("chosen") is not None:
             return found
