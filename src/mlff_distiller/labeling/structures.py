@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.io import read as ase_read
-from ase.io.formats import UnknownFileTypeError
 
 from mlff_distiller.dataset import Dataset, structure_hash
 from mlff_distiller.dataset.importing import Kin
@@ -50,8 +49,10 @@ class Structures:
 def read_frames(source: str | Path) -> list[Atoms]:
     """Every frame of a file that ASE reads; `StructureError` if it cannot be read."""
     try:
-        return list(ase_read(source, index=":"))
-    except (OSError, ValueError, KeyError, IndexError, UnknownFileTypeError) as error:
+        if frames := list(ase_read(source, index=":")):
+            return frames
+        raise ValueError("no structure in it")
+    except Exception as error:  # ASE's readers let whatever they stumble over through
         raise StructureError(
             f"cannot read structures from {source}",
             expected="a file that ASE reads (extxyz, cif, POSCAR, ...)",
