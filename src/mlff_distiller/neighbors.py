@@ -51,6 +51,22 @@ class Neighbors:
             torch.cat([part.shifts for part in parts]),
         )
 
+    def reverse(self) -> Tensor:
+        """(n_edges,) int64: where (j, i, -S) stands; of an edge without one its own place."""
+        shifts = self.shifts.long()
+        reach = int(shifts.abs().max()) if len(shifts) else 0
+        width, n_atoms = 2 * reach + 1, int(self.i[-1]) + 1 if len(shifts) else 0
+
+        def keys(i: Tensor, j: Tensor, shifts: Tensor) -> Tensor:
+            x, y, z = (shifts + reach).unbind(1)
+            return (((i * n_atoms + j) * width + x) * width + y) * width + z
+
+        ordered, order = keys(self.i, self.j, shifts).sort()
+        wanted = keys(self.j, self.i, -shifts)
+        place = torch.searchsorted(ordered, wanted).clamp(max=len(ordered) - 1)
+        own = torch.arange(len(ordered), device=ordered.device)
+        return torch.where(ordered[place] == wanted, order[place], own)
+
     def to(self, device: torch.device | str) -> Neighbors:
         return Neighbors(self.i.to(device), self.j.to(device), self.shifts.to(device))
 

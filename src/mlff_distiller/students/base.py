@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -15,6 +16,9 @@ from mlff_distiller.batch import Batch
 from mlff_distiller.errors import UnknownElementError
 from mlff_distiller.neighbors import Neighbors, edge_vectors
 from mlff_distiller.students.repulsion import ZBL, Pairs
+
+TRACING: ContextVar[bool] = ContextVar("tracing", default=False)
+"""Whether operations are only recorded, which those of kernels cannot be."""
 
 
 @dataclass(frozen=True)

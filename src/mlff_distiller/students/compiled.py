@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from mlff_distiller.students.base import TRACING
+
 
 def compiled(
     function: Callable[..., Any], arguments: Sequence[Any], device: torch.device
@@ -23,7 +25,11 @@ def compiled(
         # It advises TF32, which forces do not allow, and warns of what its own parts make use of.
         warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
         warnings.simplefilter("ignore", DeprecationWarning)
-        graph = make_fx(function)(*arguments)
+        token = TRACING.set(True)
+        try:
+            graph = make_fx(function)(*arguments)
+        finally:
+            TRACING.reset(token)
         # Tracing detaches what the inner derivative keeps, and so would cut the outer one.
         for node in graph.graph.find_nodes(
             op="call_function", target=torch.ops.aten.detach.default

@@ -16,8 +16,9 @@ from mlff_distiller.kernels.nep import (
     descriptors,
     energies_and_gradients,
 )
+from mlff_distiller.kernels.nep.training import Fixed, site_energies_and_gradients, zbl_pairs
 from mlff_distiller.kernels.slots import Slots
-from mlff_distiller.students.base import Student
+from mlff_distiller.students.base import TRACING, Student
 from mlff_distiller.students.repulsion import Pairs
 
 
@@ -133,9 +134,25 @@ class NEP(Student):
         vectors: Tensor,
         max_neighbors: int | None = None,
     ) -> tuple[Tensor, Tensor]:
+        if not vectors.requires_grad and not TRACING.get():
+            return site_energies_and_gradients(
+                self._fixed(),
+                types,
+                i,
+                j,
+                vectors,
+                (self.c_radial, self.c_angular, self.w0, self.b0, self.w1, self.b1),
+            )
         slots = Slots.from_edges(types, i, j, vectors, 2.0 * self.cutoff, max_neighbors)
         energies, table = energies_and_gradients(self.shape, self.nep4(), types, slots)
         return energies, table[slots.rows, slots.columns]
+
+    def _fixed(self) -> Fixed:
+        own, cutoffs = self.repulsion, torch.stack((self.cutoff_radial, self.cutoff_angular), -1)
+        zbl = None
+        if own is not None:
+            zbl = zbl_pairs(Repulsion(own.table, own.charges), self.cutoff_angular)
+        return Fixed(self.shape, self.scaler, self.q_center, cutoffs, zbl)
 
     def descriptors(self, types: Tensor, i: Tensor, j: Tensor, vectors: Tensor) -> Tensor:
         """Unscaled q (n_atoms, D), without gradients."""

@@ -58,6 +58,15 @@ class Cache(Generic[_Made]):
         self._ready = {}
         return found
 
+    def all_of(self, n: int) -> list[_Made] | None:
+        """Of 0 .. n - 1, if all are kept and there is room for as much again, which is taken."""
+        self.wait()
+        if len(self._kept) < n:
+            return None
+        made = [self._kept[number] for number in range(n)]
+        fits = self._room is None or self._room.take(sum(n_bytes(one) for one in made))
+        return made if fits else None
+
     def prepare(self, numbers: Sequence[int]) -> None:
         """Begin to make what the next ``get`` will ask for, in a thread, where it is missing."""
         self.wait()

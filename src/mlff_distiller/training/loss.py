@@ -14,6 +14,8 @@ from torch import Tensor
 
 from mlff_distiller.batch import Batch
 from mlff_distiller.dataset.frames import Frames
+from mlff_distiller.kernels import warp_adjoints
+from mlff_distiller.kernels.compiling import OnTensors
 from mlff_distiller.students.base import Prediction, Student
 from mlff_distiller.training.minibatch import Minibatch
 
@@ -153,3 +155,69 @@ def loss(
         (huber(curvature / spread.curvature, delta).sum(1) * probed).sum(),
     ]
     return (torch.stack(sums) * (weights / norms)).sum()
+
+
+def pair_vectors(target: Minibatch, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """``r_ij`` (n_edges, 3) in Å, float64 and ``dtype``; as `edge_vectors`, in one launch."""
+    device, n_edges = target.positions.device, len(target.i)
+    kernels = warp_adjoints.build(float64=dtype == torch.float64, device=device.type)
+    vectors = target.positions.new_empty(n_edges, 3)
+    rounded = vectors.new_empty(n_edges, 3, dtype=dtype)
+    pairs = (target.i, target.j, target.shifts, target.system_idx)
+    made = (target.positions, target.cell, vectors, rounded)
+    OnTensors(kernels.module, device)(kernels.vectors, n_edges, *pairs, *made)
+    return vectors, rounded
+
+
+def loss_and_adjoints(
+    site: Tensor,  # (n_atoms,) eV
+    gradients: Tensor,  # (n_edges, 3) d(sum U)/dr_ij, eV/Å
+    vectors: Tensor,  # (n_edges, 3) r_ij, float64, Å
+    references: Tensor,  # (n_atoms,) float64, eV
+    target: Minibatch,
+    spread: Spread,
+    norms: Tensor,
+    weights: Tensor,
+    delta: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`loss` (), and its derivatives by ``site`` (n_atoms,) and ``gradients`` (n_edges, 3).
+
+    By kernels, in few launches; nothing here is differentiable.
+    """
+    site, gradients = site.detach(), gradients.detach().contiguous()
+    n_atoms, n_systems = len(site), len(target.cell)
+    kernels = warp_adjoints.build(float64=site.dtype == torch.float64, device=site.device.type)
+    run = OnTensors(kernels.module, site.device)
+    bounds = torch.arange(n_atoms + 1, dtype=torch.int32, device=site.device)
+    edges = torch.searchsorted(target.i, bounds, out_int32=True)
+    energies = references + site.double()
+    spreads = kernels.spreads(
+        spread.forces, spread.energies, spread.energy, spread.stress, spread.curvature
+    )
+    scales = weights / norms
+    forces, by_force = torch.empty_like(target.forces), torch.empty_like(target.forces)
+    of_atoms = energies.new_empty(n_atoms, 10)
+    pairs = (edges, target.reverse, vectors, gradients)
+    run(kernels.forces, kernels.lanes * n_atoms, *pairs, energies, forces, of_atoms)
+
+    by_site, losses = torch.empty_like(site), site.new_empty(n_atoms + n_systems)
+    run(
+        kernels.of_atoms,
+        n_atoms,
+        *(forces, target.forces, energies, target.energies),
+        *(target.atom_weights, target.site_weights, target.partner, target.inverse_distance),
+        *(scales, spreads, delta, by_force, by_site, losses),
+    )
+    totals = energies.new_zeros(n_systems, 10).index_add_(0, target.system_idx, of_atoms)
+    by_energy, by_strain = site.new_empty(n_systems), torch.empty_like(target.stress)
+    run(
+        kernels.of_systems,
+        n_systems,
+        *(totals, target.energy, target.stress, target.sizes, target.volume),
+        *(target.system_weights, target.stress_weights, scales, spreads, delta),
+        *(by_energy, by_strain, losses[n_atoms:]),
+    )
+    by_gradients = torch.empty_like(gradients)
+    ends = (target.i, target.j, target.system_idx, vectors)
+    run(kernels.of_pairs, len(gradients), *ends, by_force, by_strain, by_gradients)
+    return losses.sum(), by_site + by_energy[target.system_idx], by_gradients

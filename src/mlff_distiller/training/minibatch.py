@@ -43,6 +43,7 @@ class Minibatch:
     i: Tensor  # (n_edges,) int32, ascending
     j: Tensor  # (n_edges,) int32
     shifts: Tensor  # (n_edges, 3) int16
+    reverse: Tensor  # (n_edges,) int32, the edge from j to i; of padding the edge itself
     energy: Tensor  # (n_systems,) float64, eV
     energies: Tensor  # (n_atoms,) float64, eV
     forces: Tensor  # (n_atoms, 3) eV/Å
@@ -63,7 +64,9 @@ class Minibatch:
             return parts[0]
         n_atoms = np.cumsum([0, *(len(part.types) for part in parts)]).tolist()
         n_systems = np.cumsum([0, *(len(part.cell) for part in parts)]).tolist()
+        n_edges = np.cumsum([0, *(len(part.i) for part in parts)]).tolist()
         starts = {"system_idx": n_systems, "i": n_atoms, "j": n_atoms, "partner": n_atoms}
+        starts["reverse"] = n_edges
         joined = {}
         for field in fields(cls):
             columns = [getattr(part, field.name) for part in parts]
@@ -79,8 +82,8 @@ class Minibatch:
         """Parts of so many each, whose indices count from 0 in each already; memory is shared."""
         columns = []
         for field in fields(self):
-            by = n_systems if field.name in _BY_SYSTEM else n_atoms
-            by = n_edges if field.name in _BY_EDGE else by
+            by = n_systems if field.name in BY_SYSTEM else n_atoms
+            by = n_edges if field.name in BY_EDGE else by
             columns.append(getattr(self, field.name).split(list(by)))
         return [Minibatch(*parts) for parts in zip(*columns, strict=True)]
 
@@ -213,6 +216,18 @@ class Minibatches:
         """Prepare nothing more."""
         self._made.close()
 
+    @cached_property
+    def table(self) -> tuple[Minibatch, np.ndarray] | None:
+        """All units in one, the padding last, and the systems, atoms and edges of each unit.
+
+        None if not all of them may be in memory twice.
+        """
+        units = self._made.all_of(len(self._n_atoms))
+        if units is None:
+            return None
+        sizes = [(len(own.cell), len(own.types), len(own.i)) for own in units]
+        return Minibatch.concatenate([*units, self._nothing]), np.array(sizes, dtype=np.int32)
+
     def size(self, units: Sequence[int]) -> Size:
         """Searches all frames for neighbours when first called."""
         own = np.asarray(units, dtype=np.int64)
@@ -284,17 +299,18 @@ class Minibatches:
         columns = {}
         for field in fields(Minibatch):
             own = getattr(self._nothing, field.name)
-            length = n_systems if field.name in _BY_SYSTEM else n_atoms
+            length = n_systems if field.name in BY_SYSTEM else n_atoms
             columns[field.name] = own.expand(length, *own.shape[1:])
         edges = padding(n_edges, n_atoms, device)
         columns["i"] = columns["j"] = edges.i.int()
         columns["shifts"] = edges.shifts.to(torch.int16)
+        columns["reverse"] = torch.arange(n_edges, dtype=torch.int32, device=device)
         columns["partner"] = torch.arange(n_atoms, device=device)
         return Minibatch(**columns)
 
 
-_BY_EDGE = ("i", "j", "shifts")
-_BY_SYSTEM = (
+BY_EDGE = ("i", "j", "shifts", "reverse")
+BY_SYSTEM = (
     "cell",
     "energy",
     "stress",
@@ -327,13 +343,16 @@ def _units(
     ahead, inverse = np.zeros(len(frames), np.int64), np.zeros(len(frames))
     for k in first_frame[:-1][np.array(counts) == 2]:
         distance = _distance(frames[k], frames[k + 1])
-        ahead[k], inverse[k] = sizes[k], 1.0 / distance if distance else 0.0
+        inverse[k] = 1.0 / distance if distance else 0.0
+        ahead[k], ahead[k + 1] = sizes[k], -sizes[k]
     atoms = torch.arange(batch.n_atoms, device=device)
     atom_weights = torch.cat(list(weights)).to(device)
     system_weights = torch.stack([own.mean() for own in weights]).to(device)
     unknown = torch.zeros(len(frames), dtype=dtype, device=device)
     unknown.index_add_(0, system, labels["energies"].isnan().to(dtype))
     known_stress = ~labels["stress"].isnan().flatten(1).any(1) & (volume > 0)
+    ends = torch.searchsorted(pairs.i, torch.from_numpy(first_atom).to(device))
+    first_edge = ends[:-1].repeat_interleave(torch.tensor(counts, device=device))
     together = Minibatch(
         student.types(batch.atomic_numbers),
         batch.positions,
@@ -342,6 +361,7 @@ def _units(
         (pairs.i - start[pairs.i]).int(),
         (pairs.j - start[pairs.i]).int(),
         pairs.shifts.to(torch.int16),
+        (pairs.reverse() - first_edge[system[pairs.i]]).int(),
         labels["energy"].double(),
         labels["energies"].double().nan_to_num(),
         labels["forces"].to(dtype),
@@ -355,8 +375,7 @@ def _units(
         atoms - start + torch.from_numpy(ahead).to(device)[system],
         torch.from_numpy(inverse).to(device, dtype)[system],
     )
-    ends = torch.searchsorted(pairs.i, torch.from_numpy(first_atom).to(device)).tolist()
-    return together.split(counts, np.diff(first_atom).tolist(), np.diff(ends).tolist())
+    return together.split(counts, np.diff(first_atom).tolist(), ends.diff().tolist())
 
 
 def _with_all_labels(frame: Batch) -> Batch:
@@ -388,6 +407,7 @@ def _nothing(student: Student) -> Minibatch:
         i=one.int(),
         j=one.int(),
         shifts=torch.tensor([[1, 0, 0]], dtype=torch.int16, device=device),
+        reverse=one.int(),
         energy=zeros(1, dtype=double),
         energies=zeros(1, dtype=double),
         forces=zeros(1, 3),

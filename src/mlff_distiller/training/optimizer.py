@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.optim import AdamW, Optimizer
 
 from mlff_distiller.students.base import Student
@@ -56,51 +57,57 @@ class Muon(AdamW):
         """As AdamW's, but for the steps of matrices."""
         if self.decay:
             for group in self.param_groups:
-                for own in group["params"]:
-                    if own.ndim >= 2:
-                        own.mul_(1.0 - group["lr"] * self.decay)
-        stacks = [
+                decaying = [own for own in group["params"] if own.ndim >= 2]
+                if decaying:
+                    torch._foreach_mul_(decaying, 1.0 - group["lr"] * self.decay)
+        matrices: list[Tensor] = [
             own
             for group in self.param_groups
             for own in group["params"]
             if own.grad is not None and own.ndim >= 2 and min(own.shape[-2:]) > 1
         ]
-        before = [own.clone() for own in stacks]
+        if not matrices:
+            return super().step(closure)
+        before = torch._foreach_mul(matrices, 1.0)
         result = super().step(closure)
-        steps = [
-            step
-            for own, old in zip(stacks, before, strict=True)
-            for step in (own - old).reshape(-1, *own.shape[-2:]).unbind(0)
-        ]
-        turned = iter(_orthogonal(steps))
-        for own, old in zip(stacks, before, strict=True):
-            matrices = old.view(-1, *old.shape[-2:])
-            own.copy_(torch.stack([m + next(turned) for m in matrices.unbind(0)]).view_as(own))
+        steps = torch._foreach_sub(matrices, before)
+        turned = _turned([own.view(-1, *own.shape[-2:]) for own in steps])
+        torch._foreach_copy_(matrices, before)
+        torch._foreach_add_(
+            matrices, [own.reshape(old.shape) for own, old in zip(turned, before, strict=True)]
+        )
         return result
 
 
-def _orthogonal(steps: Sequence[Tensor]) -> list[Tensor]:
-    """Each matrix with all its singular values about equal, and of the same norm.
+def _turned(steps: Sequence[Tensor]) -> list[Tensor]:
+    """`_orthogonal` of stacks of matrices, as many at once as the device takes best.
 
-    All at once: beside others, padded with zeros, a matrix turns as it does alone.
+    A GPU takes all, padded with zeros, beside which a matrix turns as it does alone.
     """
-    if not steps:  # of a student without matrices
-        return []
-    wide = [step.mT if step.shape[0] > step.shape[1] else step for step in steps]
-    rows, columns = (max(own.shape[k] for own in wide) for k in (0, 1))
-    padded = [
-        torch.nn.functional.pad(own, (0, columns - own.shape[1], 0, rows - own.shape[0]))
-        for own in wide
+    wide = [step.mT if step.shape[1] > step.shape[2] else step for step in steps]
+    if steps[0].is_cuda:
+        rows, columns = (max(own.shape[k] for own in wide) for k in (1, 2))
+        padded = [pad(own, (0, columns - own.shape[2], 0, rows - own.shape[1])) for own in wide]
+        stacks = _orthogonal(torch.cat(padded)).split([len(own) for own in wide])
+        turned = [
+            own[:, : of.shape[1], : of.shape[2]] for own, of in zip(stacks, wide, strict=True)
+        ]
+    else:
+        turned = [_orthogonal(own) for own in wide]
+    return [
+        own.mT if step.shape[1] > step.shape[2] else own
+        for own, step in zip(turned, steps, strict=True)
     ]
-    stack = torch.stack(padded)
+
+
+def _orthogonal(stack: Tensor) -> Tensor:
+    """Each wide matrix with all its singular values about equal, and of the same norm."""
     norm = torch.linalg.vector_norm(stack, dim=(1, 2), keepdim=True)
     x = stack / norm.clamp(min=1e-30)
     for a, b, c in _NEWTON_SCHULZ:
         gram = x @ x.mT
-        x = a * x + torch.baddbmm(gram, gram, gram, beta=b, alpha=c) @ x
-    x = x * (norm / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=1e-30))
-    cut = [x[k, : own.shape[0], : own.shape[1]] for k, own in enumerate(wide)]
-    return [
-        own.mT if step.shape[0] > step.shape[1] else own
-        for own, step in zip(cut, steps, strict=True)
-    ]
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    turned: Tensor = x * (
+        norm / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=1e-30)
+    )
+    return turned

@@ -27,9 +27,10 @@ class TrainingSettings:
     of MD. ``trackers``: tensorboard, wandb, mlflow; the latter two may use the network.
     ``weight_decay``: by default what suits the student's architecture.
     ``compile``: fuse the step's kernels, which takes about a minute at first; by default where it
-    pays, on a GPU for 10,000 updates or more. ``memory_GB``: how much of the training data is kept
-    in memory, or in a GPU's; half of what is free by default. What does not fit is read again from
-    the dataset whenever it is needed, which costs time and changes no result.
+    pays, on a GPU for 10,000 updates or more, and never for a ``nep``, which has kernels.
+    ``memory_GB``: how much of the training data is kept in memory, or in a GPU's; half of what is
+    free by default. What does not fit is read again from the dataset whenever it is needed, which
+    costs time and changes no result.
     """
 
     updates: Annotated[int, Field(ge=1)] = 8_000
@@ -59,8 +60,8 @@ class TrainingSettings:
         """``atoms_per_batch``, or what suits a "cpu" or a "cuda" device."""
         return self.atoms_per_batch or (1024 if device_type == "cuda" else 256)
 
-    def compiles(self, device_type: str, updates: int) -> bool:
-        """``compile``, or what pays for so many updates."""
+    def compiles(self, device_type: str, updates: int, *, has_kernels: bool) -> bool:
+        """``compile``, or what pays for so many updates of a student without kernels of its own."""
         if self.compile is None:
-            return device_type == "cuda" and updates >= _WORTH_COMPILING
+            return device_type == "cuda" and updates >= _WORTH_COMPILING and not has_kernels
         return self.compile

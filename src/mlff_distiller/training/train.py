@@ -108,7 +108,8 @@ def _learn(
     every = max(1, updates // settings.validations)
     checks = [updates * (k + 1) // settings.md_checks for k in range(settings.md_checks)]
 
-    compiles = settings.compiles(student.device.type, updates)
+    has_kernels = student.kernels is not None
+    compiles = settings.compiles(student.device.type, updates, has_kernels=has_kernels)
     updater = Updater(student, minibatches, spread, settings, workers, compiles=compiles)
     best = {name: value.clone() for name, value in updater.average.state_dict().items()}
     progress = Progress()

@@ -14,9 +14,10 @@ from torch import Tensor
 from mlff_distiller.errors import TrainingError
 from mlff_distiller.students.base import Student
 from mlff_distiller.training.compiled import compiled_loss
-from mlff_distiller.training.loss import Spread, loss
+from mlff_distiller.training.loss import Spread, loss, loss_and_adjoints, pair_vectors
 from mlff_distiller.training.minibatch import Minibatch, Minibatches, Size
 from mlff_distiller.training.optimizer import make_optimizer
+from mlff_distiller.training.resident import Resident
 from mlff_distiller.training.settings import TrainingSettings
 from mlff_distiller.training.workers import Workers
 
@@ -85,29 +86,45 @@ class Updater:
             elif not fixed.size.holds(size):
                 larger = self.minibatches.padded_size([units])
                 fixed = self._fix(fixed.size.united(larger))
-            padded = self.minibatches.make(units, fixed.size)
-            self.minibatches.prepare(following)
-            return fixed(padded, scales)
+            return fixed(units, scales, following)
         self._eager += 1
         every = slice(self.workers.rank, None, self.workers.world_size)
         part = self.minibatches.make(units[every]) if units[every] else None
         self.minibatches.prepare(following[every])
-        return self._step(part, scales.to(device), self._loss)
+        return self._step(part, scales.to(device), self._learn)
 
     def _loss(self, part: Minibatch, scales: Tensor, max_neighbors: int | None = None) -> Tensor:
         prediction = self.student.predict(part.types, *part.graph(), max_neighbors)
         weights, norms = scales.unbind(0)
         return loss(prediction, part, self.spread, norms, weights, self.settings.loss.huber_delta)
 
-    def _step(self, part: Minibatch | None, scales: Tensor, loss_of: LossOf) -> Tensor:
+    def _learn(self, part: Minibatch, scales: Tensor, max_neighbors: int | None = None) -> Tensor:
+        """`_loss`, and back from it to the weights' gradients, with the sums over pairs fused."""
+        vectors, rounded = pair_vectors(part, self.student.dtype)
+        pairs = (part.types, part.i.long(), part.j.long(), rounded)
+        with torch.enable_grad():
+            found = self.student.site_energies_and_gradients(*pairs, max_neighbors)
+        weights, norms = scales.unbind(0)
+        error, *adjoints = loss_and_adjoints(
+            *found,
+            vectors,
+            self.student.reference_energies[part.types],
+            part,
+            self.spread,
+            norms,
+            weights,
+            self.settings.loss.huber_delta,
+        )
+        torch.autograd.backward(found, adjoints)
+        return error
+
+    def _step(self, part: Minibatch | None, scales: Tensor, learn: LossOf) -> Tensor:
         parameters: list[Tensor] = list(self.student.parameters())
         self.optimizer.zero_grad()
         if part is None:
             error = torch.zeros((), dtype=scales.dtype, device=scales.device)
         else:
-            with torch.enable_grad():
-                error = loss_of(part, scales)
-                error.backward()
+            error = learn(part, scales)
         error = self.workers.sum_up(error.detach(), parameters)
         torch.nn.utils.clip_grad_norm_(parameters, self.settings.gradient_clip)
         self.optimizer.step()
@@ -130,27 +147,52 @@ class Updater:
             ) from error
 
 
+def _then_back(loss_of: LossOf) -> LossOf:
+    """``loss_of``, and back from it to the weights' gradients."""
+
+    def learn(part: Minibatch, scales: Tensor) -> Tensor:
+        with torch.enable_grad():
+            error = loss_of(part, scales)
+            error.backward()
+        return error
+
+    return learn
+
+
 class _FixedSize:
     """`Updater._step`, compiled and recorded, for minibatches padded to ``size``."""
 
     def __init__(self, updater: Updater, size: Size) -> None:
-        self.size = size
-        self.part = updater.minibatches.make([], size).clone()
-        self.scales = torch.ones(2, 5, dtype=updater.student.dtype, device=updater.student.device)
+        self.size, self._minibatches = size, updater.minibatches
+        self._resident: Resident | None = None
+        device, dtype = updater.student.device, updater.student.dtype
+        table = updater.minibatches.table if device.type == "cuda" else None
+        if table is None:
+            self.part = updater.minibatches.make([], size).clone()
+        else:
+            self._resident = Resident(*table, size)
+            self.part = self._resident.fill()
+        self.scales = torch.ones(2, 5, dtype=dtype, device=device)
         self._graph: torch.cuda.CUDAGraph | None = None
-        loss = partial(updater._loss, max_neighbors=updater.minibatches.most_neighbors())
+        bound = updater.minibatches.most_neighbors()
         if updater.compiles:
             try:
+                loss = partial(updater._loss, max_neighbors=bound)
                 fused = compiled_loss(updater.student, loss, self.part, self.scales)
-                self._record(updater, fused)
+                self._record(updater, _then_back(fused))
                 return
             except Exception as error:
                 updater.compiles = False
                 warnings.warn(f"training goes uncompiled, slower: {error}", stacklevel=2)
-        self._record(updater, loss)
+        self._record(updater, partial(updater._learn, max_neighbors=bound))
 
-    def _record(self, updater: Updater, loss: LossOf) -> None:
-        self._step = partial(updater._step, self.part, self.scales, loss)
+    def _record(self, updater: Updater, learn: LossOf) -> None:
+        def step() -> Tensor:
+            if self._resident is not None:
+                self._resident.fill()
+            return updater._step(self.part, self.scales, learn)
+
+        self._step = step
         updater.optimizer.zero_grad(set_to_none=True)
         if updater.graphs:
             graph = torch.cuda.CUDAGraph()
@@ -158,8 +200,12 @@ class _FixedSize:
                 self._error = self._step()
             self._graph = graph
 
-    def __call__(self, part: Minibatch, scales: Tensor) -> Tensor:
-        self.part.copy_(part)
+    def __call__(self, units: Sequence[int], scales: Tensor, following: Sequence[int]) -> Tensor:
+        if self._resident is None:
+            self.part.copy_(self._minibatches.make(units, self.size))
+            self._minibatches.prepare(following)
+        else:
+            self._resident.choose(units)
         self.scales.copy_(scales)
         if self._graph is None:
             return self._step()
