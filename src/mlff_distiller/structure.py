@@ -21,6 +21,8 @@ _NONMETALS = (1, 6, 7, 8, 9, 15, 16, 17, 34, 35, 53)
 """Elements whose bonds have a length of their own; in metals neighbours come and go."""
 
 
+STATE = ("charge", "spin")
+"""Entries of ``info`` that define a structure's electronic state: total charge, multiplicity."""
 _VELOCITIES = {"vel", "velo", "velocity", "velocities"}
 _RESULTS = {
     *("energy", "energies", "force", "forces", "stress", "stresses", "virial", "virials"),
@@ -34,6 +36,28 @@ def is_of_one_frame(name: str) -> bool:
     It is what models compute, or a velocity: ``REF_energy``, ``dft_forces``, ``vel``.
     """
     return name in all_properties or not _RESULTS.isdisjoint(re.split("[^a-z]+", name.lower()))
+
+
+def bare(atoms: Atoms) -> Atoms:
+    """What labels are of: elements, positions, cell, pbc, and the charge and spin of ``info``."""
+    state = {name: atoms.info[name] for name in STATE if name in atoms.info}
+    return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info=state)
+
+
+def warn_of_what_labels_lack(frames: Sequence[Atoms], source: object) -> None:
+    """Warn, once, of what ``frames`` say and no teacher is told."""
+    found: dict[str, str] = {}
+    for index, atoms in enumerate(frames):
+        where = f"structure {index}"
+        if atoms.get_initial_charges().any() and "charge" not in atoms.info:
+            found.setdefault("charges of single atoms: give the total as info['charge']", where)
+        if atoms.get_initial_magnetic_moments().any() and "spin" not in atoms.info:
+            found.setdefault("magnetic moments: give the multiplicity as info['spin']", where)
+        for name, known in (("total_charge", "charge"), ("multiplicity", "spin")):
+            if name in atoms.info and known not in atoms.info:
+                found.setdefault(f"info[{name!r}]: call it {known!r}", where)
+    for what, where in found.items():
+        warnings.warn(f"teachers are not told {what} ({where} of {source})", stacklevel=3)
 
 
 def warn_of_what_is_ignored(frames: Sequence[Atoms]) -> None:
@@ -73,7 +97,8 @@ def _says_more(value: object, *nothing: float) -> bool:
 def enlarge(atoms: Atoms, n_atoms: int) -> Atoms:
     """About ``n_atoms`` atoms: a supercell, or a grid of copies of a molecule 15 Å apart.
 
-    A cell smaller than the cutoff shows a student only copies of itself.
+    A cell smaller than the cutoff shows a student only copies of itself. Each copy has the charge
+    and the unpaired electrons of the one.
     """
     large: Atoms = atoms.copy()
     if len(atoms) >= n_atoms:
@@ -89,6 +114,12 @@ def enlarge(atoms: Atoms, n_atoms: int) -> Atoms:
         repeat[axes[lengths[axes].argmin()]] += 1
     large = large.repeat(repeat)
     large.pbc = pbc
+    copies = int(repeat.prod())
+    charge, spin = (atoms.info.get(name) for name in STATE)
+    if isinstance(charge, int | float | np.number):
+        large.info["charge"] = copies * charge
+    if isinstance(spin, int | float | np.number) and spin:  # a multiplicity; 0 says nothing
+        large.info["spin"] = copies * (spin - 1) + 1
     if not pbc.any():
         large.cell = None
     return large

@@ -15,8 +15,8 @@ from ase.io import read as ase_read
 from mlff_distiller.dataset import Dataset, structure_hash
 from mlff_distiller.dataset.importing import Kin
 from mlff_distiller.errors import StructureError
+from mlff_distiller.structure import bare, warn_of_what_labels_lack
 
-_KEPT = ("charge", "spin")
 _KIN = ("seed", "branch", "walker", "segment", "step", "probe")
 """What ``sample`` writes beside a structure."""
 
@@ -70,14 +70,13 @@ def read_structures(sources: Sequence[str | Path | Atoms]) -> Structures:
     repeated, kin = 0, Kin()
     for number, source in enumerate(sources):
         for frame, (atoms, about, name) in enumerate(_frames(source)):
-            bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
-            bare.info = {name: atoms.info[name] for name in _KEPT if name in atoms.info}
-            group = kin.group(number, bare, name)
+            kept = bare(atoms)
+            group = kin.group(number, kept, name)
             file = source.get_chemical_formula() if isinstance(source, Atoms) else str(source)
             origin = {"file": file, "frame": frame, **_kin(about, number, group)}
-            key = structure_hash(bare)
+            key = structure_hash(kept)
             repeated += key in found
-            found.setdefault(key, Structure(bare, origin))
+            found.setdefault(key, Structure(kept, origin))
     if not found:
         raise StructureError("no structures were given", expected="at least one")
     digest = sha256("\n".join(found).encode()).hexdigest()
@@ -87,12 +86,15 @@ def read_structures(sources: Sequence[str | Path | Atoms]) -> Structures:
 def _frames(source: str | Path | Atoms) -> Iterator[tuple[Atoms, dict[str, Any], str]]:
     """Each with what is said about it, and the name of its kin, if they have one."""
     if isinstance(source, Atoms):
+        warn_of_what_labels_lack([source], source.get_chemical_formula())
         yield source, source.info, ""
     elif (Path(source) / "manifest.json").is_file():
         for record in Dataset(source).iterate():
             yield record.atoms, dict(record.provenance), f"group {record.group}"
     else:
-        for atoms in read_frames(source):
+        frames = read_frames(source)
+        warn_of_what_labels_lack(frames, source)
+        for atoms in frames:
             yield atoms, atoms.info, ""
 
 

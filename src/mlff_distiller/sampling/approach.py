@@ -17,7 +17,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from mlff_distiller.neighbors import pair_vectors
-from mlff_distiller.structure import BONDED, radii_of_pairs
+from mlff_distiller.structure import BONDED, bare, radii_of_pairs
 
 _REACH_A = 4.0
 _FAR = 1.6
@@ -107,8 +107,10 @@ def _kinds(
 
 def _scaled(atoms: Atoms, factor: float) -> Atoms:
     """All lengths times ``factor``."""
-    cell, positions = factor * atoms.cell.array, factor * atoms.positions
-    return Atoms(atoms.numbers, positions, cell=cell, pbc=atoms.pbc)
+    scaled = bare(atoms)
+    scaled.positions *= factor
+    scaled.set_cell(factor * atoms.cell.array)
+    return scaled
 
 
 def _push(
@@ -123,7 +125,7 @@ def _push(
     lengths = np.linalg.norm(vectors, axis=1)
     kinds = _kinds(atoms, i, j, bodies)
     near = [k for k, kind in enumerate(kinds) if lengths[k] < _FAR * shortest[kind]]
-    pushed = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+    pushed = bare(atoms)
     moved: set[int] = set()
     made: list[float] = []
     for _ in range(max(1, len(atoms) // settings.atoms_per_pair)):

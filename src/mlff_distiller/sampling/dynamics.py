@@ -41,7 +41,7 @@ from mlff_distiller.md.compressibility import compressibility
 from mlff_distiller.md.ensemble import Ensemble, too_hot_K
 from mlff_distiller.md.record import ForceField
 from mlff_distiller.sampling.rattle import Labeler
-from mlff_distiller.structure import shortest_distance, thermalise
+from mlff_distiller.structure import bare, shortest_distance, thermalise
 
 _LOOK_FS = 5.0
 _QUIET_LOOKS = 4
@@ -273,7 +273,7 @@ def run_segment(
                 break
             elapsed = block * every * time_step
             forces = atoms.get_forces()
-            whole = (Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc), elapsed)
+            whole = (bare(atoms), elapsed)
             quiet = quiet + 1 if abs(_correlation(first, forces)) < settings.decorrelation else 0
             if until_decorrelated and elapsed >= settings.shortest_fs and quiet >= _QUIET_LOOKS:
                 break

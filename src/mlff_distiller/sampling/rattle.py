@@ -31,7 +31,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 
 from mlff_distiller.errors import DistillerError
-from mlff_distiller.structure import shortest_distance
+from mlff_distiller.structure import bare, shortest_distance
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -209,7 +209,7 @@ def rattle(
 
     Only periodic directions are strained; the strain is symmetric, so nothing turns.
     """
-    atoms = Atoms(parent.numbers, parent.positions, cell=parent.cell, pbc=parent.pbc)
+    atoms = bare(parent)
     strain = rng.normal(0.0, sigma_cell, (3, 3))
     strain = 0.5 * (strain + strain.T) * np.outer(seed.pbc, seed.pbc)
     if seed.pbc.any():

@@ -14,6 +14,8 @@ from ase import Atoms
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 
+from mlff_distiller.structure import bare
+
 
 @validated(frozen=True, config=ConfigDict(extra="forbid"))
 class ScanSettings:
@@ -45,7 +47,7 @@ def scan(
         if not atoms.pbc.all():
             continue
         for strain in _strains(settings):
-            frame = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True)
+            frame = bare(atoms)
             frame.set_cell(atoms.cell.array @ (np.eye(3) + strain), scale_atoms=True)
             frames.append(frame)
             voigt = [round(float(strain[pair]), 6) for pair in _VOIGT]

@@ -30,7 +30,7 @@ from mlff_distiller.reports.card import model_card
 from mlff_distiller.reports.distillation import write_report
 from mlff_distiller.sampling import approach, grow, scan, walk, walkers
 from mlff_distiller.sampling.active import Round, learn_actively
-from mlff_distiller.structure import enlarge
+from mlff_distiller.structure import bare, enlarge, warn_of_what_labels_lack
 from mlff_distiller.students import load_student, read_config, save_student
 from mlff_distiller.teachers import TeacherCalculator
 from mlff_distiller.validation.certificate import write_certificate
@@ -124,8 +124,9 @@ def read_seeds(sources: Sequence[str | Path | Atoms]) -> list[Atoms]:
         found = [source] if isinstance(source, Atoms) else read_frames(source)
         for index, atoms in enumerate(found):
             check_structure(atoms, f"structure {index} of {source}")
-            bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
-            frames.setdefault(structure_hash(bare), bare)
+            kept = bare(atoms)
+            frames.setdefault(structure_hash(kept), kept)
+        warn_of_what_labels_lack(found, source)
     if not frames:
         raise StructureError("no structures were given", expected="at least one")
     return list(frames.values())

@@ -1,5 +1,6 @@
 """Formats of others: round trips, units and signs against numbers by hand, and bad files."""
 
+import gzip
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -492,3 +493,82 @@ def test_energies_of_atoms_are_those_of_the_energy_or_left_out(tmp_path):
     path.write_text(lines[0].replace("energies:R:1", "energies:S:1").replace(" -1 ", " no "))
     [bad] = read_frames(path, Conventions())
     assert "could not convert" in bad.problem
+
+
+CELL = '9 0 0 0 9 0 0 0 9"'
+ROWS = "Cu 0 0 0 0.1 0 0\nCu 0 0 2 -0.1 0 0\n"
+
+
+@pytest.mark.parametrize(
+    ("comment", "pbc"),
+    [
+        (f'energy=-1.0 lattice="{CELL} Properties=species:S:1:pos:R:3:force:R:3', True),
+        (f'Energy = -1.0 LATTICE="{CELL} properties=species:S:1:pos:R:3:FORCE:R:3', True),
+        (f'energy=-1 Lattice="{CELL} Properties=species:S:1:pos:R:3:force:R:3 PBC="f F f"', False),
+        (
+            f'energy=-1 Lattice="{CELL} Properties=species:S:1:pos:R:3:force:R:3 '
+            'pbc="[False, False, False]"',
+            False,
+        ),
+    ],
+)
+def test_gpumd_spells_in_any_case(comment, pbc, tmp_path):
+    path = tmp_path / "train.xyz"
+    path.write_text(f"2\n{comment}\n{ROWS}", encoding="utf-8")
+    (frame,) = read_frames(path, format="nep")
+    assert not frame.problem
+    assert frame.atoms.pbc.tolist() == [pbc] * 3
+    assert frame.atoms.cell.lengths().tolist() == [9.0] * 3
+    assert float(frame.labels["energy"]) == -1.0
+    assert frame.labels["forces"][0, 0] == 0.1
+
+
+def test_a_periodicity_that_is_none_rejects_its_frame(tmp_path):
+    path = tmp_path / "train.xyz"
+    comment = f'energy=-1 Lattice="{CELL} Properties=species:S:1:pos:R:3:force:R:3 pbc="None"'
+    path.write_text(f"2\n{comment}\n{ROWS}", encoding="utf-8")
+    (frame,) = read_frames(path, format="nep")
+    assert "is not three of T and F" in frame.problem
+
+
+def test_a_compressed_text_says_no_more_than_a_plain_one(tmp_path):
+    path = tmp_path / "k.xyz.gz"
+    stress = "-50 0 0 0 -50 0 0 0 -50"
+    text = (
+        f'2\nenergy=-1 stress="{stress}" Lattice="{CELL} Properties=species:S:1:pos:R:3:forces:R:3'
+    )
+    path.write_bytes(gzip.compress(f"{text}\n{ROWS}".encode()))
+    with pytest.raises(DatasetError, match="unit and sign of 'stress' are not given"):
+        list(read_frames(path))
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DatasetError):
+        list(read_frames(path))
+
+
+def test_a_gradient_is_the_negative_of_forces(tmp_path):
+    path = tmp_path / "g.xyz"
+    text = "2\nenergy=-1 Properties=species:S:1:pos:R:3:gradient:R:3"
+    path.write_text(f"{text}\n{ROWS}", encoding="utf-8")
+    given = Conventions(forces_key="gradient", forces_unit="eV/angstrom")
+    (frame,) = read_frames(path, given)
+    assert frame.labels["forces"][0].tolist() == [-0.1, 0.0, 0.0]
+
+
+def test_energies_are_not_in_the_unit_of_ase_beside_forces_of_another(tmp_path):
+    path = tmp_path / "u.xyz"
+    path.write_text(f"2\nenergy=-0.5 Properties=species:S:1:pos:R:3:force:R:3\n{ROWS}")
+    with pytest.raises(DatasetError, match="the unit of 'energy' is not given"):
+        list(read_frames(path, Conventions(forces_key="force", forces_unit="hartree/bohr")))
+
+
+@pytest.mark.parametrize("pbc", [(False, False, False), (True, True, False), (True, False, False)])
+def test_leftover_cells_do_not_become_crystals(pbc, tmp_path):
+    atoms = Atoms("Cu2", [[0, 0, 0], [0, 0, 2.0]], cell=[3, 3, 3], pbc=pbc)
+    path = tmp_path / "train.xyz"
+    write_records(path, [make(atoms)], "nep")
+    (frame,) = read_frames(path, format="nep")
+    lengths = frame.atoms.cell.lengths()
+    assert all(
+        length == 3.0 if axis else length >= 100.0
+        for axis, length in zip(pbc, lengths, strict=True)
+    )

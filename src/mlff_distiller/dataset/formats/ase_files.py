@@ -27,7 +27,7 @@ def read_file(path: Path, conventions: Conventions) -> Iterator[Frame]:
     """Frames of any other file that ASE knows; results are in ASE's units by definition."""
     try:
         kind = filetype(str(path), guess=True)
-    except (UnknownFileTypeError, OSError, ValueError) as error:
+    except (UnknownFileTypeError, OSError, ValueError, EOFError) as error:
         raise DatasetError(f"{path} is of no format that is known", found=error) from error
     if kind not in SAFE:
         raise DatasetError(
@@ -37,7 +37,9 @@ def read_file(path: Path, conventions: Conventions) -> Iterator[Frame]:
         )
     try:
         for index, atoms in enumerate(iread(str(path), index=":", format=kind)):
-            yield labels_from_ase(atoms, conventions, f"{path}, frame {index}", index, 0.0)
+            name = f"{path}, frame {index}"
+            is_text = kind == "extxyz"
+            yield labels_from_ase(atoms, conventions, name, index, 0.0, is_text=is_text)
     except DatasetError:
         raise
     except Exception as error:  # on malformed files ASE's readers raise anything

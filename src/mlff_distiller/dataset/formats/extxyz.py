@@ -22,6 +22,8 @@ from mlff_distiller.properties import LABELS
 _LONGEST_LINE = 1 << 24
 _LEAST_PER_ATOM = 2
 """Bytes of the shortest line."""
+_KEYS = {"lattice": "Lattice", "properties": "Properties", "pbc": "pbc"}
+_TRUTHS = {"t": "T", "true": "T", "1": "T", "f": "F", "false": "F", "0": "F"}
 
 
 def blocks(path: Path) -> Iterator[tuple[str, int, float]]:
@@ -71,14 +73,34 @@ def blocks(path: Path) -> Iterator[tuple[str, int, float]]:
 
 
 def parse(text: str) -> Atoms:
-    """One frame, as ASE reads it; ``ValueError`` says what it cannot read."""
+    """One frame, as ASE reads it; ``ValueError`` says what it cannot read.
+
+    Names of cell, columns and periodicity may be written in any case, as by GPUMD.
+    """
+    number, _, rest = text.partition("\n")
+    comment, _, rows = rest.partition("\n")
     try:
+        text = f"{number}\n{_as_ase_spells(comment)}\n{rows}"
         (atoms,) = read_xyz(io.StringIO(text), slice(0, 1))
     except Exception as error:  # on malformed text ASE raises anything
         raise ValueError(f"not readable as extended XYZ: {error}") from error
     if not isinstance(atoms, Atoms):
         raise ValueError("not readable as extended XYZ")
     return atoms
+
+
+def _as_ase_spells(comment: str) -> str:
+    names = "|".join(_KEYS)
+    comment = re.sub(rf"(?i)\b({names})\s*=\s*", lambda m: f"{_KEYS[m[1].lower()]}=", comment)
+
+    def periodic(found: re.Match[str]) -> str:
+        words = re.findall(r"\w+", found[1])
+        truths = [_TRUTHS.get(word.lower()) for word in words]
+        if len(truths) != 3 or None in truths:
+            raise ValueError(f"{found[0]} is not three of T and F")
+        return f'pbc="{" ".join(map(str, truths))}"'
+
+    return re.sub(r"""\bpbc=("[^"]*"|'[^']*'|\[[^]]*\]|\S+)""", periodic, comment)
 
 
 def read(path: Path, conventions: Conventions) -> Iterator[Frame]:

@@ -1,7 +1,8 @@
 """Which of the numbers ASE found in a file are its labels, and in what units: never guessed.
 
 Results of an ASE calculator are in ASE's units by definition. Anything else, a column
-``REF_forces`` or a comment's ``virial=``, needs its name, unit and sign from the user. Text says
+``REF_forces`` or a comment's ``virial=``, needs its name, unit and sign from the user. A column
+whose name says gradient is one: forces are its negative. Text says
 nothing about the stress it holds, so even a ``stress`` of extended XYZ does.
 """
 
@@ -25,8 +26,8 @@ from mlff_distiller.dataset.formats.frame import (
 )
 from mlff_distiller.errors import DatasetError
 from mlff_distiller.properties import add_up
+from mlff_distiller.structure import STATE
 
-_KEPT = ("charge", "spin")
 _VOIGT = {"xx": (0, 0), "yy": (1, 1), "zz": (2, 2), "yz": (1, 2), "xz": (0, 2), "xy": (0, 1)}
 _SPELT = _VOIGT | {"zy": (1, 2), "zx": (0, 2), "yx": (0, 1)}
 
@@ -50,7 +51,7 @@ def labels_from_ase(
         atoms.positions * conventions.length,
         cell=atoms.cell.array * conventions.length,
         pbc=atoms.pbc,
-        info={key: atoms.info[key] for key in _KEPT if key in atoms.info},
+        info={key: atoms.info[key] for key in STATE if key in atoms.info},
     )
     labels: dict[str, np.ndarray] = {}
     try:
@@ -60,7 +61,10 @@ def labels_from_ase(
                 wanted = getattr(conventions, f"{label}_key")
                 problem = f"no {label}" + (f" (no {wanted!r})" if wanted else "")
                 return Frame(index, bare, problem=problem, progress=progress)
-            labels[label] = np.asarray(found, np.float64) * getattr(conventions, label)
+            factor = getattr(conventions, label)
+            if label == "forces" and "grad" in (conventions.forces_key or "").lower():
+                factor = -factor
+            labels[label] = np.asarray(found, np.float64) * factor
         labels |= _of_atoms(atoms, results, labels["energy"], conventions)
         stress = _stress(bare, results, atoms.info, conventions, name, is_text=is_text)
     except (TypeError, ValueError, _Malformed) as error:
@@ -119,8 +123,8 @@ def _find(
     if not is_result and key not in places:
         return None
     unit = f"{label}_unit"
-    others = (conventions.energy_unit, conventions.length_unit)
-    foreign = label == "forces" and any(given is not None for given in others)
+    other = conventions.energy_unit if label == "forces" else conventions.forces_unit
+    foreign = other not in (None, "eV/angstrom") or conventions.length_unit is not None
     if getattr(conventions, unit) is None and (foreign or not is_result):
         why = "other units are given" if is_result else "it is no result of an ASE calculator"
         raise DatasetError(

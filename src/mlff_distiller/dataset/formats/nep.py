@@ -1,17 +1,19 @@
 """``train.xyz`` of GPUMD's nep: extended XYZ with names, units and signs that the format fixes.
 
-``energy`` (eV), ``force`` or ``forces`` (eV/Å) and ``virial`` (eV, nine numbers, positive under
-compression: ``-V * stress``); ``lattice`` means periodic in all directions unless ``pbc`` says
-otherwise.
+Names are of any case: ``energy`` (eV), ``force`` or ``forces`` (eV/Å) and ``virial`` (eV, nine
+numbers, positive under compression: ``-V * stress``); ``lattice`` means periodic in all directions
+unless ``pbc`` says otherwise.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 import numpy as np
+from ase.geometry import complete_cell
 
 from mlff_distiller.dataset.formats.extxyz import blocks, parse, write_frame
 from mlff_distiller.dataset.formats.frame import Conventions, Frame, stress_from_virial
@@ -24,9 +26,10 @@ def read(path: Path, conventions: Conventions) -> Iterator[Frame]:
     conventions.only("nep")
     for index, (text, line, progress) in enumerate(blocks(path)):
         try:
-            atoms = parse(text)
+            atoms = parse(re.sub(r"[ \t]*=[ \t]*", "=", text))
             results = {} if atoms.calc is None else dict(atoms.calc.results)
             known = {**atoms.info, **atoms.arrays, **results}
+            known = {name.lower(): value for name, value in known.items()}
             energy = known.get("energy")
             forces = known.get("forces", known.get("force"))
             if energy is None or forces is None:
@@ -50,11 +53,13 @@ def read(path: Path, conventions: Conventions) -> Iterator[Frame]:
 
 
 def write(stream: IO[str], record: Record) -> None:
-    """One frame; a molecule gets a box, which nep wants, of 100 Å around it."""
+    """One frame. nep takes every direction for periodic: others get a box of 100 Å around it."""
     atoms = record.atoms.copy()
     header: dict[str, object] = {"energy": float(record.labels["energy"])}
-    if "stress" in record.labels:
+    if "stress" in record.labels and atoms.cell.rank == 3:
         header["virial"] = -record.labels["stress"] * atoms.get_volume()
-    if not atoms.cell.any():
-        atoms.cell = np.diag(np.ptp(atoms.positions, axis=0) + 100.0)
+    if not atoms.pbc.all():
+        axes = complete_cell(np.where(atoms.pbc[:, None], atoms.cell.array, 0.0))
+        extents = np.ptp(atoms.positions @ axes.T, axis=0) + 100.0
+        atoms.cell = np.where(atoms.pbc[:, None], axes, extents[:, None] * axes)
     write_frame(stream, atoms, header, {"forces": record.labels["forces"]})

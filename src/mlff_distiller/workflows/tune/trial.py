@@ -26,7 +26,7 @@ from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.engines.loading import resolve_device
 from mlff_distiller.errors import StudentError, TrainingError
 from mlff_distiller.md.record import ForceField, ms_per_step
-from mlff_distiller.structure import enlarge
+from mlff_distiller.structure import bare, enlarge
 from mlff_distiller.students import Student
 from mlff_distiller.students.architecture import Counts
 from mlff_distiller.students.registry import architecture_names, architecture_of, architectures
@@ -131,7 +131,7 @@ def _typical(frames: Sequence[Batch]) -> Atoms:
     alike = (frame for frame in frames if frame.n_atoms == size)
     calm = min(alike, key=lambda frame: float(frame.labels["forces"].abs().max()))
     atoms = calm.to_atoms()[0]
-    return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+    return bare(atoms)
 
 
 # -- settings -------------------------------------------------------------------------------------
