@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from mlff_distiller.errors import KernelError
 from mlff_distiller.kernels.nep import (
     Geometry,
     Parameters,
@@ -134,15 +136,12 @@ class NEP(Student):
         vectors: Tensor,
         max_neighbors: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        if not vectors.requires_grad and not TRACING.get():
-            return site_energies_and_gradients(
-                self._fixed(),
-                types,
-                i,
-                j,
-                vectors,
-                (self.c_radial, self.c_angular, self.w0, self.b0, self.w1, self.b1),
-            )
+        if self.training and not vectors.requires_grad and not TRACING.get():
+            weights = (self.c_radial, self.c_angular, self.w0, self.b0, self.w1, self.b1)
+            try:
+                return site_energies_and_gradients(self._fixed(), types, i, j, vectors, weights)
+            except KernelError as error:
+                warnings.warn(f"a nep trains without its kernels, slower: {error}", stacklevel=2)
         slots = Slots.from_edges(types, i, j, vectors, 2.0 * self.cutoff, max_neighbors)
         energies, table = energies_and_gradients(self.shape, self.nep4(), types, slots)
         return energies, table[slots.rows, slots.columns]

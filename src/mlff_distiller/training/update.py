@@ -11,7 +11,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from mlff_distiller.errors import TrainingError
+from mlff_distiller.errors import KernelError, TrainingError
 from mlff_distiller.students.base import Student
 from mlff_distiller.training.compiled import compiled_loss
 from mlff_distiller.training.loss import Spread, loss, loss_and_adjoints, pair_vectors
@@ -100,6 +100,14 @@ class Updater:
 
     def _learn(self, part: Minibatch, scales: Tensor, max_neighbors: int | None = None) -> Tensor:
         """`_loss`, and back from it to the weights' gradients, with the sums over pairs fused."""
+        try:
+            return self._learn_by_kernels(part, max_neighbors, scales)
+        except KernelError:  # on a machine that cannot compile them
+            return _then_back(partial(self._loss, max_neighbors=max_neighbors))(part, scales)
+
+    def _learn_by_kernels(
+        self, part: Minibatch, max_neighbors: int | None, scales: Tensor
+    ) -> Tensor:
         vectors, rounded = pair_vectors(part, self.student.dtype)
         pairs = (part.types, part.i.long(), part.j.long(), rounded)
         with torch.enable_grad():

@@ -51,7 +51,7 @@ def teacher(store):
 def test_walk_labels_what_was_asked_for_and_heats_up():
     store = []
     group = walkers([copper()], [300.0, 600.0], DynamicsSettings())
-    n = walk(group, EMT(), teacher(store), 24, DynamicsSettings(), seed=1)
+    n = walk(group, EMT(), teacher(store), 24, DynamicsSettings(), seed=3)
     assert n == len(store) == 24
     origins = [origin for _, origin in store]
     assert {origin["source"] for origin in origins} == {"dynamics"}
