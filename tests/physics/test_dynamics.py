@@ -112,7 +112,8 @@ def crystal(dtype: str, time_step_fs: float, **settings) -> Simulation:
     atoms.numbers = np.random.default_rng(1).choice([1, 8], len(atoms))
     atoms = rattled(atoms, 0.02)
     student = ready_student(random_nep(), "cpu", dtype)
-    ensemble = Ensemble(time_step_fs=time_step_fs, temperature_K=100.0, **settings)
+    own = {"seed": 0, **settings}  # the same momenta for every time step
+    ensemble = Ensemble(time_step_fs=time_step_fs, temperature_K=100.0, **own)
     return Simulation(choose_engine(student, [atoms]), [atoms], ensemble)
 
 
