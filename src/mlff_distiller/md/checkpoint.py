@@ -67,7 +67,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     except (SafetensorError, LookupError, ValueError, TypeError, OSError, RecursionError) as error:
         raise DynamicsError(
             f"{path} is not a checkpoint, or is damaged: {error}",
-            remedy="put it back from a copy, or start anew (overwrite)",
+            remedy="put it back from a copy, or start again (overwrite)",
         ) from error
     if header["schema"] != SCHEMA:
         raise DynamicsError(f"{path} is of another schema", expected=SCHEMA, found=header["schema"])
@@ -101,7 +101,7 @@ def read_checkpoint(path: Path, n_atoms: int, n_systems: int) -> State:
             f"{path} is damaged",
             expected=f"finite numbers of {shapes}",
             found=found,
-            remedy="put it back from a copy, or start anew (overwrite)",
+            remedy="put it back from a copy, or start again (overwrite)",
         )
     listed = None
     if "listed_positions" in arrays:

@@ -44,7 +44,7 @@ _LOOKED_AT = 1000
 SCHEMA = 1
 
 _SIGNATURE, _SUPERBLOCK, _FLAGS = b"\x89HDF\r\n\x1a\n\x03", 48, 11
-"""Of HDF5: how a file begins, its superblock's size, and where this says that somebody writes."""
+"""HDF5: how a file begins, the size of its superblock, and where this says that it is open."""
 _WORD = 0xFFFFFFFF
 
 Array = NDArray[np.float64]
@@ -105,7 +105,7 @@ def damaged(path: Path, expected: object, found: object) -> DynamicsError:
         f"{path} is not what its checkpoint continues: it was damaged or replaced",
         expected=expected,
         found=found,
-        remedy="put it back from a copy; or keep it under another name and start anew (overwrite)",
+        remedy="put it back from a copy; or keep it under another name and start again (overwrite)",
     )
 
 

@@ -122,7 +122,7 @@ def run_md(
     steps = {name: whole_number(name, value, 1) for name, value in every.items()}
     if not checkpoint_every_s >= 0:
         raise ConfigError(
-            "checkpoint_every_s is no time", expected="0 or more", found=checkpoint_every_s
+            "checkpoint_every_s is not a time", expected="0 or more", found=checkpoint_every_s
         )
     settings = _settings(ensemble)
     target = _n_steps(n_steps, time_ps, settings.step_fs(*frames))
@@ -173,7 +173,7 @@ def _n_steps(n_steps: int | None, time_ps: float | None, time_step_fs: float) ->
     if n_steps is not None:
         return whole_number("n_steps", n_steps, 0)
     if not isinstance(time_ps, int | float | np.number) or not 0 <= time_ps < np.inf:
-        raise ConfigError("time_ps is no duration", expected="0 or more, in ps", found=time_ps)
+        raise ConfigError("time_ps is not a duration", expected="0 or more, in ps", found=time_ps)
     return round(1e3 * float(time_ps) / time_step_fs)
 
 
@@ -269,7 +269,7 @@ class _Files:
                 if not self.paths[name].exists():
                     raise DynamicsError(
                         f"{self.paths[name]} is missing, which {checkpoint.name} continues",
-                        remedy="put it back, or overwrite to start anew",
+                        remedy="put it back, or overwrite to start again",
                     )
             simulation.load(state)
         self.log = ThermoLog(self.paths["log"], marks["log"])

