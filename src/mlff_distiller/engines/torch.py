@@ -57,7 +57,7 @@ def pays_to_compile(n_steps: int, n_atoms: int, *, on_gpu: bool) -> bool:
 
 
 def _own_thread(evaluate: Callable[[], Evaluation]) -> Evaluation:
-    """Whatever modes the caller has set; in a fork by a new thread, which starts its own helpers."""
+    """Whatever modes the caller has set; in a fork by a new thread, with helpers of its own."""
 
     def run() -> Evaluation:
         with torch.inference_mode(False), torch.device("cpu"):
