@@ -26,6 +26,7 @@ def test_only_the_pair_named_repels_from_elsewhere(model):
         assert (abs(energies(moved, dimer) - energies(student, dimer)) > 1e-3) is changes
     again = type(moved).from_config(moved.config())
     again.load_state_dict(moved.state_dict())
+    again.eval()  # as the other: by the same operations
     dimer = Atoms("OH", [[0, 0, 0], [1.5, 0, 0]])
     assert energies(again, dimer) == energies(moved, dimer)
 
