@@ -1,14 +1,167 @@
-"""Writes that survive a crash: temporary file in the same folder, fsync, rename."""
+"""Writes that survive a crash (temporary file in the same folder, fsync, rename), one at a time.
+
+Who writes holds a `Lock`; what the disk refuses is said in words by `explaining`.
+"""
+
+from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import socket
 import time
+import warnings
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from mlff_distiller.errors import ConfigError, DistillerError
+
+_REMEDIES = {
+    errno.ENOSPC: "the disk is full: free space, then run the same command again",
+    errno.EDQUOT: "the disk quota is used up: free space, then run the same command again",
+    errno.EROFS: "the file system is read-only: choose another folder",
+    errno.EACCES: "give yourself write permission, or choose another folder",
+    errno.EPERM: "give yourself write permission, or choose another folder",
+    errno.ENOTDIR: "a file is in the way: choose another folder",
+    errno.EISDIR: "a folder is in the way: choose another name",
+    errno.EEXIST: "a file is in the way: choose another folder",
+    errno.ENOENT: "a file is gone: restore it from a copy",
+    errno.EIO: "the disk or its connection fails: copy what is left and check it",
+}
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
+"""What file systems of clusters answer that are mounted without locks."""
+
+
+@contextlib.contextmanager
+def explaining(what: str, error: type[DistillerError] = ConfigError) -> Iterator[None]:
+    """Turn an ``OSError`` of the block into an ``error`` with ``what``, the file and a remedy."""
+    try:
+        yield
+    except OSError as refused:
+        where = f" ({refused.filename})" if refused.filename else ""
+        raise error(
+            f"{what}: {refused.strerror or refused}{where}",
+            remedy=_REMEDIES.get(refused.errno or 0, "see the operating system's message above"),
+        ) from refused
+
+
+class Lock:
+    """The right to write ``path``, a file or an existing folder; taken at once or not at all.
+
+    A context manager. It is an exclusive ``flock`` on ``FOLDER/.lock``, or on ``.FILE.lock``
+    beside a file, which is removed when the lock is freed. The kernel frees it when the process
+    ends, however it ends. A forked child does not share it.
+
+    Parameters
+    ----------
+    what
+        Begins the messages; by default ``path``.
+    in_use, refused
+        What is raised where another process holds the lock, and where the disk refuses it.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        what: str = "",
+        *,
+        in_use: type[DistillerError] = ConfigError,
+        refused: type[DistillerError] = ConfigError,
+    ) -> None:
+        self._descriptor = -1
+        what, path = what or str(path), path.resolve()
+        self._path = path / ".lock" if path.is_dir() else path.with_name(f".{path.name}.lock")
+        with explaining(what, refused):
+            holder = self._take()
+        if holder is not None:
+            raise in_use(
+                f"{what} is being written by another process",
+                found=holder or "a process that has not yet left its number",
+                remedy="wait until it ends, or stop it, or choose another place",
+            )
+        _HELD.add(self)
+
+    def _take(self) -> str | None:
+        """None, or who holds the lock."""
+        while True:
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.pread(self._descriptor, 200, 0).decode("utf-8", "replace").strip()
+                self._close()
+                return holder
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    self._close()
+                    raise
+                warnings.warn(
+                    f"{self._path.parent} is on a file system without locks: see to it yourself "
+                    "that no other process writes there",
+                    stacklevel=4,
+                )
+            if self._is_there():
+                break
+            self._close()  # its last holder has removed it meanwhile
+        with contextlib.suppress(OSError):  # a full disk must not keep anyone from trying
+            os.ftruncate(self._descriptor, 0)
+            now = time.strftime("%Y-%m-%d %H:%M:%S")
+            text = f"process {os.getpid()} on {socket.gethostname()} since {now}\n"
+            os.pwrite(self._descriptor, text.encode(), 0)
+        return None
+
+    def _is_there(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), os.stat(self._path))
+        except FileNotFoundError:
+            return False
+
+    @property
+    def held(self) -> bool:
+        return self._descriptor >= 0
+
+    def release(self) -> None:
+        """Free the lock; a second call does nothing."""
+        if self.held:
+            with contextlib.suppress(OSError):
+                if self._is_there():
+                    self._path.unlink()
+        self._close()
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def __del__(self) -> None:
+        self.release()
+
+    def __reduce__(self) -> str:
+        raise TypeError("a lock cannot be copied or sent to another process")
+
+
+_HELD: weakref.WeakSet[Lock] = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    """Close the child's copies: a lock lives until its last copy is closed."""
+    for lock in list(_HELD):
+        lock._close()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def _fsync_path(path: Path) -> None:

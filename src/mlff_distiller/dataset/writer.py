@@ -19,7 +19,6 @@ import numpy as np
 
 from mlff_distiller import durable
 from mlff_distiller.dataset.columns import Rows, concatenate, running_total
-from mlff_distiller.dataset.disk import WriterLock, explaining
 from mlff_distiller.dataset.flatten import to_rows
 from mlff_distiller.dataset.keys import KeyIndex
 from mlff_distiller.dataset.layout import image
@@ -36,7 +35,7 @@ from mlff_distiller.dataset.manifest import (
 )
 from mlff_distiller.dataset.record import Record, labels_of, provenance_of
 from mlff_distiller.dataset.shards import ShardSequence
-from mlff_distiller.errors import DatasetError, DistillerError
+from mlff_distiller.errors import DatasetError, DatasetInUseError, DistillerError
 
 MERGED_AT_ONCE = 32
 LARGEST_MERGED = 128 * 2**20
@@ -57,7 +56,11 @@ class DatasetWriter:
         self._shards = ShardSequence(self.folder, ())
         self._index = KeyIndex(self._shards.keys())
         self._is_current = False
-        self._lock = WriterLock(self.folder)
+        with self._explaining():
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = durable.Lock(
+            self.folder, f"dataset {folder}", in_use=DatasetInUseError, refused=DatasetError
+        )
         try:
             self._load()
         except BaseException:
@@ -97,7 +100,7 @@ class DatasetWriter:
         number = self._index.number(key.encode())
         if number is None:
             raise KeyError(key)
-        with explaining(self.folder):
+        with self._explaining():
             return shards.read(np.array([number]))
 
     def append(self, records: Sequence[Record]) -> None:
@@ -118,6 +121,9 @@ class DatasetWriter:
             self._commit((*self._shards.entries, entry))
             self._index.append(rows.columns["key"])
 
+    def _explaining(self) -> contextlib.AbstractContextManager[None]:
+        return durable.explaining(f"dataset {self.folder}", DatasetError)
+
     def _current(self) -> ShardSequence:
         if not self._lock.held:
             raise DatasetError(
@@ -129,7 +135,7 @@ class DatasetWriter:
 
     def _load(self) -> None:
         """Take the state from the disk, and remove what the manifest does not list."""
-        with explaining(self.folder):
+        with self._explaining():
             if not (self.folder / MANIFEST).exists():
                 self._begin()
             manifest = read_manifest(self.folder)
@@ -172,7 +178,7 @@ class DatasetWriter:
     def _all_or_nothing(self) -> Iterator[None]:
         """After any failure, whatever the disk now holds is the state."""
         try:
-            with explaining(self.folder):
+            with self._explaining():
                 yield
         except BaseException:
             self._is_current = False

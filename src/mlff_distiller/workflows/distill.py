@@ -18,7 +18,7 @@ from ase import Atoms
 from mlff_distiller.batch import check_structure
 from mlff_distiller.dataset import Dataset, Frames, structure_hash
 from mlff_distiller.deploy import StudentCalculator
-from mlff_distiller.durable import EventLog, write_json, write_text
+from mlff_distiller.durable import EventLog, Lock, write_json, write_text
 from mlff_distiller.errors import StructureError
 from mlff_distiller.labeling import (
     Labeler,
@@ -36,7 +36,7 @@ from mlff_distiller.teachers import TeacherCalculator
 from mlff_distiller.validation.certificate import write_certificate
 from mlff_distiller.workflows.assess import Assessment, assess, save_structures, some_of
 from mlff_distiller.workflows.config import Config
-from mlff_distiller.workflows.folder import files_of_run, fix_inputs, only_one
+from mlff_distiller.workflows.folder import files_of_run, fix_inputs
 from mlff_distiller.workflows.plan import lower_budget
 from mlff_distiller.workflows.train import (
     OnProgress,
@@ -77,7 +77,7 @@ def distill(
     out = Path(out)
     seeds = read_seeds(structures)
     out.mkdir(parents=True, exist_ok=True)
-    with only_one(out):
+    with Lock(out):
         inputs = {"teacher": teacher, "structures": [structure_hash(atoms) for atoms in seeds]}
         fix_inputs(out, config, inputs)
         if (out / "report.json").exists():

@@ -1,11 +1,8 @@
-"""A run's folder: one process at a time, and the same inputs whenever the command is repeated."""
+"""A run's folder: the same inputs whenever the command is repeated."""
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,25 +16,6 @@ from mlff_distiller.workflows.config import Config, differences, read_yaml, to_p
 SCHEMA = 1
 _CHANGES_NOTHING = "config.training.memory_GB: "
 """How a difference begins that makes none to what comes out."""
-
-
-@contextmanager
-def only_one(out: Path) -> Iterator[None]:
-    """Hold ``out`` for this process; another command there is refused at once."""
-    with (out / ".lock").open("a+") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            stream.seek(0)
-            raise ConfigError(
-                f"{out} is in use",
-                found=f"process {stream.read().strip() or '?'}",
-                remedy="wait for it, or choose another --out",
-            ) from error
-        stream.truncate(0)
-        stream.write(str(os.getpid()))
-        stream.flush()
-        yield
 
 
 def fix_inputs(out: Path, config: Config, inputs: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ import torch
 from mlff_distiller.batch import Batch
 from mlff_distiller.dataset import Dataset, Frames, Split, split_by_group
 from mlff_distiller.deploy import StudentCalculator
-from mlff_distiller.durable import EventLog, sha256_of_file, write_json
+from mlff_distiller.durable import EventLog, Lock, sha256_of_file, write_json
 from mlff_distiller.engines.loading import resolve_device
 from mlff_distiller.errors import DatasetError
 from mlff_distiller.labeling import BRANCHES_PER_SEED
@@ -28,7 +28,7 @@ from mlff_distiller.training import ALONE, Trackers, Workers, train, workers_of_
 from mlff_distiller.training.sources import NO_EXTRA, NO_SOURCES, Extra, Sources
 from mlff_distiller.validation.accuracy import student_errors
 from mlff_distiller.workflows.config import Config, to_plain
-from mlff_distiller.workflows.folder import fix_inputs, only_one
+from mlff_distiller.workflows.folder import fix_inputs
 
 OnProgress = Callable[[str, int, int, str], None]
 """Called with stage, done, total and a few words of news."""
@@ -64,7 +64,7 @@ def fit(
     out.mkdir(parents=True, exist_ok=True)
     with (
         workers_of_torchrun(config.device) as workers,
-        only_one(out) if workers.leads else nullcontext(),
+        Lock(out) if workers.leads else nullcontext(),
     ):
         inputs = {"labels": dataset.key_hash} | sources.inputs()
         start = None if init is None else load_student(init)

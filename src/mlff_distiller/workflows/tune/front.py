@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from mlff_distiller.dataset import Dataset
-from mlff_distiller.durable import read_json, write_json
+from mlff_distiller.durable import Lock, read_json, write_json
 from mlff_distiller.errors import ConfigError, TrainingError
 from mlff_distiller.reports.front import write_front
 from mlff_distiller.students import load_student
 from mlff_distiller.workflows.config import Config, with_settings
-from mlff_distiller.workflows.folder import fix_inputs, only_one
+from mlff_distiller.workflows.folder import fix_inputs
 from mlff_distiller.workflows.train import OnProgress, train_and_test
 from mlff_distiller.workflows.tune.study import ask, ended_trials, import_optuna, open_study
 from mlff_distiller.workflows.tune.trial import Bench, Space, TuneSettings, try_out
@@ -52,7 +52,7 @@ def tune(
     import_optuna()
     dataset = Dataset(labels)
     out.mkdir(parents=True, exist_ok=True)
-    with only_one(out):
+    with Lock(out):
         wanted = {**asdict(settings), "architectures": list(settings.architectures)}
         fix_inputs(out, config, {"labels": dataset.key_hash, "tune": wanted})
         before = read_json(out / "tune.json")

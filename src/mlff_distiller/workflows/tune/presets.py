@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from mlff_distiller.dataset import Dataset
-from mlff_distiller.durable import EventLog, read_json, replacing, write_json
+from mlff_distiller.durable import EventLog, Lock, read_json, replacing, write_json
 from mlff_distiller.errors import ConfigError, TrainingError
 from mlff_distiller.students import registry
 from mlff_distiller.validation.accuracy import student_errors
 from mlff_distiller.workflows.config import Config
-from mlff_distiller.workflows.folder import fix_inputs, only_one
+from mlff_distiller.workflows.folder import fix_inputs
 from mlff_distiller.workflows.train import OnProgress, split_labels, train_and_test, train_stage
 from mlff_distiller.workflows.tune.trial import Bench
 
@@ -50,7 +50,7 @@ def fastest(
         )
     dataset = Dataset(labels)
     out.mkdir(parents=True, exist_ok=True)
-    with only_one(out):
+    with Lock(out):
         among = list(architectures or registry.architectures())
         wanted = {"target_fidelity": target_fidelity, "architectures": among}
         fix_inputs(out, config, {"labels": dataset.key_hash, **wanted})
