@@ -279,7 +279,10 @@ def read_json(
         if not found:
             return dict(content)
     raise error(
-        f"{path} is damaged", expected="JSON as it was written here", found=found, remedy=remedy
+        f"{path} is damaged, or not one of ours",
+        expected="JSON as it was written here",
+        found=found,
+        remedy=remedy,
     )
 
 

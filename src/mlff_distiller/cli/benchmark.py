@@ -347,4 +347,7 @@ def _check_students(words: list[str]) -> None:
     for word in words:
         path = Path(_named(word)[1])
         if not path.exists():
-            raise ConfigError(f"there is no student {path}")
+            raise ConfigError(
+                f"there is no student {path}",
+                expected="a run's folder, a student's, or a nep.txt",
+            )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -212,10 +213,26 @@ def config_of(content: Mapping[str, Any]) -> Config:
         problems += setting_problems(error)
     if problems:
         raise ConfigError(
-            "invalid settings:\n    " + "\n    ".join(problems),
+            "invalid settings:\n    " + "\n    ".join(map(_with_the_nearest, problems)),
             remedy="docs/configuration.md lists every setting with its default",
         )
     return config
+
+
+def _with_the_nearest(problem: str) -> str:
+    """What may have been meant, where there is no such setting."""
+    name, _, why = problem.partition(": ")
+    if why != NO_SUCH_SETTING:
+        return problem
+    near = get_close_matches(name, _names(to_plain(Config())), n=1, cutoff=0.75)
+    return problem + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _names(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in content.items():
+        yield prefix + key
+        if isinstance(value, Mapping):
+            yield from _names(value, f"{prefix}{key}.")
 
 
 def _infinite(content: Any, place: str = "") -> Iterator[tuple[str, float]]:

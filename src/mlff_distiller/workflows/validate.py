@@ -145,7 +145,7 @@ def validate(
         for one in candidates:
             own_folder = folder / one.name if len(candidates) > 1 else folder
             made = _Making(one, reference, identity, atoms, own_folder, page_of(own_folder, run))
-            kept = made.kept() if resume else None
+            kept = made.kept(on_progress) if resume else None
             done.append(kept if kept is not None else made.new(on_progress))
     if len(done) > 1:
         write_comparison(folder / "report.html", done)
@@ -270,11 +270,18 @@ class _Making:
         write_certificate(self.folder / "certificate.json", content, files)
         return Validated(one.name, content, drawn, self.page)
 
-    def kept(self) -> Validated | None:
-        """What was found before for the same files, teacher and settings, if anything was."""
+    def kept(self, on_progress: OnProgress) -> Validated | None:
+        """What was found before for the same files, teacher and settings, if anything was.
+
+        What is damaged is named, and made anew.
+        """
         one = self.candidate
         asked = {**one.about, "settings": asdict(one.settings), **self.identity, "profile": "full"}
-        content = certified(self.folder / "certificate.json", asked, one.files, self._made())
+        try:
+            content = certified(self.folder / "certificate.json", asked, one.files, self._made())
+        except ConfigError as damage:
+            on_progress("resume", 0, 1, f"{damage.problem}: validating anew")
+            return None
         if content is None:
             return None
         drawn = read_json(self.folder / "series.json")
