@@ -169,11 +169,11 @@ os.register_at_fork(after_in_child=_forget_in_child)
 def claimed(folder: Path) -> Iterator[None]:
     """Hold the lock of ``folder``, made if need be; what was made and left empty is removed."""
     made = not folder.exists()
-    with explaining(f"{folder} cannot be used"):
-        folder.mkdir(parents=True, exist_ok=True)
     try:
-        with Lock(folder):
-            yield
+        with explaining(f"{folder} cannot be used"):
+            folder.mkdir(parents=True, exist_ok=True)
+            with Lock(folder):
+                yield
     finally:
         if made:
             with contextlib.suppress(OSError):

@@ -21,7 +21,10 @@ _PAID_FOR = (
     "presets/*/*.safetensors", "presets/*/student", "errors.json", "report.json",
 )  # fmt: skip
 """A run that has none of these took no time: other inputs may take its place."""
-_LEFT = ("dataset/manifest.json", "dataset/quarantine.jsonl", "log.jsonl", "fastest.json")
+_LEFT = (
+    *("dataset/manifest.json", "dataset/quarantine.jsonl"),
+    *("log.jsonl", "fastest.json", "trials.jsonl"),
+)
 """What such a run may have written, beside its config.yaml."""
 
 

@@ -24,7 +24,7 @@ from mlff_distiller.durable import new_path, replacing
 from mlff_distiller.errors import ConfigError, DistillerError, StructureError, from_pydantic
 from mlff_distiller.labeling import read_structures
 from mlff_distiller.structure import enlarge
-from mlff_distiller.teachers import TeacherCalculator
+from mlff_distiller.teachers import TeacherCalculator, TeacherGaveUp
 from mlff_distiller.workflows.distill import read_seeds
 from mlff_distiller.workflows.train import OnProgress
 
@@ -180,8 +180,8 @@ class _FileLabeler:
             try:
                 energy = self.calculator.get_potential_energy(known)
                 forces = self.calculator.get_forces(known)
-            except DistillerError:
-                if origin["source"] == "seed":
+            except DistillerError as error:
+                if origin["source"] == "seed" or isinstance(error, TeacherGaveUp):
                     raise
                 answers.append(None)
                 continue

@@ -8,9 +8,10 @@ import shutil
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ase.build import bulk
-from ase.io import write
+from ase.io import read, write
 from tests.helpers import ROOT, command, random_nep, rattled
 
 from mlff_distiller.dataset import DatasetWriter
@@ -137,6 +138,17 @@ def test_a_second_writer_is_refused(tmp_path, number):
         done = command(*words)
     assert done.returncode == 1
     assert f"process {os.getpid()} on" in done.stderr
+
+
+@pytest.mark.parametrize("number", [0, 2, 3, 4])
+def test_a_structure_without_sense_is_named_before_anything_runs(tmp_path, number):
+    words = _commands(tmp_path, tmp_path / "out")[number]
+    atoms = read(tmp_path / "cu.extxyz")
+    atoms.positions[1, 0] = np.nan
+    write(tmp_path / "cu.extxyz", atoms)
+    done = command(*words)
+    assert done.returncode == 1
+    assert "atom 1 is not finite" in done.stdout + done.stderr
 
 
 # -- what the disk refuses ------------------------------------------------------------------
