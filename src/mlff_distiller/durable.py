@@ -16,7 +16,7 @@ import socket
 import time
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +165,32 @@ def _forget_in_child() -> None:
 os.register_at_fork(after_in_child=_forget_in_child)
 
 
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Hold the lock of ``folder``, made if need be; what was made and left empty is removed."""
+    made = not folder.exists()
+    try:
+        with explaining(f"{folder} cannot be used"):
+            folder.mkdir(parents=True, exist_ok=True)
+            with Lock(folder):
+                yield
+    finally:
+        if made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def new_path(path: Path) -> Iterator[None]:
+    """Hold the lock of a file or folder that must not exist yet; its own folder is made."""
+    with explaining(f"{path} cannot be made"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with Lock(path):
+            if path.exists():
+                raise ConfigError(f"{path} exists", remedy="remove it, or choose another --out")
+            yield
+
+
 def _fsync_path(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -227,9 +253,54 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in ``path``; an empty one where there is no such file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+def read_json(
+    path: Path,
+    form: Mapping[str, Any] | None = None,
+    *,
+    error: type[DistillerError] = ConfigError,
+    remedy: str = "restore it from a copy",
+) -> dict[str, Any]:
+    """The object in ``path``; an empty one where there is no such file.
+
+    ``form`` is an example: what it holds must be there and of the same types, to any depth; None
+    stands for anything, and a list's first entry for all of them. An ``error`` names a file that
+    cannot be read, holds no JSON, or is of another form.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        if not path.is_symlink():
+            return {}
+        found: object = "a link to nothing"
+    except (OSError, ValueError, RecursionError) as damage:  # no UTF-8 is a ValueError too
+        found = damage.strerror if isinstance(damage, OSError) else damage
+    else:
+        found = _difference(content, form or {}, "")
+        if not found:
+            return dict(content)
+    raise error(
+        f"{path} is damaged, or not one of ours",
+        expected="JSON as it was written here",
+        found=found,
+        remedy=remedy,
+    )
+
+
+def _difference(content: Any, form: Any, place: str) -> str:
+    """Where ``content`` is not of ``form``, in words; empty if nowhere."""
+    if form is None:
+        return ""
+    if not isinstance(content, type(form)):
+        return f"{place or 'all of it'} is {type(content).__name__}, no {type(form).__name__}"
+    if isinstance(form, Mapping):
+        missing = [f"{place}.{key}".lstrip(".") for key in form if key not in content]
+        if missing:
+            return f"{missing[0]} is missing"
+        parts = [(content[key], own, f"{place}.{key}".lstrip(".")) for key, own in form.items()]
+    else:
+        inner = form[0] if isinstance(form, list) and form else None
+        parts = [(own, inner, f"{place}[{k}]") for k, own in enumerate(content)] if inner else []
+    return next(filter(None, (_difference(*part) for part in parts)), "")
 
 
 def sha256_of_file(path: Path) -> str:
@@ -239,7 +310,10 @@ def sha256_of_file(path: Path) -> str:
 
 
 class EventLog:
-    """JSON lines, one event a line; a torn last line, from a crash, is passed over."""
+    """JSON lines, one event a line; what is no event, such as a line torn by a crash, is left out.
+
+    It is a record for people and plots: nothing that was paid for is in it alone.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -252,16 +326,14 @@ class EventLog:
                 line = line if stream.read(1) == b"\n" else "\n" + line
             stream.write(line.encode("utf-8") + b"\n")
 
-    def rows(self, stage: str) -> list[dict[str, Any]]:
-        """Events of ``stage``, in order."""
+    def rows(self, stage: str, *names: str) -> list[dict[str, Any]]:
+        """Events of ``stage`` that have all ``names``, in order."""
         rows = []
-        for line in (
-            self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-        ):
+        for line in self.path.read_bytes().splitlines() if self.path.exists() else []:
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
-            if row.get("stage") == stage:
+            if isinstance(row, dict) and row.get("stage") == stage and row.keys() >= set(names):
                 rows.append(row)
         return rows

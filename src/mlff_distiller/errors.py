@@ -75,17 +75,28 @@ class ConfigError(DistillerError, ValueError):
 
 
 NO_SUCH_SETTING = "there is no such setting"
+_SAID = {
+    "greater_than": "must be greater than {gt:g}",
+    "greater_than_equal": "must be at least {ge:g}",
+    "less_than": "must be less than {lt:g}",
+    "less_than_equal": "must be at most {le:g}",
+    "too_short": "must not be empty",
+    "literal_error": "must be {expected}",
+    "dataclass_type": "is a section; name what is in it, as in SECTION.KEY=VALUE",
+}
+"""By pydantic's type of error."""
 
 
 def setting_problems(error: ValidationError, *section: str) -> list[str]:
     """``error`` in our words: a line for each setting of ``section`` that is wrong."""
     lines = []
     for one in error.errors(include_url=False):
-        where = ".".join(map(str, (*section, *one["loc"])))
+        where = ".".join(str(part) for part in (*section, *one["loc"]) if not isinstance(part, int))
         if one["type"] == "unexpected_keyword_argument":
             lines.append(f"{where}: {NO_SUCH_SETTING}")
-        else:
-            lines.append(f"{where}: {one['msg']} (found {one['input']!r})")
+        elif one["type"] != "too_short" or not one["input"]:  # else its parts are what is wrong
+            said = _SAID.get(one["type"], one["msg"]).format_map(one.get("ctx", {}))
+            lines.append(f"{where}: {said} (found {one['input']!r})")
     return lines
 
 

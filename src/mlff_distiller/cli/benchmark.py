@@ -80,7 +80,7 @@ def run_benchmark(
     """Measure molecular dynamics as users run it: whole trajectories, side by side."""
     if context.invoked_subcommand is not None:
         return
-    from mlff_distiller.durable import write_json
+    from mlff_distiller.durable import claimed, write_json
     from mlff_distiller.errors import ConfigError
     from mlff_distiller.measure import MDBenchmark, Settings
     from mlff_distiller.measure.contenders import contender
@@ -113,14 +113,14 @@ def run_benchmark(
         dtype=dtype,  # type: ignore[arg-type]
     )
     path = out / "benchmark.json"
-    try:
-        with Display(console, quiet=quiet) as display:
-            result = measured.run(display, lambda so_far: write_json(path, so_far.content))
-    finally:
-        measured.close()
     from mlff_distiller.reports.benchmark import write_result
 
-    files = write_result(result, out)
+    try:
+        with claimed(out), Display(console, quiet=quiet) as display:
+            result = measured.run(display, lambda so_far: write_json(path, so_far.content))
+            files = write_result(result, out)
+    finally:
+        measured.close()
     if not quiet:
         _print_cases(result)
         for file in files.values():
@@ -294,10 +294,12 @@ def profile(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.")] = False,
 ) -> None:
     """Show where a step goes, part by part and kernel by kernel, and what to do about it."""
+    from mlff_distiller.durable import claimed
     from mlff_distiller.errors import ConfigError
     from mlff_distiller.measure.contenders import contender
     from mlff_distiller.measure.profiling import ProfileSettings
     from mlff_distiller.measure.profiling import profile as profiled
+    from mlff_distiller.reports.profile import write_profile
 
     words = [_named(word) for word in [*(student or []), *([teacher] if teacher else [])]]
     if out is None or not words:
@@ -306,7 +308,7 @@ def profile(
             expected="--student or --teacher, and --out FOLDER",
         )
     _check_students(student or [])
-    with Display(console, quiet=quiet) as display:
+    with claimed(out), Display(console, quiet=quiet) as display:
         found = profiled(
             [contender(spec, name or None, device=device, dtype=dtype) for name, spec in words],  # type: ignore[arg-type]
             system or ["silicon:64"],
@@ -323,9 +325,7 @@ def profile(
             out=out,
             on_progress=display,
         )
-    from mlff_distiller.reports.profile import write_profile
-
-    files = write_profile(found, out)
+        files = write_profile(found, out)
     if quiet:
         return
     for case in found.cases:
@@ -347,4 +347,7 @@ def _check_students(words: list[str]) -> None:
     for word in words:
         path = Path(_named(word)[1])
         if not path.exists():
-            raise ConfigError(f"there is no student {path}")
+            raise ConfigError(
+                f"there is no student {path}",
+                expected="a run's folder, a student's, or a nep.txt",
+            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from mlff_distiller.cli.options import AllowDownload, Quiet, Teacher, TeacherPython
+from mlff_distiller.cli.options import AllowDownload, Quiet, Teacher, TeacherPython, TeacherTimeout
 from mlff_distiller.cli.progress import Display
 from mlff_distiller.cli.shown import console, warn
 from mlff_distiller.errors import ConfigError
@@ -19,6 +20,7 @@ from mlff_distiller.errors import ConfigError
 if TYPE_CHECKING:
     from mlff_distiller.labeling import Finding
 
+_REASONS = 3  # for failures, the most common first
 _SHOWN = 10  # findings of each check, on the screen
 
 
@@ -41,6 +43,7 @@ def label(
     ] = None,
     teacher_python: TeacherPython = None,
     allow_download: AllowDownload = False,
+    teacher_timeout: TeacherTimeout = None,
     retry_failed: Annotated[
         bool, typer.Option(help="Ask again for structures that are in quarantine.")
     ] = False,
@@ -64,7 +67,9 @@ def label(
     if workers > 1:  # read when a teacher starts: together they take the cores there are
         cores = len(os.sched_getaffinity(0))
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // workers)))
-    request = labeling.Request(teacher, device, teacher_python, allow_download, batch_size)
+    request = labeling.Request(
+        teacher, device, teacher_python, allow_download, batch_size, teacher_timeout
+    )
     found = labeling.read_structures(structures)
     with Display(console, quiet=quiet) as display:
         outcome = labeling.label(
@@ -96,8 +101,17 @@ def label(
             "--retry-failed asks again",
             soft_wrap=True,
         )
+        _print_reasons(out)
     if outcome.n_failed > max_failed * outcome.n_structures:
         raise typer.Exit(1)
+
+
+def _print_reasons(out: Path) -> None:
+    from mlff_distiller.durable import EventLog
+
+    rows = EventLog(out / "quarantine.jsonl").rows("label_failed", "error")
+    for why, count in Counter(str(row["error"]) for row in rows).most_common(_REASONS):
+        console.print(f"  {count} times: {escape(why)}", soft_wrap=True)
 
 
 def parse_shard(text: str) -> tuple[int, int]:

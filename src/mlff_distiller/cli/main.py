@@ -28,6 +28,7 @@ from mlff_distiller.cli.options import (
     Quiet,
     Teacher,
     TeacherPython,
+    TeacherTimeout,
 )
 from mlff_distiller.cli.progress import Display
 from mlff_distiller.cli.shown import (
@@ -38,6 +39,7 @@ from mlff_distiller.cli.shown import (
     print_verdict,
     table,
 )
+from mlff_distiller.durable import explaining
 from mlff_distiller.errors import DistillerError
 
 _ORDER = (
@@ -115,6 +117,7 @@ def distill(
     config: ConfigFile = None,
     teacher_python: TeacherPython = None,
     allow_download: AllowDownload = False,
+    teacher_timeout: TeacherTimeout = None,
     quiet: Quiet = False,
 ) -> None:
     """Distil a teacher on STRUCTURES: sample, label, train, test, report."""
@@ -138,6 +141,7 @@ def distill(
             settings,
             teacher_python=teacher_python,
             allow_download=allow_download,
+            teacher_timeout_s=teacher_timeout,
             on_progress=display,
         )
     if not quiet:
@@ -192,7 +196,7 @@ def info(
         "reference_energies": dict(
             zip(student.elements, student.reference_energies.tolist(), strict=True)
         ),
-        "teacher": about.get("teacher", {}).get("name"),
+        "teacher": (about.get("teacher") or {}).get("name"),
         "n_labels": about.get("n_labels"),
         "temperature_K": about.get("temperature_K"),
     }
@@ -229,7 +233,8 @@ def main() -> None:
     # slice: a step was seen to slow down twentyfold. Read when torch loads, here and in teachers.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        app(standalone_mode=True)
+        with explaining("the operating system refused"):
+            app(standalone_mode=True)
     except DistillerError as error:
         if "--debug" in sys.argv:
             raise

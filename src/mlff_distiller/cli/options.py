@@ -15,6 +15,13 @@ TeacherPython = Annotated[
     typer.Option(help="Python interpreter of another environment, for the teacher."),
 ]
 AllowDownload = Annotated[bool, typer.Option(help="Let the teacher download its weights.")]
+TeacherTimeout = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SECONDS",
+        help="End a teacher that gives no answer for so long. Hours if not given, by what it took.",
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 DeviceSetting = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
 """Where a file of settings may say it instead."""

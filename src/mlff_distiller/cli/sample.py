@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlff_distiller.cli.options import AllowDownload, AsJson, Device, Quiet, Seed, TeacherPython
+from mlff_distiller.cli.options import (
+    AllowDownload,
+    AsJson,
+    Device,
+    Quiet,
+    Seed,
+    TeacherPython,
+    TeacherTimeout,
+)
 from mlff_distiller.cli.progress import Display
 from mlff_distiller.cli.shown import console, table
 
@@ -61,6 +69,7 @@ def sample(
     device: Device = "auto",
     teacher_python: TeacherPython = None,
     allow_download: AllowDownload = False,
+    teacher_timeout: TeacherTimeout = None,
     quiet: Quiet = False,
 ) -> None:
     """Generate structures to label; tree and md also store the energies and forces they computed.
@@ -84,6 +93,7 @@ def sample(
             device=device,
             teacher_python=teacher_python,
             allow_download=allow_download,
+            teacher_timeout_s=teacher_timeout,
             on_progress=display,
         )
     if not quiet:

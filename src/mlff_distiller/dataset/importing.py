@@ -70,7 +70,7 @@ def import_frames(
     report, kin = ImportReport(), Kin()
     rejected = EventLog(out / REJECTED)
     with DatasetWriter(out, _metadata(sources, conventions, format, level)) as writer:
-        known = {(row["file"], row["frame"]) for row in rejected.rows("rejected")}
+        known = {(row["file"], row["frame"]) for row in rejected.rows("rejected", "file", "frame")}
         waiting: dict[str, Record] = {}
         for number, path in enumerate(sources):
             for frame in read_frames(path, conventions, format):

@@ -12,6 +12,7 @@ from mlff_distiller.dataset.record import Record
 from mlff_distiller.dataset.split import split_by_group
 from mlff_distiller.dataset.store import Dataset
 from mlff_distiller.dataset.writer import DatasetWriter
+from mlff_distiller.durable import new_path, replacing
 from mlff_distiller.errors import ConfigError
 
 _AT_ONCE = 1024
@@ -76,11 +77,13 @@ def write_dataset(
 
     `ConfigError` if ``out`` exists.
     """
-    if out.exists():
-        raise ConfigError(f"{out} exists", remedy="remove it, or choose another --out")
     waiting: dict[str, Record] = {}
     repeated = 0
-    with DatasetWriter(out, metadata) as writer:
+    with (
+        new_path(out),
+        replacing(out) as partial,
+        DatasetWriter(partial, metadata) as writer,
+    ):
         for record in records:
             if record.key in waiting or record.key in writer:
                 repeated += 1

@@ -7,7 +7,6 @@ how often the job was killed.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
@@ -23,7 +22,7 @@ from mlff_distiller.dataset.manifest import (
     read_manifest,
     refuse_other_metadata,
 )
-from mlff_distiller.durable import EventLog, write_json
+from mlff_distiller.durable import EventLog, read_json, write_json
 from mlff_distiller.errors import (
     ConfigError,
     DatasetError,
@@ -45,7 +44,12 @@ from mlff_distiller.teachers import Labelled, TeacherIdentity
 
 PARTS = "parts"
 _OUTCOME = "outcome.json"
+_COUNTS = {
+    "n_structures": 0, "n_labelled": 0, "n_failed": 0, "teacher_seconds": None, "collected": True,
+}  # fmt: skip
 _AHEAD = 2  # batches asked for, by worker: one in work and one waiting
+_TERMINATED_WITHIN_S = 5.0
+"""What is in work then is given up: batch schedulers kill some 30 s after their SIGTERM."""
 _COLLECTED_AT_ONCE = 1024
 
 OnProgress = Callable[[int, int, str], None]
@@ -136,7 +140,10 @@ def _run(
     request: Request,
     on_progress: OnProgress,
 ) -> float:
-    """Ask for what is unknown, keep what comes; on an interrupt, first what is in work."""
+    """Ask for what is unknown, keep what comes; on an interrupt, first what is in work.
+
+    SIGTERM waits for that a few seconds, ctrl-C for as long as it takes, or until the next.
+    """
     total = sum(map(len, todo))
     done, seconds = 0, 0.0
     waiting: dict[Future[list[Labelled]], tuple[list[str], list[Structure]]] = {}
@@ -144,8 +151,9 @@ def _run(
     def keep(finished: Future[list[Labelled]]) -> None:
         nonlocal done, seconds
         keys, asked = waiting.pop(finished)
+        origins = [structure.origin for structure in asked]
         try:
-            answers = finished.result()
+            answers = store.add_answers(keys, finished.result, origins)
         except DistillerError:
             raise
         except Exception as error:
@@ -154,7 +162,6 @@ def _run(
                 found=f"{type(error).__name__}: {error}",
                 remedy="see the workers' logs; the same command continues",
             ) from error
-        store.add(keys, answers, [structure.origin for structure in asked])
         done += len(asked)
         seconds += sum(own.seconds for own in answers)
         on_progress(done, total, store.news)
@@ -176,8 +183,10 @@ def _run(
         while waiting:
             for finished in wait(waiting, return_when=FIRST_COMPLETED).done:
                 keep(finished)
-    except (KeyboardInterrupt, SystemExit):
-        _keep_what_is_in_work(waiting, keep, lambda: on_progress(done, total, "finishing"))
+    except (KeyboardInterrupt, SystemExit) as end:
+        patience = None if isinstance(end, KeyboardInterrupt) else _TERMINATED_WITHIN_S
+        words = "finishing" if patience else "finishing; ctrl-C again ends at once"
+        _keep_what_is_in_work(waiting, keep, patience, lambda: on_progress(done, total, words))
         raise
     on_progress(total, total, store.news)
     return seconds
@@ -186,11 +195,12 @@ def _run(
 def _keep_what_is_in_work(
     waiting: Mapping[Future[list[Labelled]], Any],
     keep: Callable[[Future[list[Labelled]]], None],
+    patience: float | None,
     on_wait: Callable[[], None],
 ) -> None:
     running = [future for future in list(waiting) if not future.cancel()]
     on_wait()
-    for future in running:
+    for future in wait(running, patience).done:
         keep(future)
 
 
@@ -236,10 +246,10 @@ def _collect(
             return pending
         _refuse_other_parts(out, teacher, inputs)
         failures = EventLog(out / "quarantine.jsonl")
-        known = {row["key"] for row in failures.rows("label_failed")}
+        known = {row["key"] for row in failures.rows("label_failed", "key")}
         for part in finished:
             _copy(Dataset(part), writer)
-            for row in EventLog(part / "quarantine.jsonl").rows("label_failed"):
+            for row in EventLog(part / "quarantine.jsonl").rows("label_failed", "key"):
                 if row["key"] not in known:
                     failures.write(**{name: row[name] for name in row if name != "time"})
         rows = finished.values()
@@ -265,7 +275,8 @@ def _collect(
 def _outcomes(out: Path) -> dict[Path, Outcome]:
     """Of each part that is done."""
     paths = sorted(out.glob(f"{PARTS}/*-of-*/{_OUTCOME}"))
-    return {path.parent: Outcome(**json.loads(path.read_text("utf-8"))) for path in paths}
+    remedy = "remove it, and label that part again: nothing is asked for twice"
+    return {path.parent: Outcome(**read_json(path, _COUNTS, remedy=remedy)) for path in paths}
 
 
 def _copy(part: Dataset, writer: DatasetWriter) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from ase import Atoms
 
 from mlff_distiller.dataset import DatasetWriter, Record, label_key
 from mlff_distiller.durable import EventLog
-from mlff_distiller.teachers import Labelled, TeacherCalculator, TeacherIdentity
+from mlff_distiller.teachers import Labelled, TeacherCalculator, TeacherGaveUp, TeacherIdentity
 
 BRANCHES_PER_SEED = 1_000_000
 
@@ -48,8 +48,14 @@ class LabelStore:
     def __init__(self, writer: DatasetWriter, teacher: TeacherIdentity) -> None:
         self.writer, self.fingerprint = writer, teacher.fingerprint()
         self.quarantine = EventLog(writer.folder / "quarantine.jsonl")
-        self.failed = {row["key"] for row in self.quarantine.rows("label_failed")}
-        self.news = ""
+        rows = self.quarantine.rows("label_failed", "key", "error")
+        self.failed: dict[str, str] = {row["key"]: row["error"] for row in rows}
+
+    @property
+    def news(self) -> str:
+        """How many failed, and why the last one did; '' if none did."""
+        why = next(reversed(self.failed.values()), "")
+        return f"{len(self.failed)} failed: {why}" if self.failed else ""
 
     def keys(self, frames: Sequence[Atoms]) -> list[str]:
         """Of the labels of ``frames``."""
@@ -61,6 +67,20 @@ class LabelStore:
         return sorted(
             k for key, k in first.items() if key not in self.failed and key not in self.writer
         )
+
+    def add_answers(
+        self, keys: Sequence[str], answers: Callable[[], Sequence[Labelled]], origins: Origins
+    ) -> Sequence[Labelled]:
+        """Store what ``answers`` returns; where the teacher gives up, what it has said."""
+        try:
+            found = answers()
+        except TeacherGaveUp as end:
+            known = sorted(end.answered)
+            told = [end.answered[k] for k in known]
+            self.add([keys[k] for k in known], told, [origins[k] for k in known])
+            raise
+        self.add(keys, found, origins)
+        return found
 
     def add(self, keys: Sequence[str], answers: Sequence[Labelled], origins: Origins) -> None:
         """Store labels, all in one append, and then failures."""
@@ -76,9 +96,8 @@ class LabelStore:
         if records:
             self.writer.append(records)
         for key, error, origin in failures:
-            self.failed.add(key)
+            self.failed[key] = str(error)
             self.quarantine.write("label_failed", key=key, error=error, **origin)
-            self.news = f"{len(self.failed)} failed: {error}"
 
 
 def _outlier(labels: Mapping[str, np.ndarray]) -> str | None:
@@ -105,6 +124,8 @@ class Labeler:
         keys = self.store.keys(frames)
         new = self.store.unknown(keys)
         if new:
-            answers = self.teacher.label([frames[k] for k in new])
-            self.store.add([keys[k] for k in new], answers, [provenance[k] for k in new])
+            asked, origins = [frames[k] for k in new], [provenance[k] for k in new]
+            self.store.add_answers(
+                [keys[k] for k in new], lambda: self.teacher.label(asked), origins
+            )
         return [None if key in self.store.failed else self.writer.labels(key) for key in keys]

@@ -43,6 +43,7 @@ class Request:
     python: str | None = None
     allow_download: bool = False
     batch_size: int | None = None
+    timeout_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,10 @@ def _teacher(request: Request) -> TeacherCalculator:
             device=device,
             python=request.python,
             allow_download=request.allow_download,
+            timeout_s=request.timeout_s,
         )
         _own.request = request
+        getattr(_own, "started", []).append(_own.teacher)
     teacher: TeacherCalculator = _own.teacher
     return teacher
 
@@ -96,18 +99,23 @@ def answer(request: Request, frames: Sequence[Atoms]) -> list[Labelled]:
 def local_workers(n_workers: int, device: str) -> Iterator[Executor]:
     """Threads of this process; ``cuda`` gives each a device, in turn.
 
-    Left by an exception, it waits for what the workers are at, so that it can be kept.
+    Left by an exception, it ends the teachers, whatever they are at.
     """
+    started: list[TeacherCalculator] = []
     devices = itertools.cycle(_devices(device))
     lock = threading.Lock()
 
     def settle() -> None:
         with lock:
-            _own.device = next(devices)
+            _own.device, _own.started = next(devices), started
 
     pool = ThreadPoolExecutor(n_workers, "label", settle)
     try:
         yield pool
+    except BaseException:
+        for teacher in started:
+            teacher.abort()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

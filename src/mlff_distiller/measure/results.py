@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mlff_distiller.durable import write_json
+from mlff_distiller.durable import claimed, read_json, write_json
 from mlff_distiller.errors import ConfigError
 from mlff_distiller.md import statistics
 
@@ -179,7 +178,11 @@ def baseline_path(folder: str | Path, result: Result) -> Path:
 
 def record(result: Result, folder: str | Path) -> Path:
     """Make ``result`` the baseline of this machine; cases it does not have are kept."""
-    path = baseline_path(folder, result)
+    with claimed(Path(folder)):
+        return _record(result, baseline_path(folder, result))
+
+
+def _record(result: Result, path: Path) -> Path:
     rows: dict[Key, dict[str, Any]] = {}
     if path.exists():
         rows |= {key_of(row): row for row in _read(path, _BASELINE, _WORDS)["cases"]}
@@ -245,12 +248,9 @@ def _verdicts(result: Result, baseline: dict[Key, dict[str, Any]]) -> Iterator[V
 
 
 def _read(path: Path, kind: str, words: str) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read {path}", expected=f"a {words}", found=error) from error
-    if not isinstance(content, dict) or content.get("kind") != kind:
-        raise ConfigError(f"{path} is not a {words}")
+    content = read_json(path, remedy="measure again, or restore it from a copy")
+    if content.get("kind") != kind:
+        raise ConfigError(f"{path} is not a {words}" if content else f"there is no {path}")
     if content.get("schema") != SCHEMA:
         raise ConfigError(
             f"{path} has another schema", expected=SCHEMA, found=content.get("schema")

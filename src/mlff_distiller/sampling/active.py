@@ -10,11 +10,10 @@ the errors met); an interrupted one is replayed, its labels being looked up inst
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from ase import Atoms
@@ -22,7 +21,7 @@ from ase.calculators.calculator import Calculator
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 
-from mlff_distiller.durable import write_json
+from mlff_distiller.durable import read_json, write_json
 from mlff_distiller.errors import DatasetError
 from mlff_distiller.sampling import DynamicsSettings, Labeler, Walker, explore, walkers
 
@@ -144,8 +143,9 @@ def _save(path: Path, done: Round, group: Sequence[Walker]) -> None:
 
 def _restore(path: Path, group: list[Walker], seeds: Sequence[Atoms]) -> Round:
     """The round that ended there; ``group`` as it was then."""
+    remedy = "remove the folder; the round is then repeated from its labels"
+    content = read_json(path, error=DatasetError, remedy=remedy)
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         for k, state in enumerate(content["walkers"]):
             positions, cell = state.pop("positions"), state.pop("cell")
             atoms = seeds[state["seed_index"]].copy()
@@ -158,5 +158,5 @@ def _restore(path: Path, group: list[Walker], seeds: Sequence[Atoms]) -> Round:
             f"{path} is damaged",
             expected="the state of a finished round",
             found=f"{type(error).__name__}: {error}",
-            remedy="remove the folder; the round is then repeated from its labels",
+            remedy=remedy,
         ) from error

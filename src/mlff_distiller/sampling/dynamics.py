@@ -69,7 +69,7 @@ class DynamicsSettings:
 
     share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     ensemble: Literal["nvt", "npt"] = "nvt"
-    pressures_GPa: tuple[float, ...] = (0.0,)
+    pressures_GPa: Annotated[tuple[float, ...], Field(min_length=1)] = (0.0,)
     time_step_fs: Positive | None = None
     friction_per_ps: Positive = 10.0
     decorrelation: Annotated[float, Field(gt=0, lt=1)] = 0.2

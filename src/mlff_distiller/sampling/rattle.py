@@ -50,7 +50,7 @@ class RattleSettings:
     ``min_atoms`` is repeated first: in a cell shorter than the cutoff, images move together.
     """
 
-    temperature_K: tuple[Positive, ...] = (300.0,)
+    temperature_K: Annotated[tuple[Positive, ...], Field(min_length=1)] = (300.0,)
     trees: Annotated[int, Field(ge=3)] = 20
     min_atoms: Annotated[int, Field(ge=1)] = 32
     beta: Annotated[float, Field(ge=0, le=1)] = 0.5
@@ -128,6 +128,7 @@ def _label_seeds(seeds: Sequence[Atoms], label: Labeler) -> list[tuple[Atoms, fl
             raise DistillerError(
                 f"the teacher gave no label for seed structure {index} "
                 f"({atoms.get_chemical_formula()})",
+                found=getattr(label, "news", None) or None,
                 remedy="choose structures the teacher can evaluate",
             )
         roots.append((atoms, float(results["energy"]) / len(atoms), 0))

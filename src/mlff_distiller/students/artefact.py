@@ -16,12 +16,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from mlff_distiller.batch import Batch
-from mlff_distiller.durable import replacing, sha256_of_file
+from mlff_distiller.durable import read_json, replacing, sha256_of_file
 from mlff_distiller.errors import StudentError
 from mlff_distiller.students.base import Student
 from mlff_distiller.students.registry import architectures
 
 SCHEMA = 1
+_FORM = {"schema": SCHEMA, "architecture": "", "model": {}, "weights_sha256": "", "about": {}}
 
 
 def save_student(
@@ -111,20 +112,19 @@ def _read_file(path: Path) -> Student:
 def read_config(path: str | Path) -> dict[str, Any]:
     """``config.json`` of a student's folder or a run's, its schema checked."""
     file = student_folder(path) / "config.json"
-    try:
-        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        schema = config["schema"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    remedy = "copy the whole folder again from where it was made"
+    config = read_json(file, {"schema": 0}, error=StudentError, remedy=remedy)
+    if not config:
         raise StudentError(
             f"{path} is no student",
             expected="a folder with config.json and weights.safetensors, or a nep.txt",
-            found=f"{type(error).__name__}: {error}",
-        ) from error
-    if schema != SCHEMA:
+            found="no config.json there",
+        )
+    if config["schema"] != SCHEMA:
         raise StudentError(
             f"{path} was written by another version",
             expected=f"schema {SCHEMA}",
-            found=f"schema {schema}",
+            found=f"schema {config['schema']}",
             remedy="update mlff-distiller, or distil the student again",
         )
-    return config
+    return read_json(file, _FORM, error=StudentError, remedy=remedy)

@@ -11,7 +11,7 @@ from mlff_distiller.teachers.base import (
     load_teacher,
 )
 from mlff_distiller.teachers.registry import RegisteredTeacher, registered_teachers
-from mlff_distiller.teachers.session import TeacherIdentity
+from mlff_distiller.teachers.session import TeacherGaveUp, TeacherIdentity
 
 __all__ = [
     "FeNNolTeacherCalculator",
@@ -19,6 +19,7 @@ __all__ = [
     "OrbTeacherCalculator",
     "RegisteredTeacher",
     "TeacherCalculator",
+    "TeacherGaveUp",
     "TeacherIdentity",
     "load_teacher",
     "registered_teachers",

@@ -23,11 +23,12 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError, 
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from mlff_distiller.errors import StructureError, TeacherError
-from mlff_distiller.teachers.process import WorkerDied
+from mlff_distiller.teachers.process import WorkerDied, WorkerHung
 from mlff_distiller.teachers.session import (
     STATE_IN_INFO,
     Answer,
     Session,
+    TeacherGaveUp,
     TeacherIdentity,
     is_crystal,
 )
@@ -67,6 +68,9 @@ class TeacherCalculator(Calculator):
         teacher's library, but not this package.
     allow_download
         Whether the teacher may use the network.
+    timeout_s
+        After how many seconds without an answer its process is ended, loading included; see
+        `Session` for what holds by default.
 
     Raises
     ------
@@ -85,8 +89,11 @@ class TeacherCalculator(Calculator):
         device: str = "auto",
         python: str | None = None,
         allow_download: bool = False,
+        timeout_s: float | None = None,
     ) -> None:
         super().__init__()
+        if timeout_s is not None and not timeout_s > 0:
+            raise TeacherError("the time limit is wrong", expected="seconds > 0", found=timeout_s)
         if not _DEVICE.fullmatch(device):
             raise TeacherError(
                 f"teacher {spec!r}: there is no device {device!r}",
@@ -94,7 +101,7 @@ class TeacherCalculator(Calculator):
             )
         self.spec = spec
         self.extra: dict[str, np.ndarray] = {}
-        self._session = Session(spec, device, python, allow_download)
+        self._session = Session(spec, device, python, allow_download, timeout_s)
         self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -115,6 +122,10 @@ class TeacherCalculator(Calculator):
         """End the teacher's process; the next use starts another."""
         with self._lock:
             self._session.close()
+
+    def abort(self) -> None:
+        """End the process at once and for good, from another thread; what is asked fails."""
+        self._session.abort()
 
     @property
     def pid(self) -> int | None:
@@ -208,6 +219,8 @@ class TeacherCalculator(Calculator):
         ------
         TeacherError
             If the teacher cannot be started at all.
+        TeacherGaveUp
+            If it fails again and again; ``answered`` holds what became of some of ``frames``.
         """
         with self._lock:
             done: dict[int, Labelled] = {}
@@ -224,10 +237,12 @@ class TeacherCalculator(Calculator):
             cap = self.batch_atoms(batch_size) if sound else 1
             alone = bool(sound) and batch_size is None and self._session.crystals_alone
             sizes = [cap if alone and is_crystal(frames[k]) else len(frames[k]) for k in sound]
-            for batch in _batches(sizes, cap):
-                members = [sound[k] for k in batch]
-                answers = self._label_together([frames[k] for k in members])
-                done |= dict(zip(members, answers, strict=True))
+            try:
+                for batch in _batches(sizes, cap):
+                    self._label_together(frames, [sound[k] for k in batch], done)
+            except TeacherGaveUp as end:
+                end.answered = done
+                raise
             return [done[k] for k in range(len(frames))]
 
     def batch_atoms(self, batch_size: int | None = None) -> int:
@@ -239,22 +254,40 @@ class TeacherCalculator(Calculator):
         usual = self._session.batch_atoms
         return (batch_size or usual) if usual else 1
 
-    def _label_together(self, frames: list[Atoms], *, again: bool = True) -> list[Labelled]:
-        """Label in one pass; one by one if that fails.
+    def _label_together(
+        self,
+        frames: Sequence[Atoms],
+        numbers: Sequence[int],
+        done: dict[int, Labelled],
+        *,
+        again: bool = True,
+    ) -> None:
+        """Label the frames of these ``numbers`` in one pass; one by one if that fails.
 
         A lone structure is asked again if the process died: someone else may have killed it.
         """
         self._session.start()
         started = time.perf_counter()
         try:
-            answers = self._session.ask(frames)
+            answers = self._session.ask([frames[k] for k in numbers])
         except (StructureError, TeacherError) as error:
-            if len(frames) > 1:
-                return [self._label_together([atoms])[0] for atoms in frames]
-            if again and isinstance(error, WorkerDied):
-                return self._label_together(frames, again=False)
-            return [Labelled(frames[0].copy(), None, str(error), time.perf_counter() - started)]
-        return [_labelled(atoms, answer) for atoms, answer in zip(frames, answers, strict=True)]
+            gave_up = isinstance(error, TeacherGaveUp)
+            if len(numbers) > 1 and not gave_up:
+                for k in numbers:
+                    self._label_together(frames, [k], done)
+                return
+            died = isinstance(error, WorkerDied) and not isinstance(error, WorkerHung)
+            if again and died:
+                self._label_together(frames, numbers, done, again=False)
+                return
+            if len(numbers) == 1:
+                [k] = numbers
+                why = str((gave_up and error.__cause__) or error)
+                done[k] = Labelled(frames[k].copy(), None, why, time.perf_counter() - started)
+            if gave_up:
+                raise
+            return
+        done |= {k: _labelled(frames[k], own) for k, own in zip(numbers, answers, strict=True)}
 
 
 def _labelled(atoms: Atoms, answer: Answer) -> Labelled:
@@ -314,7 +347,7 @@ class OrbTeacherCalculator(TeacherCalculator):
     """
 
     def __init__(self, name: str, weights: str | Path | None = None, **options: Any) -> None:
-        ours = {"device", "python", "allow_download"}
+        ours = {"device", "python", "allow_download", "timeout_s"}
         words = [] if weights is None else [str(weights)]
         for key, value in options.items():
             if key not in ours and value is not None:
@@ -329,7 +362,14 @@ class OrbTeacherCalculator(TeacherCalculator):
 
 
 def load_teacher(
-    spec: str, *, device: str = "auto", python: str | None = None, allow_download: bool = False
+    spec: str,
+    *,
+    device: str = "auto",
+    python: str | None = None,
+    allow_download: bool = False,
+    timeout_s: float | None = None,
 ) -> TeacherCalculator:
     """The teacher of a SPEC, as an ASE calculator; see `TeacherCalculator`."""
-    return TeacherCalculator(spec, device=device, python=python, allow_download=allow_download)
+    return TeacherCalculator(
+        spec, device=device, python=python, allow_download=allow_download, timeout_s=timeout_s
+    )

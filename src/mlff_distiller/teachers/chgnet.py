@@ -13,12 +13,14 @@ import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import ase.units
 import numpy as np
 from ase import Atoms
 
+from mlff_distiller.errors import TeacherError
 from mlff_distiller.teachers.family import (
     Evaluation,
     Family,
@@ -64,6 +66,23 @@ def _handedness(atoms: Atoms) -> float:
     return float(np.sign(np.linalg.det(atoms.cell.array)))
 
 
+def _tensors(path: Path) -> dict[str, Any]:
+    """A checkpoint's weights and settings; what else it holds, and would run, is refused."""
+    import torch
+
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return content["model"]  # type: ignore[no-any-return]
+    except (OSError, RuntimeError, LookupError, TypeError, EOFError, UnpicklingError) as error:
+        raise TeacherError(
+            f"the CHGNet checkpoint {path} cannot be read",
+            expected="tensors, numbers and text alone, as the library's own have them",
+            found=f"{type(error).__name__}: {str(error).splitlines()[0]}",
+            remedy="if you trust whoever made it, load it with CHGNet.from_file, and save "
+            "{'model': model.as_dict()} with torch.save",
+        ) from error
+
+
 def load(arguments: dict[str, Any], device: str, allow_download: bool) -> Loaded:
     """Load a bundled model or a checkpoint; see `mlff_distiller.teachers.family`."""
     import chgnet
@@ -73,7 +92,8 @@ def load(arguments: dict[str, Any], device: str, allow_download: bool) -> Loaded
     device = torch_device(device)
     local = "path" in arguments
     if local:
-        path, model = Path(arguments["path"]), CHGNet.from_file(arguments["path"])
+        path = Path(arguments["path"])
+        model = CHGNet.from_dict(_tensors(path))
     else:
         folder = Path(chgnet.__file__).parent / "pretrained" / arguments["model"]
         path = next(folder.glob("*.pth.tar"))

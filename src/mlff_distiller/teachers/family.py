@@ -128,7 +128,10 @@ def digest(paths: Sequence[Path]) -> str | None:
 
 def full_stress(stress: np.ndarray) -> np.ndarray:
     """Symmetric (3, 3) float64 from (3, 3) or from ASE's Voigt order xx yy zz yz xz xy."""
-    stress = np.asarray(stress, dtype=np.float64)
+    stress = np.asarray(stress)
+    if stress.dtype.kind not in "fiu":
+        raise TeacherError("stress is not of real numbers", found=f"dtype {stress.dtype}")
+    stress = stress.astype(np.float64)
     if stress.shape == (6,):
         xx, yy, zz, yz, xz, xy = stress
         return np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])

@@ -35,6 +35,15 @@ from mlff_distiller.teachers.family import (
 def _resolve(name: str, argument: str | None) -> tuple[str, dict[str, Any]]:
     spec = name if argument is None else f"{name}:{argument}"
     paths = [local_file(path.strip(), spec) for path in (argument or "").split(",")]
+    for path in paths:
+        if not path.endswith(".fnx"):  # the library reads some others as pickles, which run code
+            raise TeacherError(
+                f"teacher {spec!r}: {path} is no .fnx file",
+                expected="a model that FeNNol saved as .fnx",
+                found=Path(path).suffix or "no suffix",
+                remedy="if you trust whoever made it, save it anew: "
+                "FENNIX.load('model.pkl').save('model.fnx')",
+            )
     return "fennol:" + ",".join(Path(path).name for path in paths), {"paths": paths}
 
 

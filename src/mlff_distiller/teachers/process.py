@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+import uuid
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,11 +22,14 @@ import numpy as np
 
 from mlff_distiller.errors import TeacherError
 from mlff_distiller.teachers.wire import LARGEST_ARRAYS, FrameError, read_frame, write_frame
+from mlff_distiller.teachers.worker import MARK, end_marked
 
 _WORKER = Path(__file__).with_name("worker.py")
 _TAIL_BYTES = 16_384
 _TAIL_LINES = 15
 _GRACE_SECONDS = 5.0
+_LOOK_MS = 200
+"""How often a worker that is waited for is looked after."""
 
 _OFFLINE = {
     "HF_HUB_OFFLINE": "1",
@@ -35,6 +41,10 @@ _OFFLINE = {
 
 class WorkerDied(TeacherError):
     """The teacher's process ended while an answer was awaited."""
+
+
+class WorkerHung(WorkerDied):
+    """It was ended, because no answer came in time."""
 
 
 def find_python(python: str | None) -> str:
@@ -90,6 +100,35 @@ class _Tail:
         return "\n".join(lines[-_TAIL_LINES:])
 
 
+class _Replies:
+    """What a worker answers, awaited until ``deadline`` and while the process lives.
+
+    Its pipe alone does not tell: a program that it started may hold it open.
+    """
+
+    def __init__(self, process: Any, deadline: float) -> None:
+        self._stream = process.stdout
+        self._pid, self._deadline = process.pid, deadline
+        self._poll = select.poll()
+        self._poll.register(self._stream, select.POLLIN)
+
+    def readinto(self, buffer: memoryview) -> int:
+        while not self._poll.poll(_LOOK_MS):
+            if time.monotonic() > self._deadline:
+                raise TimeoutError
+            if _has_ended(self._pid) and not self._poll.poll(0):
+                return 0
+        return int(self._stream.readinto(buffer))
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether our child has, without reaping it: its number stays its own."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True
+
+
 class Worker:
     """A running teacher's process. Not for two threads at a time.
 
@@ -102,7 +141,7 @@ class Worker:
     """
 
     def __init__(self, name: str, python: str, folder: str, variables: Mapping[str, str]) -> None:
-        self.name = name
+        self.name, self._asked, mark = name, 0, uuid.uuid4().hex
         try:
             self._process = subprocess.Popen(
                 [python, str(_WORKER)],
@@ -111,7 +150,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 cwd=folder,
-                env=dict(variables),
+                env={**variables, MARK: mark},
                 start_new_session=True,  # ctrl-C is for us; and its own children end with it
             )
         except OSError as error:
@@ -123,7 +162,7 @@ class Worker:
         if self._process.stderr is None:
             raise TeacherError(f"teacher {name!r}: its process has no stderr")
         self._tail = _Tail(self._process.stderr)
-        self._end = weakref.finalize(self, _stop, self._process)
+        self._end = weakref.finalize(self, _stop, self._process, mark, os.getpid())
 
     @property
     def pid(self) -> int:
@@ -140,15 +179,26 @@ class Worker:
         header: Mapping[str, Any],
         arrays: Mapping[str, np.ndarray] | None = None,
         largest_answer: int = LARGEST_ARRAYS,
+        seconds: float = math.inf,
     ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Send and wait, however long it takes. If this raises, the process is gone."""
+        """Send, and wait for so many seconds. If this raises, the process is gone."""
         requests: Any = self._process.stdin
-        replies: Any = self._process.stdout
+        replies: Any = _Replies(self._process, time.monotonic() + seconds)
+        self._asked += 1
         try:
-            write_frame(requests, header, arrays)
-            return read_frame(replies, largest_answer)
+            write_frame(requests, {**header, "id": self._asked}, arrays)
+            told, results = read_frame(replies, largest_answer)
+            if told.pop("id", None) != self._asked:
+                raise FrameError("an answer to nothing that was asked")
+            return told, results
         except (EOFError, BrokenPipeError):
             raise self._death() from None
+        except TimeoutError:
+            self.close(at_once=True)
+            raise WorkerHung(
+                f"teacher {self.name!r}: no answer within {seconds:.0f} s; its process was ended",
+                remedy="if it is only slow, allow it more: --teacher-timeout SECONDS",
+            ) from None
         except FrameError as error:
             self.close(at_once=True)
             raise WorkerDied(
@@ -178,6 +228,10 @@ class Worker:
             remedy="it may have run out of memory: try a smaller structure" if memory else "",
         )
 
+    def kill(self) -> None:
+        """End it from another thread; the one that waits for an answer notices."""
+        _kill(self._process)
+
     def close(self, at_once: bool = False) -> None:
         """End the process: it is asked to and given a few seconds, or killed ``at_once``."""
         if at_once and self._end.alive:
@@ -192,13 +246,13 @@ def _clear_group(pid: int) -> bool:
     group is gone, so that no other process can have taken its number.
     """
     deadline = time.monotonic() + _GRACE_SECONDS
-    ended = None
-    with contextlib.suppress(ChildProcessError, ProcessLookupError, PermissionError):
-        while ended is None and time.monotonic() < deadline:
+    ended = False
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        while not ended and time.monotonic() < deadline:
             time.sleep(0.01)
-            ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            ended = _has_ended(pid)
         os.killpg(pid, signal.SIGKILL)
-    return ended is not None
+    return ended
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
@@ -207,8 +261,11 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Close the pipes, which tells the worker to end, and reap it."""
+def _stop(process: subprocess.Popen[bytes], mark: str, owner: int) -> None:
+    """Close the pipes, which tells the worker to end, and reap it; its daemons end too.
+
+    Not from a fork of ``owner``, which started it and goes on with it.
+    """
     for stream in (process.stdin, process.stdout):
         if stream is not None:
             with contextlib.suppress(OSError):
@@ -218,3 +275,5 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         _kill(process)
         process.wait()
+    if os.getpid() == owner:
+        end_marked(mark)

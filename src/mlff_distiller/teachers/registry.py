@@ -94,12 +94,10 @@ def _unknown(spec: str, head: str) -> TeacherError:
     close = [heads[name] for name in close]
     return TeacherError(
         f"there is no teacher {spec!r}",
-        expected="one of " + ", ".join(names),
+        expected="a name that `mlff-distiller teachers` lists, FAMILY:PATH, or for any ASE "
+        "calculator ase:package.module:factory",
         found=spec,
-        remedy=f"did you mean {' or '.join(close)}?"
-        if close
-        else "`mlff-distiller teachers` lists them all; ase:package.module:factory takes any "
-        "ASE calculator",
+        remedy=f"did you mean {' or '.join(close)}?" if close else "",
     )
 
 

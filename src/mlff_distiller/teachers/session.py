@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,11 +18,26 @@ from ase.data import chemical_symbols
 
 from mlff_distiller.errors import StructureError, TeacherError, UnknownElementError
 from mlff_distiller.properties import LABELS, add_up
-from mlff_distiller.teachers.process import Worker, environment, find_python
+from mlff_distiller.teachers.process import (
+    Worker,
+    WorkerDied,
+    WorkerHung,
+    environment,
+    find_python,
+)
 from mlff_distiller.teachers.registry import parse_spec
 
 STATE_IN_INFO = ("charge", "spin")
 """Keys of ``atoms.info`` that define a structure's electronic state."""
+
+_LOADING_S = 3600.0
+_FIRST_S = 6 * 3600.0
+_LEAST_S = 3600.0
+_TIMES_THE_LONGEST = 100.0
+"""A question may take so many times the longest answer so far, by the cube of the atoms."""
+_PATIENCE = 50
+_COSTS = ((WorkerHung, 17), (WorkerDied, 5), (TeacherError, 1))
+"""Of `_PATIENCE`: three questions in a row without an answer, ten deaths, or fifty failures."""
 
 _NEUTRAL = {"charge": (0,), "spin": (0, 1)}
 _ANSWER_BYTES_PER_ATOM = 4096
@@ -63,15 +80,35 @@ class Answer:
     """Of several structures asked at once, its share of the time by number of atoms."""
 
 
+class TeacherGaveUp(TeacherError):
+    """So many failures in a row that no further process is started.
+
+    ``answered``: of the structures that were asked for, by number, what became of some.
+    """
+
+    answered: Mapping[int, Any] = {}  # replaced, never changed
+
+
 class Session:
     """Asks a teacher, starting its process when there is none. Not for two threads at a time.
 
     ``ask`` raises `StructureError` if a structure is refused before it reaches the library, and
     `TeacherError` if the library fails; its process is then ended, for what a failure left behind
-    is not to be trusted, and the next question starts another.
+    is not to be trusted, and the next question starts another. After too many failures in a row,
+    without one answer between, it is `TeacherGaveUp`.
+
+    ``timeout_s`` limits loading and each question; by default loading an hour, the first question
+    six, and others a hundred times the longest answer so far, an hour at least.
     """
 
-    def __init__(self, spec: str, device: str, python: str | None, allow_download: bool) -> None:
+    def __init__(
+        self,
+        spec: str,
+        device: str,
+        python: str | None,
+        allow_download: bool,
+        timeout_s: float | None = None,
+    ) -> None:
         self.source = parse_spec(spec)
         self._device, self._python, self._allow_download = device, python, allow_download
         self._interpreter = find_python(python)
@@ -82,11 +119,16 @@ class Session:
         self._batch_atoms = 0
         self._crystals_alone = False
         self._warned = False
+        self._timeout_s = timeout_s
+        self._longest = (0.0, 1)  # seconds, atoms
+        self._failures = 0
         self._worker: Worker | None = None
+        self._loading: Worker | None = None
+        self._aborted = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the process: a copy starts one of its own."""
-        return {**vars(self), "_worker": None}
+        return {**vars(self), "_worker": None, "_loading": None}
 
     @property
     def identity(self) -> TeacherIdentity:
@@ -123,6 +165,13 @@ class Session:
             self._worker.close()
         self._worker = None
 
+    def abort(self) -> None:
+        """End the process from another thread, for good: what is asked fails."""
+        self._aborted = True
+        for worker in (self._loading, self._worker):
+            if worker is not None:
+                worker.kill()
+
     def start(self) -> Worker:
         """The process, started and loaded; `TeacherError` if that fails."""
         if self._worker is not None and self._worker.usable:
@@ -130,7 +179,10 @@ class Session:
         self.close()
         variables = environment(self._python, self._device, self._allow_download)
         worker = Worker(self.source.name, self._interpreter, self._folder, variables)
+        self._loading = worker
         try:
+            if self._aborted:
+                raise TeacherGaveUp(f"teacher {self.source.name!r} was told to end")
             told, _ = worker.request(
                 {
                     "command": "load",
@@ -140,7 +192,8 @@ class Session:
                     "device": self._device,
                     "allow_download": self._allow_download,
                     "remedy": self.source.install_into(self._python),
-                }
+                },
+                seconds=self._timeout_s or (math.inf if self._allow_download else _LOADING_S),
             )
             self._accept(told)
         except BaseException:
@@ -178,8 +231,10 @@ class Session:
         asked = [{"info": _state(atoms), "stress": is_crystal(atoms)} for atoms in frames]
         n_atoms = sum(len(atoms) for atoms in frames)
         largest = (1 << 20) + _ANSWER_BYTES_PER_ATOM * n_atoms
-        told, results = worker.request({"command": "evaluate", "frames": asked}, arrays, largest)
+        question = {"command": "evaluate", "frames": asked}
+        began = time.monotonic()
         try:
+            told, results = worker.request(question, arrays, largest, self._patience(n_atoms))
             if "error" in told:
                 named = ", ".join(_named(atoms) for atoms in frames[:3])
                 named += f" and {len(frames) - 3} more" if len(frames) > 3 else ""
@@ -189,13 +244,37 @@ class Session:
                 number, _, name = key.partition(".")
                 own[int(number)][name] = value
             seconds = float(told["seconds"]) / n_atoms
-            return [
+            answers = [
                 self._checked(atoms, values, seconds * len(atoms))
                 for atoms, values in zip(frames, own, strict=True)
             ]
-        except TeacherError:
+        except TeacherError as error:
             worker.close(at_once=True)
+            self._count(error)
             raise
+        self._failures = 0
+        self._longest = max(self._longest, (time.monotonic() - began, n_atoms))
+        return answers
+
+    def _patience(self, n_atoms: int) -> float:
+        """Seconds that an answer for so many atoms may take."""
+        seconds, known = self._longest
+        if self._timeout_s is not None:
+            return self._timeout_s
+        if not seconds:
+            return _FIRST_S
+        return max(_LEAST_S, _TIMES_THE_LONGEST * seconds * max(1.0, n_atoms / known) ** 3)
+
+    def _count(self, error: TeacherError) -> None:
+        """`TeacherGaveUp` if ``error`` is one too many in a row."""
+        self._failures += next(cost for kind, cost in _COSTS if isinstance(error, kind))
+        if self._aborted or self._failures >= _PATIENCE:
+            self._failures = 0
+            raise TeacherGaveUp(
+                f"teacher {self.source.name!r} failed again and again, without one answer between",
+                found=f"the last time: {error}",
+                remedy="mend the teacher or its input; the same command goes on with the rest",
+            ) from error
 
     def check(self, atoms: Atoms) -> None:
         """`StructureError` if the library must not see ``atoms``. Starts it if it never ran."""

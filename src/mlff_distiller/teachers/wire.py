@@ -37,15 +37,20 @@ def write_frame(
     stream: RawIOBase, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None
 ) -> None:
     """Send one frame. Floats travel as float64, integers as int64, booleans as one byte."""
+    write(stream, frame(header, arrays))
+
+
+def frame(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None) -> bytes:
+    """The bytes of one frame; ``FrameError`` if an array cannot be sent."""
     described, payloads = [], []
     for name, array in (arrays or {}).items():
-        plain = _plain(array)
+        plain = _plain(name, array)
         described.append([name, plain.dtype.str, list(plain.shape)])
         payloads.append(plain.tobytes())
     text = json.dumps({**header, "arrays": described}, allow_nan=False).encode()
     if len(text) > _LARGEST_HEADER:
         raise FrameError(f"header of {len(text)} bytes; at most {_LARGEST_HEADER} are allowed")
-    _write(stream, b"".join([_PREFIX.pack(_MAGIC, len(text)), text, *payloads]))
+    return b"".join([_PREFIX.pack(_MAGIC, len(text)), text, *payloads])
 
 
 def read_frame(
@@ -77,7 +82,7 @@ def read_frame(
     return header, arrays
 
 
-def _plain(array: np.ndarray) -> np.ndarray:
+def _plain(name: str, array: np.ndarray) -> np.ndarray:
     array = np.asarray(array)
     if array.dtype.kind == "f":
         return array.astype("<f8")
@@ -85,7 +90,7 @@ def _plain(array: np.ndarray) -> np.ndarray:
         return array.astype("<i8")
     if array.dtype.kind == "b":
         return array
-    raise FrameError(f"arrays of dtype {array.dtype} cannot be sent")
+    raise FrameError(f"{name} has dtype {array.dtype}; real numbers are expected")
 
 
 def _checked(described: object, largest: int) -> list[tuple[str, str, tuple[int, ...]]]:
@@ -122,7 +127,8 @@ def _read(stream: RawIOBase, buffer: memoryview) -> None:
         buffer = buffer[count:]
 
 
-def _write(stream: RawIOBase, data: bytes) -> None:
+def write(stream: RawIOBase, data: bytes) -> None:
+    """All of ``data``, in as many pieces as it takes."""
     rest = memoryview(data)
     while rest:
         rest = rest[stream.write(rest) or 0 :]

@@ -8,6 +8,7 @@ only if somebody asks it for a name. Nothing here may import what such an interp
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import os
 import signal
@@ -20,6 +21,11 @@ from types import ModuleType
 from typing import Any
 
 _TEACHERS = Path(__file__).resolve().parent
+_LEAST_DESCRIPTOR = 64
+"""Of our pipes: low numbers are closed, or written to, by libraries that guess."""
+
+MARK = "MLFF_DISTILLER_TEACHER"
+"""The variable that a worker, and whatever it starts, can be told by."""
 
 
 class _Package(ModuleType):
@@ -52,8 +58,9 @@ def _isolate() -> None:
 
 def _claim_pipes() -> tuple[Any, Any]:
     """Take the parent's pipes for the protocol; whatever the library prints goes to stderr."""
-    requests = os.fdopen(os.dup(0), "rb", buffering=0)
-    replies = os.fdopen(os.dup(1), "wb", buffering=0)
+    moved = [fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, _LEAST_DESCRIPTOR) for number in (0, 1)]
+    requests = os.fdopen(moved[0], "rb", buffering=0)
+    replies = os.fdopen(moved[1], "wb", buffering=0)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
@@ -69,8 +76,26 @@ def _claim_pipes() -> tuple[Any, Any]:
     return requests, replies
 
 
+def end_marked(mark: str) -> None:
+    """Kill every other process that has inherited ``mark``: daemons have left their group.
+
+    Where there is no ``/proc`` there is no telling.
+    """
+    wanted = f"{MARK}={mark}".encode()
+    for name in os.listdir("/proc") if mark and os.path.isdir("/proc") else ():
+        if not name.isdigit() or int(name) == os.getpid():
+            continue
+        try:
+            with open(f"/proc/{name}/environ", "rb") as stream:
+                if wanted in stream.read().split(b"\0"):
+                    os.kill(int(name), signal.SIGKILL)
+        except OSError:  # gone, or another user's
+            continue
+
+
 def _end() -> None:
     """End at once, and with us whatever the library started; never returns."""
+    end_marked(os.environ.get(MARK, ""))
     if os.getpgrp() == os.getpid():
         os.killpg(os.getpgrp(), signal.SIGKILL)
     os._exit(0)
@@ -188,8 +213,11 @@ def _structure(info: dict[str, float], arrays: dict[str, Any], k: int) -> Any:
 def _results(answer: Any, stress: bool) -> dict[str, Any]:
     from mlff_distiller.teachers.family import full_stress
 
-    free = answer.energy if answer.free_energy is None else answer.free_energy
-    results = {"energy": float(answer.energy), "free_energy": float(free), "forces": answer.forces}
+    energy = _number("energy", answer.energy)
+    free = energy
+    if answer.free_energy is not None:
+        free = _number("free energy", answer.free_energy)
+    results = {"energy": energy, "free_energy": free, "forces": answer.forces}
     if stress and answer.stress is not None:
         results["stress"] = full_stress(answer.stress)
     if answer.energies is not None:
@@ -197,13 +225,32 @@ def _results(answer: Any, stress: bool) -> dict[str, Any]:
     return {**results, **{f"extra.{name}": value for name, value in answer.extra.items()}}
 
 
+def _number(name: str, value: Any) -> float:
+    import numpy as np
+
+    from mlff_distiller.errors import TeacherError
+
+    array = np.asarray(value)
+    if array.size != 1 or array.dtype.kind not in "fiu":
+        raise TeacherError(
+            f"the teacher's {name} is no real number",
+            expected="a float, eV",
+            found=f"{type(value).__name__} of dtype {array.dtype}, shape {array.shape}",
+        )
+    return float(array.item())
+
+
 def _described(error: BaseException) -> dict[str, Any]:
     """An exception as JSON; ``clean`` if the library never saw the structure."""
     from mlff_distiller.errors import DistillerError, StructureError
 
     if not isinstance(error, DistillerError):
+        try:
+            words = str(error)[:4000]
+        except Exception:
+            words = "an error that cannot say what it is"
         return {
-            "problem": f"{type(error).__name__}: {error}"[:4000],
+            "problem": f"{type(error).__name__}: {words}",
             "expected": None,
             "found": f"raised at {_place(error)}",
             "remedy": "",
@@ -239,7 +286,7 @@ def main() -> None:
             f"{sys.executable} lacks {error.name!r}, which every teacher's environment needs; "
             f"run: {sys.executable} -m pip install numpy ase"
         )
-    from mlff_distiller.teachers.wire import read_frame, write_frame
+    from mlff_distiller.teachers.wire import frame, read_frame, write
 
     loaded = None
     while True:
@@ -254,10 +301,11 @@ def main() -> None:
                 loaded, answer = _load(header)
             else:
                 answer, results = _evaluate(loaded, header, arrays)
+            reply = frame({**answer, "id": header["id"]}, results)
         except (Exception, SystemExit) as error:
             traceback.print_exc()
-            answer, results = {"error": _described(error)}, {}
-        write_frame(replies, answer, results)
+            reply = frame({"error": _described(error), "id": header["id"]})
+        write(replies, reply)
 
 
 if __name__ == "__main__":

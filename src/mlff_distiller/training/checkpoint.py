@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -49,8 +51,16 @@ def save_checkpoint(
     tensors |= {f"best.{name}": value for name, value in best.items()}
     for index, state in updater.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-    header = {"schema": _SCHEMA, "progress": json.dumps(asdict(progress))}
-    write_bytes(path, save(_copies(tensors), metadata=header))
+    copies, header = _copies(tensors), {"schema": _SCHEMA, "progress": json.dumps(asdict(progress))}
+    write_bytes(path, save(copies, metadata={**header, "sha256": _digest(header, copies)}))
+
+
+def _digest(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(header["progress"].encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def keep_the_best(folder: Path, best: Mapping[str, Tensor], progress: Progress, most: int) -> None:
@@ -70,30 +80,42 @@ def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def load_checkpoint(path: Path, updater: Updater) -> tuple[Progress, dict[str, Tensor]]:
     """Restore the updater in place; returns the progress and the best weights so far."""
+    remedy = "delete it; training starts anew from the same labels"
     try:
         with safe_open(path, framework="pt") as stream:
             header = stream.metadata() or {}
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+        if header["schema"] != _SCHEMA:
+            raise TrainingError(
+                f"the checkpoint {path} is of another version",
+                expected=f"schema {_SCHEMA}",
+                found=header["schema"],
+                remedy=remedy,
+            )
+        if header.get("sha256") not in (None, _digest(header, tensors)):  # earlier ones have none
+            raise ValueError("its checksum is wrong")
+        return _restore(header, tensors, updater)
+    except (SafetensorError, OSError, LookupError, ValueError, TypeError, AttributeError,
+            RecursionError, RuntimeError) as damage:  # fmt: skip
+        if isinstance(damage, TrainingError | torch.OutOfMemoryError):
+            raise
         raise TrainingError(
             f"the checkpoint {path} is damaged",
-            found=error,
-            remedy="delete it; training starts anew from the same labels",
-        ) from error
-    if header.get("schema") != _SCHEMA:
-        raise TrainingError(
-            f"the checkpoint {path} is of another version",
-            expected=f"schema {_SCHEMA}",
-            found=header.get("schema"),
-            remedy="delete it; training starts anew from the same labels",
-        )
+            found=f"{type(damage).__name__}: {damage}",
+            remedy=remedy,
+        ) from damage
 
+
+def _restore(
+    header: Mapping[str, str], tensors: Mapping[str, Tensor], updater: Updater
+) -> tuple[Progress, dict[str, Tensor]]:
     def part(prefix: str) -> dict[str, Tensor]:
         start = len(prefix) + 1
         return {
             name[start:]: value for name, value in tensors.items() if name.startswith(f"{prefix}.")
         }
 
+    progress = Progress(**json.loads(header["progress"]))
     updater.student.load_state_dict(part("student"))
     updater.average.load_state_dict(part("average"))
     state: dict[int, dict[str, Any]] = {}
@@ -102,4 +124,4 @@ def load_checkpoint(path: Path, updater: Updater) -> tuple[Progress, dict[str, T
         state.setdefault(int(index), {})[key] = value
     groups = updater.optimizer.state_dict()["param_groups"]
     updater.optimizer.load_state_dict({"state": state, "param_groups": groups})
-    return Progress(**json.loads(header["progress"])), part("best")
+    return progress, part("best")

@@ -10,10 +10,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from mlff_distiller.durable import sha256_of_file, write_json
+from mlff_distiller.durable import read_json, sha256_of_file, write_json
 from mlff_distiller.errors import ConfigError
 
 _OWN = "content_sha256"
+_ANEW = "restore it from a copy, or remove it to validate anew"
 
 
 def write_certificate(path: Path, content: Mapping[str, Any], files: Mapping[str, Path]) -> None:
@@ -48,31 +49,52 @@ def versions() -> dict[str, str]:
 
 
 def certified(
-    path: Path, expected: Mapping[str, Any], files: Mapping[str, Path]
+    path: Path,
+    expected: Mapping[str, Any],
+    files: Mapping[str, Path],
+    made: Mapping[str, Path],
 ) -> dict[str, Any] | None:
     """Content of the certificate, if it holds what is ``expected`` and is of these ``files``.
 
-    None where there is none, or where it, its versions or one of its files differ or are missing.
+    None where there is none, or where its versions or one of its files differ or are missing.
+
+    Raises
+    ------
+    ConfigError
+        The certificate, or one of the files ``made`` with it, was changed or is gone.
     """
-    if not all(file.is_file() for file in files.values()):
-        return None
     content = read_certificate(path, files)
     wanted = json.loads(json.dumps({**expected, "versions": versions()}))
-    if content is None or set(content["files"]) != set(files):
+    if content is None or set(content["files"]) != {*files, *made}:
         return None
-    return content if all(content.get(name) == wanted[name] for name in wanted) else None
+    if any(content.get(name) != wanted[name] for name in wanted):
+        return None
+    for name, file in made.items():
+        if not file.is_file() or sha256_of_file(file) != content["files"][name]["sha256"]:
+            raise ConfigError(
+                f"{file} is not what {path.name} was written with",
+                found="another file" if file.is_file() else "nothing there",
+                remedy="restore it from a copy, or validate anew, without --resume",
+            )
+    return content
 
 
 def read_certificate(path: Path, files: Mapping[str, Path]) -> dict[str, Any] | None:
-    """Content of the certificate if it is unchanged and these of its ``files`` are, else None."""
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        known = {name: file["sha256"] for name, file in content["files"].items()}
-        own = content.pop(_OWN)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    """Content of the certificate if there is one and these of its ``files`` are unchanged.
+
+    Else None; `ConfigError` where it is itself damaged or changed.
+    """
+    content = read_json(path, {"files": {}, _OWN: ""}, remedy=_ANEW)
+    if not content:
         return None
-    unchanged = all(known.get(name) == sha256_of_file(file) for name, file in files.items())
-    return content if unchanged and files and _hash(content) == own else None
+    if _hash(content) != content.pop(_OWN):
+        raise ConfigError(f"{path} was changed after it was written", remedy=_ANEW)
+    known = content["files"]
+    unchanged = all(
+        file.is_file() and known.get(name, {}).get("sha256") == sha256_of_file(file)
+        for name, file in files.items()
+    )
+    return content if unchanged and files else None
 
 
 def verify_certificate(path: Path) -> list[str]:
@@ -85,12 +107,12 @@ def verify_certificate(path: Path) -> list[str]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        own = content.pop(_OWN)
+        own = content[_OWN]
         files = {
             str(name): (Path(file["path"]), str(file["sha256"]))
             for name, file in content["files"].items()
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(
             f"{path} is not a certificate",
             expected="a certificate.json that 'validate' has written",
@@ -109,5 +131,6 @@ def verify_certificate(path: Path) -> list[str]:
 
 
 def _hash(content: Mapping[str, Any]) -> str:
+    content = {name: value for name, value in content.items() if name != _OWN}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()

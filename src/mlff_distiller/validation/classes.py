@@ -12,7 +12,10 @@ Use = Literal["production", "screening", "unsuitable"]
 
 LEAST_FIDELITY = 0.8
 """Smallest force fidelity for screening: larger errors would decide the ranking of candidates."""
-_FIDELITY = "student_md_forces_fidelity"
+MOST_TIMES = 4.0
+"""How many times its limit a difference from the teacher may be for screening, likewise."""
+_NO_MATTER = ("speedup", "leaked_fraction")
+"""For the ranking of candidates."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ def class_of(verdict: Mapping[str, Any]) -> Class:
     """The use that a ``verdict`` block allows.
 
     Production: approved. Screening: rejected, but only by checks that compare it with the teacher,
-    and its forces on its own dynamics, if a teacher scored them, are at least 80 % right.
+    its forces are at least 80 % right, and no difference is more than four times its limit.
     Unsuitable: all others, because broken physics spoils any use. A check without a measurement
     has failed.
     """
@@ -44,12 +47,19 @@ def class_of(verdict: Mapping[str, Any]) -> Class:
         return Class("unsuitable", _in_words(broken))
     if not failed:
         return Class("unsuitable", "nothing was checked")
-    fidelity = failed.get(_FIDELITY, 1.0)
-    if fidelity is None:
-        return Class("unsuitable", "how right its forces are was not measured")
-    if fidelity < LEAST_FIDELITY:
-        words = f"its forces are {_percent(fidelity)} right; screening needs"
-        return Class("unsuitable", f"{words} {_percent(LEAST_FIDELITY)}")
+    limits = {check["name"]: check["limit"] for check in verdict["checks"]}
+    for name, value in failed.items():
+        if name in _NO_MATTER:
+            continue
+        if value is None:
+            return Class("unsuitable", _in_words({name: None}))
+        if name.endswith("forces_fidelity"):
+            if value < LEAST_FIDELITY:
+                words = f"its forces are {_percent(value)} right; screening needs"
+                return Class("unsuitable", f"{words} {_percent(LEAST_FIDELITY)}")
+        elif value > MOST_TIMES * limits[name]:
+            words = f"{value:.3g} {CRITERIA[name].unit}; screening takes {MOST_TIMES:g} limits of"
+            return Class("unsuitable", f"{CRITERIA[name].failure}: {words} {limits[name]:g}")
     return Class("screening", "its physics holds, but " + _in_words(failed))
 
 

@@ -12,6 +12,7 @@ from mlff_distiller.validation.criteria import CRITERIA
 from mlff_distiller.validation.kinds import Kind
 
 Positive = Annotated[float, Field(gt=0)]
+Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
 
 
 @validated(frozen=True, config=ConfigDict(extra="forbid"))
@@ -45,7 +46,7 @@ class EvaluationSettings:
     equilibration_ps: Annotated[float, Field(ge=0)] = 1.0
     time_step_fs: Positive | None = None
     n_frames: Annotated[int, Field(ge=2)] = 20
-    speed_sizes: tuple[Annotated[int, Field(ge=1)], ...] = (64, 216, 512)
+    speed_sizes: Sizes = (64, 216, 512)
     limits: Limits = field(default_factory=Limits)
 
 
@@ -77,7 +78,7 @@ class ValidationSettings:
     """Size of the copy whose energy's digits are looked at."""
     rescored: Annotated[int, Field(ge=1)] = 20
     """Frames of the dynamics that the teacher scores."""
-    speed_sizes: tuple[Annotated[int, Field(ge=1)], ...] = (64, 216, 512)
+    speed_sizes: Sizes = (64, 216, 512)
     """Numbers of atoms at which the teacher and the student are timed."""
     memory_steps: Annotated[int, Field(ge=1)] = 2000
     """Steps over which memory is watched; 500 are needed."""

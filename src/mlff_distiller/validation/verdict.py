@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from mlff_distiller.errors import ConfigError
@@ -32,7 +33,8 @@ def judge(findings: Mapping[str, Finding], limits: Mapping[str, float]) -> dict[
     for name, limit in limits.items():
         if name not in CRITERIA:
             raise ConfigError(
-                f"there is no check {name!r} to set a limit for", expected=", ".join(CRITERIA)
+                f"there is no check {name!r} to set a limit for",
+                expected=", ".join(get_close_matches(name, CRITERIA, 3, 0.4) or CRITERIA),
             )
         if not math.isfinite(limit):
             raise ConfigError(f"the limit of {name} is not finite", found=limit)

@@ -175,7 +175,9 @@ def _scorer(
                     stresses.append(answer.get("stress", np.full((3, 3), np.nan)))
             on_progress("re-score", start + len(part), len(frames), label.news)
         if not kept:
-            raise TeacherError("the teacher gave no label for any frame of the student's MD")
+            raise TeacherError(
+                "the teacher gave no label for any frame of the student's MD", found=label.news
+            )
         return kept, Answers(np.array(energies), forces, np.array(stresses))
 
     return score

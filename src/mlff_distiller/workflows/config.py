@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +33,9 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 Pair = Annotated[str, Field(pattern=r"^[A-Z][a-z]?-[A-Z][a-z]?$")]
 _STRICT = ConfigDict(extra="forbid")
 _SECTIONS = "architectures"
+_MOST_CHARACTERS, _MOST_NODES, _DEEPEST = 10**6, 10**5, 30
+"""Of settings, which nobody writes by hand beyond; parts of an alias count each time."""
+_SHOWN = 200
 
 
 def _known(student: str) -> str:
@@ -104,13 +109,43 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
+def _plain_yaml(text: str) -> Any:
+    """What ``text`` says; ``YAMLError`` or ``ValueError`` before it fills memory or the stack."""
+    if len(text) > _MOST_CHARACTERS:
+        raise ValueError(f"more than {_MOST_CHARACTERS:,} characters")
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        _count(node, 0, {})
+        return None if node is None else loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _count(node: yaml.Node | None, depth: int, known: dict[int, int]) -> int:
+    """How many nodes ``node`` is once its aliases are written out."""
+    if depth > _DEEPEST:
+        raise ValueError(f"sections within sections, more than {_DEEPEST} deep")
+    if isinstance(node, yaml.ScalarNode) and node.tag.endswith(":int") and len(node.value) > 20:
+        raise ValueError(f"an integer of {len(node.value):,} digits")
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in known:
+        inner = [own for pair in node.value for own in (pair if type(pair) is tuple else [pair])]
+        known[id(node)] = 1 + sum(_count(own, depth + 1, known) for own in inner)
+        if known[id(node)] > _MOST_NODES:
+            raise ValueError(f"aliases that stand for more than {_MOST_NODES:,} values")
+    return known[id(node)]
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping; tags, repeated keys and anything but a mapping are refused."""
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        with path.open(encoding="utf-8") as stream:
+            content = _plain_yaml(stream.read(_MOST_CHARACTERS + 1))
     except OSError as error:
         raise ConfigError(f"cannot read {path}", found=error.strerror) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not plain YAML", found=error) from error
     if content is None:
         return {}
@@ -152,16 +187,19 @@ def load_config(file: Path | None, overrides: Sequence[str] = (), **direct: Any)
                 expected="KEY=VALUE, for example training.learning_rate=0.002",
             )
         try:
-            _set(content, key, yaml.load(text, Loader=_Loader))
-        except yaml.YAMLError as error:
-            raise ConfigError(f"cannot read the value of {key}", found=text) from error
+            _set(content, key, _plain_yaml(text))
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            found = text if len(text) <= _SHOWN else error
+            raise ConfigError(f"cannot read the value of {key}", found=found) from error
     return config_of(content)
 
 
 def config_of(content: Mapping[str, Any]) -> Config:
     """What nested keys say, in the layout of files; `ConfigError` names everything wrong."""
     rest, sections = dict(content), {}
-    problems = []
+    problems = [f"{place}: {value} is not finite" for place, value in _infinite(content)]
     if rest.pop(_SECTIONS, None) is not None:
         problems.append(f"{_SECTIONS}: {NO_SUCH_SETTING}")
     for name, own in architectures().items():
@@ -175,10 +213,34 @@ def config_of(content: Mapping[str, Any]) -> Config:
         problems += setting_problems(error)
     if problems:
         raise ConfigError(
-            "invalid settings:\n    " + "\n    ".join(problems),
+            "invalid settings:\n    " + "\n    ".join(map(_with_the_nearest, problems)),
             remedy="docs/configuration.md lists every setting with its default",
         )
     return config
+
+
+def _with_the_nearest(problem: str) -> str:
+    """What may have been meant, where there is no such setting."""
+    name, _, why = problem.partition(": ")
+    if why != NO_SUCH_SETTING:
+        return problem
+    near = get_close_matches(name, _names(to_plain(Config())), n=1, cutoff=0.75)
+    return problem + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _names(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in content.items():
+        yield prefix + key
+        if isinstance(value, Mapping):
+            yield from _names(value, f"{prefix}{key}.")
+
+
+def _infinite(content: Any, place: str = "") -> Iterator[tuple[str, float]]:
+    if isinstance(content, float) and not math.isfinite(content):
+        yield place, content
+    parts = content.items() if isinstance(content, Mapping) else ()
+    for key, own in enumerate(content) if isinstance(content, list | tuple) else parts:
+        yield from _infinite(own, f"{place}.{key}".lstrip("."))
 
 
 def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:

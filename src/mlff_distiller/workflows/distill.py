@@ -7,7 +7,6 @@ what is there, which costs next to nothing, and continues where it stopped.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from ase import Atoms
 from mlff_distiller.batch import check_structure
 from mlff_distiller.dataset import Dataset, Frames, structure_hash
 from mlff_distiller.deploy import StudentCalculator
-from mlff_distiller.durable import EventLog, Lock, write_json, write_text
-from mlff_distiller.errors import StructureError
+from mlff_distiller.durable import EventLog, claimed, read_json, write_json, write_text
+from mlff_distiller.errors import ConfigError, StructureError
 from mlff_distiller.labeling import (
     Labeler,
     check_labels,
@@ -36,7 +35,7 @@ from mlff_distiller.teachers import TeacherCalculator
 from mlff_distiller.validation.certificate import write_certificate
 from mlff_distiller.workflows.assess import Assessment, assess, save_structures, some_of
 from mlff_distiller.workflows.config import Config
-from mlff_distiller.workflows.folder import files_of_run, fix_inputs
+from mlff_distiller.workflows.folder import files_of_run, fix_inputs, is_begun
 from mlff_distiller.workflows.plan import lower_budget
 from mlff_distiller.workflows.train import (
     OnProgress,
@@ -55,6 +54,7 @@ def distill(
     *,
     teacher_python: str | None = None,
     allow_download: bool = False,
+    teacher_timeout_s: float | None = None,
     on_progress: OnProgress = lambda stage, done, total, news: None,
 ) -> dict[str, Any]:
     """Distil ``teacher`` on ``structures`` into ``out``; returns the content of report.json.
@@ -67,6 +67,8 @@ def distill(
         Files that ASE reads (every frame in them), or ``Atoms``.
     teacher
         A registered name, ``FAMILY:PATH`` or ``ase:package.module:factory``.
+    teacher_timeout_s
+        See `TeacherCalculator`.
 
     Raises
     ------
@@ -76,31 +78,52 @@ def distill(
     config = config or Config()
     out = Path(out)
     seeds = read_seeds(structures)
-    out.mkdir(parents=True, exist_ok=True)
-    with Lock(out):
+    source = TeacherCalculator(
+        teacher,
+        device=config.device,
+        python=teacher_python,
+        allow_download=allow_download,
+        timeout_s=teacher_timeout_s,
+    )
+    with claimed(out), source:
         inputs = {"teacher": teacher, "structures": [structure_hash(atoms) for atoms in seeds]}
+        if not is_begun(out):  # what cannot start binds no folder
+            _start(source, on_progress)
         fix_inputs(out, config, inputs)
-        if (out / "report.json").exists():
-            report: dict[str, Any] = json.loads((out / "report.json").read_text(encoding="utf-8"))
-            if (out / "report.html").exists():
-                on_progress("report", 1, 1, "finished earlier; nothing to do")
-                return report
+        finished = _finished(out, on_progress)
+        if finished:
+            on_progress("report", 1, 1, "finished earlier; nothing to do")
+            return finished
+        _start(source, on_progress)
         log = EventLog(out / "log.jsonl")
         smallest = config.sampling.min_atoms
         seeds = [enlarge(atoms, smallest) if atoms.pbc.any() else atoms for atoms in seeds]
-        with TeacherCalculator(
-            teacher, device=config.device, python=teacher_python, allow_download=allow_download
-        ) as source:
-            on_progress("teacher", 0, 1, f"starting {teacher}")
-            on_progress("teacher", 1, 1, source.identity.name)
-            labels = label_stage(out, seeds, source, config, log, on_progress)
-            split = split_labels(labels, config)
-            student = train_stage(out, labels, split, config, log, on_progress)
-            done = assess(out, seeds, labels, split, student, source, config, on_progress)
+        labels = label_stage(out, seeds, source, config, log, on_progress)
+        split = split_labels(labels, config)
+        student = train_stage(out, labels, split, config, log, on_progress)
+        done = assess(out, seeds, labels, split, student, source, config, on_progress)
         _write(out, done, some_of(seeds), log)
         log.write("report", status=done.report["verdict"]["status"])
         on_progress("report", 1, 1, done.report["verdict"]["status"])
         return done.report
+
+
+def _start(source: TeacherCalculator, on_progress: OnProgress) -> None:
+    if source.pid is None:
+        on_progress("teacher", 0, 1, f"starting {source.name}")
+        on_progress("teacher", 1, 1, source.identity.name)
+
+
+def _finished(out: Path, on_progress: OnProgress) -> dict[str, Any]:
+    """What a run that is done reported; empty where the report is yet to be made, or made anew."""
+    check = {"name": "", "passed": True, "value": None, "limit": None}
+    form = {"verdict": {"status": "", "checks": [check]}}
+    try:
+        report = read_json(out / "report.json", form)
+    except ConfigError as damage:
+        on_progress("report", 0, 1, f"{damage.problem}; it is made anew")
+        return {}
+    return report if (out / "report.html").exists() else {}
 
 
 def _write(out: Path, done: Assessment, structures: Sequence[Atoms], log: EventLog) -> None:
@@ -243,7 +266,7 @@ def _fit_round(
 
 
 def _log_rounds(log: EventLog, rounds: Sequence[Round]) -> None:
-    shown = {row["round"] for row in log.rows("round")}
+    shown = {row["round"] for row in log.rows("round", "round")}
     for done in rounds:
         if done.number not in shown:
             log.write(

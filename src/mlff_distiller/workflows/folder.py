@@ -17,14 +17,46 @@ from mlff_distiller.workflows.config import Config, differences, read_yaml, to_p
 SCHEMA = 1
 _CHANGES_NOTHING = "config.training.memory_GB: "
 """How a difference begins that makes none to what comes out."""
+_PAID_FOR = (
+    "dataset/*.h5", "*.safetensors", "student", "rounds", "trials/*.safetensors", "tune.json",
+    "presets/*/*.safetensors", "presets/*/student", "errors.json", "report.json",
+)  # fmt: skip
+"""A run that has none of these took no time: other inputs may take its place."""
+_LEFT = (
+    *("dataset/manifest.json", "dataset/quarantine.jsonl"),
+    *("log.jsonl", "fastest.json", "trials.jsonl"),
+)
+"""What such a run may have written, beside its config.yaml."""
+
+
+def is_begun(out: Path) -> bool:
+    """Whether inputs are bound to the folder."""
+    return (out / "config.yaml").exists()
+
+
+def read_inputs(out: Path) -> dict[str, Any]:
+    """What config.yaml says; `ConfigError` if it is damaged, or not one of ours."""
+    path = out / "config.yaml"
+    content = read_yaml(path)
+    if not all(isinstance(content.get(part), dict) for part in ("inputs", "config")):
+        raise ConfigError(
+            f"{path} is damaged, or not one of ours",
+            expected="schema, inputs and config",
+            found=", ".join(map(str, content)) or "nothing",
+            remedy="restore it from a copy, or choose another folder",
+        )
+    return content
 
 
 def fix_inputs(out: Path, config: Config, inputs: Mapping[str, Any]) -> None:
-    """Write config.yaml, or check that the one there says the same."""
+    """Write config.yaml, or check that the one there says the same.
+
+    One that says something else is replaced where nothing has been made with it yet.
+    """
     now: dict[str, Any] = {"schema": SCHEMA, "inputs": dict(inputs), "config": to_plain(config)}
     path = out / "config.yaml"
     if path.exists():
-        before = read_yaml(path)
+        before = read_inputs(out)
         before.pop("versions", None)
         # What is new since counts as it is by default; which values labels had is not known.
         before["config"] = _over(to_plain(Config()), before.get("config", {}))
@@ -33,12 +65,15 @@ def fix_inputs(out: Path, config: Config, inputs: Mapping[str, Any]) -> None:
         changed = [
             line for line in differences(before, now) if not line.startswith(_CHANGES_NOTHING)
         ]
-        if changed:
+        if not changed:
+            return
+        if before.get("schema") != SCHEMA or any(next(out.glob(paid), None) for paid in _PAID_FOR):
             raise ConfigError(
                 f"{out} holds a run with other inputs:\n    " + "\n    ".join(changed),
                 remedy="give the same inputs to continue it, or another --out to begin anew",
             )
-        return
+        for left in _LEFT:
+            (out / left).unlink(missing_ok=True)
     versions = {name: version(name) for name in ("mlff-distiller", "torch", "numpy", "ase")}
     write_text(path, yaml.safe_dump({**now, "versions": versions}, sort_keys=False))
 

@@ -221,9 +221,11 @@ def teacher_noise(teacher: TeacherCalculator, frames: Sequence[Atoms], seed: int
         copy.positions[:] = atoms.positions @ rotation.T
         turned.append(copy)
     change = spread = scale = size = 0.0
+    why = None
     answers = zip(teacher.label(frames), teacher.label(turned), rotations, strict=True)
     for straight, rotated, rotation in answers:
         if straight.labels is None or rotated.labels is None:
+            why = straight.error or rotated.error
             continue
         forces = straight.labels["forces"]
         back = rotated.labels["forces"] @ rotation
@@ -232,7 +234,7 @@ def teacher_noise(teacher: TeacherCalculator, frames: Sequence[Atoms], seed: int
         size += float(np.linalg.norm(forces, axis=1).sum())
         spread += float(np.sum(straight.extra.get("forces_spread", 0.0)))
     if scale == 0.0:
-        raise TeacherError("the teacher gave no label to measure its noise on")
+        raise TeacherError("the teacher gave no label to measure its noise on", found=why)
     return max(change / scale, spread / size)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -19,11 +20,11 @@ from pydantic import ValidationError
 from mlff_distiller import sampling
 from mlff_distiller.batch import check_structure
 from mlff_distiller.deploy import StudentCalculator
-from mlff_distiller.durable import replacing
+from mlff_distiller.durable import new_path, replacing
 from mlff_distiller.errors import ConfigError, DistillerError, StructureError, from_pydantic
 from mlff_distiller.labeling import read_structures
 from mlff_distiller.structure import enlarge
-from mlff_distiller.teachers import TeacherCalculator
+from mlff_distiller.teachers import TeacherCalculator, TeacherGaveUp
 from mlff_distiller.workflows.distill import read_seeds
 from mlff_distiller.workflows.train import OnProgress
 
@@ -45,6 +46,7 @@ def sample(
     device: str = "auto",
     teacher_python: str | None = None,
     allow_download: bool = False,
+    teacher_timeout_s: float | None = None,
     on_progress: OnProgress = lambda stage, done, total, news: None,
 ) -> list[Atoms]:
     """Write structures to label to the new extxyz file ``out``; returns them.
@@ -68,6 +70,8 @@ def sample(
         Keep this many, those farthest from each other.
     teacher
         A registered name, ``FAMILY:PATH`` or ``ase:package.module:factory``.
+    teacher_timeout_s
+        See `TeacherCalculator`.
     student
         Folder of a student or of a run, or a ``nep.txt``.
     temperature_K, pressure_GPa
@@ -84,29 +88,38 @@ def sample(
         The teacher cannot be started.
     """
     out = Path(out)
-    if out.exists():
-        raise ConfigError(f"{out} exists", remedy="remove it, or choose another --out")
-    if method == "pool" and select is None:
-        raise ConfigError("--method pool selects from the structures given", expected="--select N")
-    if method in ("tree", "md"):
-        _check_selection(select, number)
-        seeds = _large(read_seeds(structures))
-        with _calculator(
-            teacher, student, device, teacher_python, allow_download, on_progress
-        ) as source:
-            label = _FileLabeler(source, out)
-            _evaluate(method, seeds, label, number, temperature_K, pressure_GPa, seed, on_progress)
-        frames = label.frames
-        if select is None:
-            return frames
-    else:
-        frames = _construct(method, structures, number, seed)
-        _check_selection(select, len(frames))
-    if select is not None:
-        frames = _most_different(frames, select, seed, on_progress)
-    with replacing(out) as partial:
-        _append(partial, frames)
-    return frames
+    with new_path(out):
+        if method == "pool" and select is None:
+            raise ConfigError(
+                "--method pool selects from the structures given", expected="--select N"
+            )
+        if method in ("tree", "md"):
+            _check_selection(select, number)
+            seeds = _large(read_seeds(structures))
+            with _calculator(
+                teacher,
+                student,
+                device,
+                teacher_python,
+                allow_download,
+                teacher_timeout_s,
+                on_progress,
+            ) as source:
+                label = _FileLabeler(source, out)
+                _evaluate(
+                    method, seeds, label, number, temperature_K, pressure_GPa, seed, on_progress
+                )
+            frames = label.frames
+            if select is None:
+                return frames
+        else:
+            frames = _construct(method, structures, number, seed)
+            _check_selection(select, len(frames))
+        if select is not None:
+            frames = _most_different(frames, select, seed, on_progress)
+        with replacing(out) as partial:
+            _append(partial, frames)
+        return frames
 
 
 def _check_selection(select: int | None, most: int) -> None:
@@ -131,6 +144,7 @@ def _calculator(
     device: str,
     python: str | None,
     allow_download: bool,
+    timeout_s: float | None,
     on_progress: OnProgress,
 ) -> Iterator[Calculator]:
     """The teacher, started, so that it says itself why it cannot; or the student."""
@@ -143,7 +157,7 @@ def _calculator(
             expected="either --teacher or --student",
         )
     with TeacherCalculator(
-        teacher, device=device, python=python, allow_download=allow_download
+        teacher, device=device, python=python, allow_download=allow_download, timeout_s=timeout_s
     ) as source:
         on_progress("teacher", 1, 1, source.identity.name)
         yield source
@@ -166,8 +180,8 @@ class _FileLabeler:
             try:
                 energy = self.calculator.get_potential_energy(known)
                 forces = self.calculator.get_forces(known)
-            except DistillerError:
-                if origin["source"] == "seed":
+            except DistillerError as error:
+                if origin["source"] == "seed" or isinstance(error, TeacherGaveUp):
                     raise
                 answers.append(None)
                 continue
@@ -181,12 +195,21 @@ class _FileLabeler:
 
 
 def _append(out: Path, frames: Sequence[Atoms]) -> None:
-    """All of ``frames`` in one piece, so that an interruption cuts none in two."""
-    if frames:
-        text = StringIO()
-        write(text, list(frames), format="extxyz")
+    """All of ``frames`` in one piece, so that an interruption or a full disk cuts none in two."""
+    if not frames:
+        return
+    text = StringIO()
+    write(text, list(frames), format="extxyz")
+    before = out.stat().st_size if out.exists() else 0
+    try:
         with out.open("a", encoding="utf-8") as stream:
             stream.write(text.getvalue())
+    except OSError:
+        with suppress(OSError):
+            os.truncate(out, before)
+            if not before:
+                out.unlink()
+        raise
 
 
 def _evaluate(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,9 +16,9 @@ import torch
 from mlff_distiller.batch import Batch
 from mlff_distiller.dataset import Dataset, Frames, Split, split_by_group
 from mlff_distiller.deploy import StudentCalculator
-from mlff_distiller.durable import EventLog, Lock, sha256_of_file, write_json
+from mlff_distiller.durable import EventLog, claimed, read_json, sha256_of_file, write_json
 from mlff_distiller.engines.loading import resolve_device
-from mlff_distiller.errors import DatasetError
+from mlff_distiller.errors import ConfigError, DatasetError
 from mlff_distiller.labeling import BRANCHES_PER_SEED
 from mlff_distiller.md.record import ForceField, stays_up
 from mlff_distiller.neighbors import neighbor_list
@@ -62,10 +61,9 @@ def fit(
         ``init`` does not know an element of the labels.
     """
     dataset = Dataset(labels)
-    out.mkdir(parents=True, exist_ok=True)
     with (
         workers_of_torchrun(config.device) as workers,
-        Lock(out) if workers.leads else nullcontext(),
+        claimed(out) if workers.leads else nullcontext(),
     ):
         inputs = identity_of(dataset) | sources.inputs()
         start = None if init is None else load_student(init)
@@ -93,12 +91,14 @@ def train_and_test(
     split = split_labels(labels, config)
     log = EventLog(out / "log.jsonl")
     student = train_stage(out, labels, split, config, log, on_progress, init, sources, workers)
-    if workers.leads and not (out / "errors.json").exists():
-        held_out = student_errors(student, labels.read(split.test).systems())
-        write_json(out / "errors.json", held_out)
+    path, errors = out / "errors.json", {}
+    if workers.leads:
+        with suppress(ConfigError):  # damaged: made anew
+            errors = read_json(path)
+        if not errors:
+            write_json(path, student_errors(student, labels.read(split.test).systems()))
     workers.wait()
-    errors: dict[str, Any] = json.loads((out / "errors.json").read_text(encoding="utf-8"))
-    return errors
+    return read_json(path)
 
 
 def split_labels(labels: Dataset, config: Config) -> Split:
@@ -153,7 +153,7 @@ def train_stage(
             student = rebased(init, training)
         held_out = Frames(labels, np.concatenate([split.validation, split.test]))
         extra = sources.read(student, held_out)
-        shown = {row["updates"] for row in log.rows("train")}
+        shown = {row["updates"] for row in log.rows("train", "updates")}
         trackers = Trackers(
             config.training.trackers if workers.leads else (), out, to_plain(config)
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields
@@ -13,9 +12,10 @@ from typing import Any, Literal
 from ase import Atoms
 from pydantic import TypeAdapter, ValidationError
 
+from mlff_distiller.batch import check_structure
 from mlff_distiller.dataset import Dataset
 from mlff_distiller.deploy import StudentCalculator
-from mlff_distiller.durable import write_json
+from mlff_distiller.durable import claimed, read_json, write_json
 from mlff_distiller.errors import ConfigError, from_pydantic
 from mlff_distiller.labeling.structures import read_frames
 from mlff_distiller.md.record import ForceField
@@ -31,8 +31,8 @@ from mlff_distiller.validation.subject import OnProgress, Subject
 from mlff_distiller.validation.validate import NOTHING, Examined, examine, summary, worst_of
 from mlff_distiller.validation.verdict import Finding, judge
 from mlff_distiller.workflows.assess import known_of, short_settings, structure_block
-from mlff_distiller.workflows.config import Config, config_of, read_yaml
-from mlff_distiller.workflows.folder import files_of_student
+from mlff_distiller.workflows.config import Config, config_of
+from mlff_distiller.workflows.folder import files_of_student, read_inputs
 from mlff_distiller.workflows.train import split_labels
 
 
@@ -121,7 +121,9 @@ def validate(
             known[name], files[name] = read_frames(path), Path(path)
     atoms, given = read_frames(place)[0], dict(settings or {})
     read_settings({}, given)  # refused before anything is loaded
+    check_structure(atoms, f"the structure in {place}")
     with ExitStack() as stack:
+        stack.enter_context(claimed(folder))
         candidates = [
             _student(Path(path), name, given, device, dtype, files, known)
             for path, name in zip(students, names_of([Path(p) for p in students]), strict=True)
@@ -143,7 +145,7 @@ def validate(
         for one in candidates:
             own_folder = folder / one.name if len(candidates) > 1 else folder
             made = _Making(one, reference, identity, atoms, own_folder, page_of(own_folder, run))
-            kept = made.kept() if resume else None
+            kept = made.kept(on_progress) if resume else None
             done.append(kept if kept is not None else made.new(on_progress))
     if len(done) > 1:
         write_comparison(folder / "report.html", done)
@@ -264,17 +266,25 @@ class _Making:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_page(self.page, content, drawn, one.name, one.files)
         write_json(self.folder / "series.json", drawn)
-        write_certificate(self.folder / "certificate.json", content, self._files())
+        files = {**one.files, **self._made()}
+        write_certificate(self.folder / "certificate.json", content, files)
         return Validated(one.name, content, drawn, self.page)
 
-    def kept(self) -> Validated | None:
-        """What was found before for the same files, teacher and settings, if anything was."""
+    def kept(self, on_progress: OnProgress) -> Validated | None:
+        """What was found before for the same files, teacher and settings, if anything was.
+
+        What is damaged is named, and made anew.
+        """
         one = self.candidate
         asked = {**one.about, "settings": asdict(one.settings), **self.identity, "profile": "full"}
-        content = certified(self.folder / "certificate.json", asked, self._files())
+        try:
+            content = certified(self.folder / "certificate.json", asked, one.files, self._made())
+        except ConfigError as damage:
+            on_progress("resume", 0, 1, f"{damage.problem}: validating anew")
+            return None
         if content is None:
             return None
-        drawn = json.loads((self.folder / "series.json").read_text(encoding="utf-8"))
+        drawn = read_json(self.folder / "series.json")
         return Validated(one.name, content, drawn, self.page)
 
     def _before(self) -> tuple[Examined, list[dict[str, Any]], dict[str, Any]]:
@@ -288,9 +298,8 @@ class _Making:
         found, others = known_of(before, self.atoms, one.settings, dtype)
         return (NOTHING, [], identity) if found is None else (found, others, {"teacher": asked})
 
-    def _files(self) -> dict[str, Path]:
-        own = {"report": self.page, "series": self.folder / "series.json"}
-        return {**self.candidate.files, **own}
+    def _made(self) -> dict[str, Path]:
+        return {"report": self.page, "series": self.folder / "series.json"}
 
 
 def _same(teacher: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -316,7 +325,7 @@ def _source(spec: str) -> dict[str, Path]:
 
 
 def _config_of_run(run: Path) -> Config:
-    return config_of(read_yaml(run / "config.yaml")["config"])
+    return config_of(read_inputs(run)["config"])
 
 
 def _data_of_run(run: Path, config: Config) -> dict[str, list[Atoms]]:

@@ -363,6 +363,56 @@ def test_an_interrupt_keeps_what_is_in_work(here, number):
     assert "10 of 10 labelled" in done.stdout
 
 
+def _committed(folder):
+    return (folder / "manifest.json").exists() and len(Dataset(folder))
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT, signal.SIGINT]])
+def test_a_teacher_that_hangs_keeps_nobody_from_ending(here, signals):
+    write("mixed.xyz", [bulk("Cu"), bulk("Cu") * (2, 2, 2)])
+    words = ["label", "mixed.xyz", "--out", "labels", "--teacher", "ase:factories:Hanging"]
+    with running(sys.executable, "-m", "mlff_distiller", *words, "--device", "cpu") as process:
+        while not (here / "hanging").exists() or not _committed(here / "labels"):
+            time.sleep(0.05)
+            assert process.poll() is None, process.communicate()
+        for number in signals:
+            process.send_signal(number)
+            time.sleep(1.0)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signals[0], errors
+    assert len(Dataset(here / "labels")) == 1
+    done = command(*words, "--teacher-timeout", "5", "--max-failed", "1")
+    assert done.returncode == 0, done.stderr
+    assert "1 of 2 labelled" in done.stdout
+    assert "1 times: teacher 'ase:factories:Hanging': no answer within 5 s" in done.stdout
+
+
+def test_a_teacher_that_gives_up_leaves_what_it_had_answered(here, monkeypatch):
+    monkeypatch.setattr("mlff_distiller.teachers.session._PATIENCE", 2)
+    large = [bulk("Cu", a=3.5 + 0.1 * k) * (2, 2, 2) for k in range(3)]
+    write("mixed.xyz", [bulk("Cu"), *large, bulk("Cu", a=4.0)])
+    words = ("label", "mixed.xyz", "--teacher", "ase:factories:Choosy", "--out", "labels")
+    refused = command(*words)
+    assert refused.returncode == 1
+    assert "again and again" in refused.stderr
+    assert "more than four are a crowd" in refused.stderr
+    assert len(Dataset(here / "labels")) == 1
+    done = command(*words, "--max-failed", "1")
+    assert "2 of 5 labelled" in done.stdout
+    assert "3 times: " in done.stdout
+
+
+def test_why_a_seed_was_refused_is_said(here):
+    write("two.xyz", bulk("Cu") * (2, 2, 2))
+    for _ in range(2):  # the second time its failure is known
+        done = command(
+            "distill", "two.xyz", "--teacher", "ase:factories:Choosy", "--out", "run", "labels=10"
+        )
+        assert done.returncode == 1
+        assert "gave no label for seed structure 0" in done.stderr
+        assert "more than four are a crowd" in done.stderr
+
+
 def test_the_command(here):
     words = ("copper.xyz", "--teacher", "ase:factories:emt", "--device", "cpu")
     for number in ("1/2", "2/2"):

@@ -270,8 +270,8 @@ def test_files_that_are_no_results_are_refused(tmp_path):
     content = run_of(2.0, 0).content
     (tmp_path / "new.json").write_text(json.dumps(content | {"schema": 99}))
     for name, what in (
-        ("text", "cannot read"),
-        ("list", "not a result"),
+        ("text", "not one of ours"),
+        ("list", "not one of ours"),
         ("new", "another schema"),
     ):
         with pytest.raises(ConfigError, match=what):

@@ -46,13 +46,17 @@ FIDELITY = "student_md_forces_fidelity"
         ({FIDELITY: 0.97, "rdf_difference_percent": 5.0}, "screening", "structure differs"),
         (
             {FIDELITY: 0.97, "rdf_difference_percent": None},
-            "screening",
+            "unsuitable",
             "not measured: Radial distribution functions vs teacher",
         ),
         ({FIDELITY: 0.97, "leaked_fraction": 0.1}, "screening", "training set"),
         ({"bulk_modulus_difference_percent": 40.0}, "screening", "bulk modulus"),
+        ({"bulk_modulus_difference_percent": 53.8}, "unsuitable", "53.8 %; screening takes 4"),
+        ({"bulk_modulus_difference_percent": None}, "unsuitable", "not measured: Bulk modulus"),
+        ({"test_forces_fidelity": 0.7}, "unsuitable", "70 % right; screening needs 80 %"),
+        ({FIDELITY: 0.97, "speedup": 0.1}, "screening", "hardly faster"),
         ({FIDELITY: 0.79, "incidents": 0.0}, "unsuitable", "79 % right; screening needs 80 %"),
-        ({FIDELITY: None}, "unsuitable", "was not measured"),
+        ({FIDELITY: None}, "unsuitable", "not measured: Force fidelity on frames"),
         ({"incidents": 1.0, FIDELITY: 0.99}, "unsuitable", "something unphysical happened"),
         ({"nve_drift_meV_per_atom_per_ps": None}, "unsuitable", "not measured: Energy drift in"),
         ({"dimer_drop_eV": 1.0, FIDELITY: 0.9}, "unsuitable", "two atoms fall into a hole"),
@@ -277,7 +281,9 @@ def test_the_command_compares_and_asks_the_teacher_once(tmp_path, monkeypatch):
 
     before, page = made(), Path("proof/report.html").read_text("utf-8")
     Path("proof/again/report.html").write_text("changed")
-    assert command(*words, "--student", "again", "--out", "proof", "--resume").returncode == 1
+    done = command(*words, "--student", "again", "--out", "proof", "--resume")
+    assert done.returncode == 1
+    assert "proof/again/report.html is not what certificate.json was written with" in done.stdout
     assert [a == b for a, b in zip(before, made(), strict=True)] == [True, False]
     before = made()
     command(*words, "--student", "again", "--out", "proof", "--resume")

@@ -110,7 +110,7 @@ def lie_in_header(folder):
         (flip, "does not belong to its config"),
         (lie_in_header, "damaged student"),
         (lambda folder: (folder / "config.json").unlink(), "is no student"),
-        (lambda folder: (folder / "config.json").write_text("[1]"), "is no student"),
+        (lambda folder: (folder / "config.json").write_text("[1]"), "not one of ours"),
         (lambda folder: (folder / "weights.safetensors").unlink(), "damaged student"),
     ],
 )

@@ -76,7 +76,7 @@ def test_no_such_preset(preset):
 
 
 def test_sizes_out_of_range():
-    with pytest.raises(ConfigError, match=r"student: layers: .* less than or equal to 8"):
+    with pytest.raises(ConfigError, match=r"student: layers: .* at most 8"):
         load_config(None, student="painn-64x9")
 
 

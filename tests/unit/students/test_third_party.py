@@ -93,8 +93,8 @@ def test_its_settings_are_a_section_of_the_configuration(tmp_path):
     assert to_plain(config)["nep"]["neurons"] == 20
     for word, complaint in (
         ("morse.cutof=4", "morse.cutof: there is no such setting"),
-        ("morse.cutoff_A=99", "morse.cutoff_A: .* less than or equal to 12 .found 99."),
-        ("student=morse-9", "student: terms: .* less than or equal to 8"),
+        ("morse.cutoff_A=99", "morse.cutoff_A: .* at most 12 .found 99."),
+        ("student=morse-9", "student: terms: .* at most 8"),
         ("student=morse-x", "there is no student 'morse-x'"),
     ):
         with pytest.raises(ConfigError, match=complaint):
@@ -177,6 +177,7 @@ def test_it_is_tuned(labels, tmp_path, monkeypatch):
 
 def test_a_run_from_before_it_was_installed_continues(tmp_path, monkeypatch):
     fix_inputs(tmp_path, Config(), {"labels": "x"})
+    (tmp_path / "checkpoint.safetensors").touch()
     register(tmp_path, monkeypatch, morse="tests.unit.students.third_party")
     fix_inputs(tmp_path, Config(), {"labels": "x"})
     with pytest.raises(ConfigError, match=r"config.morse.terms: 2 -> 3"):

@@ -153,3 +153,75 @@ class Shares(Moody):
             "Ag": np.full(n + 1, 1.0),
             "Au": np.full(n, np.nan),
         }[atoms.get_chemical_symbols()[0]]
+
+
+class Own:
+    """Looks like a number to who asks."""
+
+    def __float__(self):
+        return 1.0
+
+
+class Odd(Moody):
+    """Results that are no real numbers, by the first atom."""
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        n = len(atoms)
+        odd = {
+            "K": {"energy": 1.0 + 2.0j},
+            "Ca": {"energy": np.complex128(1.0)},
+            "Sc": {"energy": Own()},
+            "Ti": {"energy": "1.0"},
+            "V": {"forces": np.zeros((n, 3), complex)},
+            "Cr": {"forces": np.full((n, 3), None)},
+            "Mn": {"forces": Own()},
+            "Fe": {"stress": np.zeros(6, complex)},
+            "Co": {"energy": None},
+            "Ni": {"energy": np.arange(2.0)},
+            "Cu": {"energy": np.array([2.0])},
+        }
+        self.results |= odd.get(atoms.get_chemical_symbols()[0], {})
+
+
+class Intruder(Moody):
+    """Writes to, and closes, whatever it has open."""
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        for number in map(int, os.listdir("/proc/self/fd")):
+            if atoms.get_chemical_symbols()[0] == "O" or number < 64:
+                try:
+                    os.write(number, b"MLFD\x02\x00\x00\x00{}")
+                except OSError:
+                    continue
+        os.closerange(3, 64)
+
+
+class Deaf(Moody):
+    """Ignores SIGTERM, and sleeps where the first atom is Na."""
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        super().calculate(atoms, properties, system_changes)
+
+
+def sleepy():
+    """Take a minute to load."""
+    time.sleep(60)
+    return Moody()
+
+
+def daemonic():
+    """Start a daemon: twice forked, in a session of its own."""
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            with open("daemon", "w") as stream:
+                stream.write(str(os.getpid()))
+            time.sleep(60)
+        os._exit(0)
+    os.wait()
+    while not os.path.exists("daemon") or not os.path.getsize("daemon"):
+        time.sleep(0.01)
+    return Moody()

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.calculator import PropertyNotImplementedError
@@ -328,3 +330,33 @@ def test_small_pieces():
     atoms.info["charge"] = 0.3
     with pytest.raises(StructureError, match="whole number"):
         total_charge(atoms)
+
+
+class Payload:
+    """What a pickle can do: here it leaves a file."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("ran"),)
+
+
+@pytest.mark.parametrize("name", ["model.pkl", "model.pickle", "model.pt", "model"])
+def test_fennol_is_given_no_pickle(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_bytes(pickle.dumps(Payload()))
+    with pytest.raises(TeacherError, match=r"no \.fnx file"):
+        load_teacher(f"fennol:{name}")
+
+
+def test_of_a_chgnet_checkpoint_only_tensors_are_read(tmp_path, monkeypatch, need):
+    need("chgnet")
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": Payload()}, "bad.pth.tar")
+    with (
+        load_teacher("chgnet:bad.pth.tar", device="cpu") as teacher,
+        pytest.raises(TeacherError, match="cannot be read"),
+    ):
+        _ = teacher.identity
+    assert not Path("ran").exists()
+    folder = Path(importlib.util.find_spec("chgnet").origin).parent / "pretrained" / "0.3.0"
+    with load_teacher(f"chgnet:{next(folder.glob('*.tar'))}", device="cpu") as teacher:
+        assert teacher.label([bulk("Cu")])[0].error is None

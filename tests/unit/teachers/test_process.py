@@ -13,7 +13,7 @@ from ase import Atoms
 from tests.helpers import running
 
 from mlff_distiller.errors import TeacherError
-from mlff_distiller.teachers import load_teacher
+from mlff_distiller.teachers import TeacherGaveUp, load_teacher
 
 HERE = Path(__file__).parent
 SOURCE = str(Path(sys.modules["mlff_distiller"].__file__).parents[1])
@@ -191,7 +191,7 @@ def test_worker_ends_with_its_parent(bad, busy):
 import sys, threading
 sys.path[:0] = [{SOURCE!r}]
 from ase import Atoms
-from mlff_distiller.teachers import load_teacher
+from mlff_distiller.teachers import TeacherGaveUp, load_teacher
 calculator = load_teacher("ase:bad_teachers:Moody")
 calculator.label([Atoms("H")])
 print(calculator._session.pid, flush=True)
@@ -321,3 +321,85 @@ def test_factories_that_give_nothing(bad, factory, complaint):
 def test_module_that_is_missing():
     with pytest.raises(TeacherError, match=r"no module 'no_such_module'.*"):
         _ = load_teacher("ase:no_such_module.sub:X").identity
+
+
+@pytest.mark.parametrize("symbol", ["K", "Ca", "Sc", "Ti", "V", "Cr", "Mn", "Fe", "Co", "Ni"])
+def test_results_that_are_no_real_numbers_are_refused_with_the_reason(bad, symbol):
+    crystal = Atoms([symbol], cell=3 * np.eye(3), pbc=True)
+    odd, good = bad("Odd").label([crystal, GOOD])
+    assert "real number" in odd.error
+    assert good.error is None
+
+
+def test_an_energy_in_an_array_of_one_is_a_number(bad):
+    assert bad("Odd").label([starting_with("Cu")])[0].labels["energy"] == 2.0
+
+
+def test_whoever_writes_into_every_file_is_stopped_and_harms_nobody(bad):
+    calculator = bad("Intruder")
+    odd, good, again = calculator.label([starting_with("O"), GOOD, GOOD])
+    assert "unreadable" in odd.error
+    assert good.labels["energy"] == again.labels["energy"] == 2.0
+
+
+@pytest.mark.parametrize("factory", ["Moody", "Deaf"])
+def test_a_question_without_an_answer_ends(bad, factory):
+    calculator = bad(factory, timeout_s=3.0)
+    calculator.label([GOOD])
+    pid = calculator.pid
+    hung, good = calculator.label([starting_with("Na"), GOOD])
+    assert "no answer within 3 s" in hung.error
+    assert "--teacher-timeout" in hung.error
+    assert good.error is None
+    assert not alive(pid)
+
+
+def test_a_teacher_that_never_loads_ends(bad):
+    with pytest.raises(TeacherError, match="no answer within 1 s"):
+        bad("sleepy", timeout_s=1.0).label([GOOD])
+
+
+def test_the_time_allowed_grows_with_what_was_measured(bad):
+    session = bad()._session
+    assert session._patience(10) == 6 * 3600
+    session._longest = (1.0, 10)
+    assert session._patience(10) == 3600
+    session._longest = (100.0, 10)
+    assert session._patience(20) == 8 * 100 * 100
+    with pytest.raises(TeacherError, match="time limit"):
+        bad(timeout_s=0.0)
+
+
+@pytest.mark.parametrize(("symbol", "costs"), [("He", 1), ("Be", 5), ("Na", 17)])
+def test_a_teacher_that_fails_again_and_again_is_given_up(bad, monkeypatch, symbol, costs):
+    monkeypatch.setattr("mlff_distiller.teachers.session._PATIENCE", 2 * costs + 1)
+    calculator = bad(timeout_s=2.0)
+    calculator.label([GOOD])
+    frames = [starting_with(symbol)] * 8
+    with pytest.raises(TeacherGaveUp, match=r"(?s)again and again.*the last time") as end:
+        calculator.label(frames)
+    assert 1 <= len(end.value.answered) <= 3
+    assert all(one.labels is None and one.error for one in end.value.answered.values())
+    assert calculator.label([GOOD])[0].error is None
+
+
+def test_a_daemon_of_the_teacher_ends_with_it(bad):
+    for symbol in ("H", "Be", "Na"):
+        calculator = bad("daemonic", timeout_s=3.0)
+        calculator.label([starting_with(symbol)])
+        pid = int(Path("daemon").read_text())
+        calculator.close()
+        assert gone_within(pid, 2)
+        Path("daemon").unlink()
+
+
+def test_an_abort_from_another_thread_is_for_good(bad):
+    calculator = bad()
+    calculator.label([GOOD])
+    threading.Timer(0.5, calculator.abort).start()
+    started = time.monotonic()
+    with pytest.raises(TeacherGaveUp):
+        calculator.label([starting_with("Na"), GOOD])
+    assert time.monotonic() - started < 30
+    with pytest.raises(TeacherGaveUp):
+        calculator.label([GOOD])

@@ -28,8 +28,19 @@ def test_round_trip(tmp_path):
     ("overrides", "words"),
     [
         (["trainign.epochs=3"], "trainign: there is no such setting"),
-        (["training.epoch=3"], "training.epoch: there is no such setting"),
-        (["sampling.beta=2"], "sampling.beta: .* less than or equal to 1"),
+        (
+            ["training.epoch=3"],
+            "training.epoch: there is no such setting; did you mean training.epochs",
+        ),
+        (["lables=100"], "lables: there is no such setting; did you mean labels"),
+        (["nep.cutof_radial_A=5"], "did you mean nep.cutoff_radial_A"),
+        (
+            ["sampling.temperature_K=[-300]"],
+            "sampling.temperature_K: must be greater than 0",
+        ),
+        (["labels=3"], "labels: must be at least 10"),
+        (["dynamics=5"], "dynamics: is a section"),
+        (["sampling.beta=2"], "sampling.beta: must be at most 1"),
         (["labels=many"], "labels: .* valid integer"),
         (["labels"], "KEY=VALUE"),
         (["labels.x=1"], "is a value, not a section|labels"),

@@ -7,6 +7,7 @@ from ase.io import read
 
 from mlff_distiller.errors import ConfigError
 from mlff_distiller.labeling import read_structures
+from mlff_distiller.teachers import TeacherGaveUp
 from mlff_distiller.workflows.sample import sample
 
 EMT = "ase:ase.calculators.emt:EMT"
@@ -51,3 +52,20 @@ def test_a_pool_may_be_in_memory(tmp_path):
 def test_an_unknown_method_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"(?s)unknown method.*tree, md.*found: +mds"):
         sample([bulk("Cu")], tmp_path / "new.xyz", "mds")
+
+
+def test_a_teacher_that_gives_up_ends_it(tmp_path, monkeypatch):
+    """Not one structure after the other, each with its own wait."""
+    (tmp_path / "once.py").write_text(
+        "from ase.calculators.emt import EMT\n"
+        "class Once(EMT):\n"
+        "    def calculate(self, *arguments, **options):\n"
+        "        super().calculate(*arguments, **options)\n"
+        "        if self.atoms.positions[0].any():\n"
+        "            raise ValueError('only once')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mlff_distiller.teachers.session._PATIENCE", 3)
+    with pytest.raises(TeacherGaveUp, match=r"(?s)again and again.*only once"):
+        sample([bulk("Cu", cubic=True)], tmp_path / "new.xyz", number=30, teacher="ase:once:Once")
+    assert len(read(tmp_path / "new.xyz", ":")) == 1

@@ -8,7 +8,7 @@ from pathlib import Path
 from mlff_distiller.dataset.formats import ase_files, deepmd, extxyz, hdf5, nep
 from mlff_distiller.dataset.formats.frame import Conventions, Frame, Reader
 from mlff_distiller.dataset.record import Record
-from mlff_distiller.durable import replacing
+from mlff_distiller.durable import new_path, replacing
 from mlff_distiller.errors import ConfigError, DatasetError
 
 READERS: dict[str, Reader] = {
@@ -54,14 +54,16 @@ def write_records(path: Path, records: Iterable[Record], format: str) -> int:
     """Write a new file, or folder for deepmd; the number of frames."""
     if format not in WRITERS:
         raise ConfigError("there is no such format", expected=", ".join(WRITERS), found=format)
-    if path.exists():
-        raise ConfigError(f"{path} exists", remedy="remove it, or choose another name")
     if format == "deepmd":
-        with replacing(path) as partial:
+        with new_path(path), replacing(path) as partial:
             return deepmd.write(partial, records)
     write = extxyz.write if format == "extxyz" else nep.write
     n = 0
-    with replacing(path) as partial, partial.open("w", encoding="utf-8") as stream:
+    with (
+        new_path(path),
+        replacing(path) as partial,
+        partial.open("w", encoding="utf-8") as stream,
+    ):
         for record in records:
             write(stream, record)
             n += 1

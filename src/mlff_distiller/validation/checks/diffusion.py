@@ -11,6 +11,8 @@ from mlff_distiller.validation.subject import Subject
 from mlff_distiller.validation.verdict import Finding
 
 _NAME = "diffusion_difference_percent"
+_ERRORS = 3.0
+"""Standard errors that are taken off a difference; as large as the value, they would hide any."""
 
 
 def diffusion(trajectory: Trajectory, symbol: str, n_blocks: int = 5) -> Estimate | None:
@@ -52,8 +54,8 @@ def compared(student: Trajectory, teacher: Trajectory) -> Finding:
         if mine is None or theirs is None or theirs.value <= 0:
             return Finding(None, f"{symbol}: too short a run")
         error = float(np.hypot(mine.error, theirs.error))
-        if error > theirs.value:
-            return Finding(None, f"{symbol}: error bars as large as the thing; run longer")
+        if _ERRORS * error > theirs.value:
+            return Finding(None, f"{symbol}: three error bars exceed the value; run longer")
         beyond = 100.0 * Estimate(mine.value, error).beyond_noise(theirs.value) / theirs.value
         if worst.value is None or beyond > worst.value:
             words = f"{symbol}: {mine.value:.3g} and {theirs.value:.3g} ± {error:.2g} Å²/ps"

@@ -89,13 +89,24 @@ class Difference:
 def differences(
     student: Sequence[Distribution], teacher: Sequence[Distribution]
 ) -> list[Difference]:
-    """How far the distributions that both have differ."""
-    own = {distribution.name: distribution for distribution in student}
-    return [
-        Difference(one.name, distance_percent(own[one.name].mean, one.mean), one.noise_percent)
-        for one in teacher
-        if one.name in own and own[one.name].x.shape == one.x.shape
+    """How far they differ: by 100 % where only one has pairs or bonds of some elements.
+
+    Spectra are compared where both runs are long enough for one.
+    """
+    own, found = {one.name: one for one in student}, []
+    for one in teacher:
+        mine = own.pop(one.name, None)
+        if mine is not None and mine.x.shape == one.x.shape:
+            percent = distance_percent(mine.mean, one.mean)
+            found.append(Difference(one.name, percent, one.noise_percent))
+        elif mine is None and not one.name.startswith("vibrational"):
+            found.append(Difference(one.name, 100.0, one.noise_percent))
+    found += [
+        Difference(one.name, 100.0, one.noise_percent)
+        for one in own.values()
+        if not one.name.startswith("vibrational")
     ]
+    return found
 
 
 def rdfs(

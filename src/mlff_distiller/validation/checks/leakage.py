@@ -47,4 +47,6 @@ def _measure(subject: Subject) -> Measured:
     return Measured({"leaked_fraction": Finding(leak.fraction, words)})
 
 
-CHECK = Check(("leaked_fraction",), _measure, lambda subject: bool(subject.test))
+CHECK = Check(
+    ("leaked_fraction",), _measure, lambda subject: bool(subject.test and subject.training)
+)

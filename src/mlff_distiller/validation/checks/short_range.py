@@ -31,11 +31,13 @@ WALL_EV = 20.0
 _NEAREST = 0.35
 """Times the sum of covalent radii (0.22 Å for H-H, 0.78 Å for Si-Si): where curves end."""
 _BOND = 0.8
+_RISE = 5e-3
+"""eV, or eV/atom: a tenth of the limit, and more than digits of float32 make up."""
 _LOOSEST = 0.8
 """Of all lengths: where compression begins at the latest, however near some pair once came."""
 _DENSEST = 0.5
 """Of all lengths: at 8 times the density, as in the core of a giant planet, curves end."""
-_N_POINTS = 60
+_N_POINTS, _N_BEFORE = 60, 12
 _REACH_A = 6.0
 
 
@@ -54,14 +56,17 @@ class Curve:
     def drop(self) -> tuple[float, float]:
         """By how much the energy falls below what it was further out, and at which distance.
 
-        Counted from the lowest energy within `_BOND` of the first distance on: two atoms alone may
-        well be nearer than in the data (Cu₂ 2.22 Å, copper 2.55 Å). Up to the wall of `WALL_EV`.
-        (0, the shortest distance) where the energy rises all the way.
+        Counted from where the first descent ends, within `_BOND` of the first distance: two atoms
+        alone may well be nearer than in the data (Cu₂ 2.22 Å, copper 2.55 Å), and a structure may
+        be stretched. Once the energy has risen, it must rise on, up to the wall of `WALL_EV`.
+        (0, the shortest distance) where it does.
         """
         if np.isnan(self.energy).any():  # a hole without a bottom
             return np.inf, float(self.distance[np.isnan(self.energy)][0])
         near = self.energy[self.distance >= _BOND * self.distance[0]]
-        energy, distance = self.energy[near.argmin() :], self.distance[near.argmin() :]
+        risen = np.flatnonzero(near > np.minimum.accumulate(near) + _RISE)
+        lowest = int(near[: risen[0] if len(risen) else len(near)].argmin())
+        energy, distance = self.energy[lowest:], self.distance[lowest:]
         below = np.maximum.accumulate(energy) - energy
         worst = int(below.argmax()) if below.max(initial=0.0) > 0 else len(energy) - 1
         return float(below[worst]), float(distance[worst])
@@ -88,17 +93,22 @@ def dimer_curves(force_field: ForceField, shortest: dict[Pair, float]) -> list[C
         return lambda distance: Atoms(list(pair), [[0.0, 0.0, 0.0], [distance, 0.0, 0.0]])
 
     return [
-        _curve(force_field, "-".join(pair), dimer(pair), distance, _limit(*pair))
+        _curve(
+            force_field,
+            "-".join(pair),
+            dimer(pair),
+            np.geomspace(distance, _limit(*pair), _N_POINTS),
+        )
         for pair, distance in shortest.items()
         if distance > _limit(*pair)
     ]
 
 
 def cold_curve(force_field: ForceField, atoms: Atoms, shortest: dict[Pair, float]) -> Curve | None:
-    """The whole structure compressed evenly, from where its first pair is at its shortest.
+    """The whole structure compressed evenly, on from where its first pair is at its shortest.
 
-    Distances are factors on the structure's lengths, energies per atom. None without
-    a pair within 6 Å.
+    Distances are factors on the structure's lengths, energies per atom. On the way there a few
+    points tell whether the structure was stretched. None without a pair within 6 Å.
     """
     own = shortest_distances([atoms])
     if not own:
@@ -113,7 +123,10 @@ def cold_curve(force_field: ForceField, atoms: Atoms, shortest: dict[Pair, float
         return copy
 
     end = min(max(end, _DENSEST), 0.9 * start)
-    return _curve(force_field, "compression", compressed, start, end, len(atoms))
+    factors = np.geomspace(start, end, _N_POINTS)
+    if start < 1.0:
+        factors = np.concatenate([np.geomspace(1.0, start, _N_BEFORE)[:-1], factors])
+    return _curve(force_field, "compression", compressed, factors, len(atoms))
 
 
 def _limit(a: str, b: str) -> float:
@@ -125,11 +138,10 @@ def _curve(
     force_field: ForceField,
     name: str,
     make: Callable[[float], Atoms],
-    start: float,
-    end: float,
+    distance: Array,
     n_atoms: int = 1,
 ) -> Curve:
-    distance, energy = np.geomspace(start, end, _N_POINTS), []
+    energy: list[float] = []
     for d in distance.tolist():
         try:
             energy.append(force_field.energy(make(d)) / n_atoms)
@@ -158,7 +170,7 @@ def _examined(
     dimers = dimer_curves(force_field, shortest)
     cold = cold_curve(force_field, subject.atoms, shortest)
     found = {}
-    if len(subject.atoms) > 1:
+    if len(subject.atoms) > 1 or dimers or cold:
         drops = [(*curve.drop, curve.name) for curve in dimers]
         depth, where, name = max(drops) if drops else (None, 0.0, "no pair")
         found[_DIMER] = Finding(depth, f"{name} at {where:.2f} Å")
@@ -182,7 +194,7 @@ def _panel(curves: Sequence[Tree], *, dimers: bool) -> Panel:
     traces = plotting.curves(own, "energy_eV")
     x = {"title": "distance (Å)" if dimers else "factor on all lengths"}
     y = {"title": "energy (eV)" if dimers else "energy (eV/atom)"}
-    note = "From the shortest distance of the data on: towards the left it must rise."
+    note = "Towards the left, once past its lowest point, it must rise."
     return Panel(title, plotting.figure(traces, x, y) if traces else None, note)
 
 

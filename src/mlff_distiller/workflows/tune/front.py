@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlff_distiller.dataset import Dataset
-from mlff_distiller.durable import Lock, read_json, write_json
+from mlff_distiller.durable import claimed, read_json, write_json
 from mlff_distiller.errors import ConfigError, TrainingError
 from mlff_distiller.reports.front import write_front
 from mlff_distiller.students import load_student
@@ -22,6 +22,12 @@ from mlff_distiller.workflows.tune.study import ask, ended_trials, import_optuna
 from mlff_distiller.workflows.tune.trial import Bench, Space, TuneSettings, try_out
 
 SCHEMA = 1
+_FORM: dict[str, Any] = {
+    "best": None,
+    "student": None,
+    "trials": [{"number": 0, "settings": {}}],
+    "system": {},
+}
 
 
 def tune(
@@ -51,11 +57,10 @@ def tune(
         raise ConfigError("two limits of speed", expected="per atom or per step, one of them")
     import_optuna()
     dataset = Dataset(labels)
-    out.mkdir(parents=True, exist_ok=True)
-    with Lock(out):
+    with claimed(out):
         wanted = {**asdict(settings), "architectures": list(settings.architectures)}
         fix_inputs(out, config, {**identity_of(dataset), "tune": wanted})
-        before = read_json(out / "tune.json")
+        before = read_json(out / "tune.json", _FORM, remedy="remove it: it is made anew")
         if before.get("student") is not None and (out / "student" / "config.json").exists():
             return before
         bench = Bench.of(dataset, config, settings.speed_atoms)

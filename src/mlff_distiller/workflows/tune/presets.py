@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlff_distiller.dataset import Dataset
-from mlff_distiller.durable import EventLog, Lock, read_json, replacing, write_json
+from mlff_distiller.durable import EventLog, claimed, read_json, replacing, write_json
 from mlff_distiller.errors import ConfigError, TrainingError
 from mlff_distiller.students import registry
 from mlff_distiller.validation.accuracy import student_errors
@@ -19,6 +19,7 @@ from mlff_distiller.workflows.train import OnProgress, split_labels, train_and_t
 from mlff_distiller.workflows.tune.trial import Bench
 
 SCHEMA = 1
+_FORM = {"chosen": None, "presets": [{"preset": "", "forces_fidelity": None}]}
 
 
 def fastest(
@@ -49,12 +50,11 @@ def fastest(
             "the target is no fidelity", expected="between 0 and 1", found=target_fidelity
         )
     dataset = Dataset(labels)
-    out.mkdir(parents=True, exist_ok=True)
-    with Lock(out):
+    with claimed(out):
         among = list(architectures or registry.architectures())
         wanted = {"target_fidelity": target_fidelity, "architectures": among}
         fix_inputs(out, config, {**identity_of(dataset), **wanted})
-        found = read_json(out / "fastest.json")
+        found = read_json(out / "fastest.json", _FORM, remedy="remove it: it is made anew")
         if found.get("chosen") is not None:
             return found
         bench = Bench.of(dataset, config)
