@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
-from ase.io import write
+from ase.calculators.emt import EMT
+from ase.io import read, write
 from tests.helpers import Done, alone, command, running
 from typer.testing import CliRunner
 
@@ -40,7 +41,7 @@ class Counted(EMT):
 '''
 SMALL = [
     "labels=40",
-    "training.epochs=40",
+    "training.epochs=20",
     "training.patience_fraction=1.0",  # the number of changes of the disk is not up to chance
     "training.checkpoint_seconds=0",
     "nep.neurons=8",
@@ -52,6 +53,8 @@ SMALL = [
     "evaluation.equilibration_ps=0.02",
     "evaluation.n_frames=5",
     "sampling.min_atoms=4",
+    "goal.max_turns=2",
+    "student=nep",
     "active.rounds=2",
     "active.walkers=3",
     "active.updates=30",
@@ -117,10 +120,13 @@ def test_run_holds_what_it_promises(straight):
     assert names >= {"certificate.json", "series.json", "structures.traj"}
     report = json.loads((straight / "report.json").read_text())
     assert report["schema"] == 1
-    assert report["data"]["n_labels"] == 40 == len(Dataset(straight / "dataset"))
-    assert (
-        report["data"]["n_train"] + report["data"]["n_validation"] + report["data"]["n_test"] == 40
-    )
+    data, turns = report["data"], report["goal"]["turns"]
+    assert [turn["number"] for turn in turns] == [0, 1]
+    assert turns[0]["n_labels"] == 40
+    assert turns[1]["n_labels"] == len(Dataset(straight / "dataset"))
+    assert data["n_train"] + data["n_validation"] + data["n_test"] == data["n_labels"]
+    assert report["goal"]["ended"].startswith("2 turns were allowed")
+    assert report["goal"]["advice"] or report["verdict"]["status"] == "approved"
     assert report["teacher"]["name"] == "ase:counted:Counted"
     assert {row["n_atoms"] for row in report["speed"]} == {4, 16}
     assert report["accuracy"]["student_md"]["n_frames"] == 5
@@ -232,6 +238,79 @@ def test_other_structures_are_refused(bench, straight):
         write(bench.folder / "cu.extxyz", bulk("Cu", cubic=True))
     assert refused.returncode == 1
     assert "inputs.structures" in refused.stderr
+
+
+def test_a_finished_run_goes_on_with_a_larger_budget(bench, straight):
+    before = json.loads((straight / "report.json").read_text())["goal"]["turns"]
+    shutil.copytree(straight, bench.folder / "more", ignore=shutil.ignore_patterns(".lock"))
+    done = bench.run("more", "goal.max_turns=3", "sampling.temperature_K=[300, 400]")
+    assert done.returncode == 0, done.stderr
+    goal = json.loads((bench.folder / "more" / "report.json").read_text())["goal"]
+    kept = [{**turn, "next": None} for turn in goal["turns"]]
+    assert kept[:2] == [{**turn, "next": None} for turn in before]
+    assert [turn["next"]["step"] is None for turn in goal["turns"]] == [False, False, True]
+    assert "turn 3:" in done.stdout
+    labels = Dataset(bench.folder / "more" / "dataset").keys
+    assert set(Dataset(straight / "dataset").keys) <= set(labels)
+    assert (
+        command("validate", "--verify", bench.folder / "more" / "certificate.json").returncode == 0
+    )
+    again = bench.run("more", "goal.max_turns=3", "sampling.temperature_K=[300, 400]")
+    assert "finished earlier" in again.stdout
+
+
+NOISY = '''
+import numpy as np
+from ase.calculators.emt import EMT
+
+class Noisy(EMT):
+    """EMT whose forces differ from one time to the next."""
+    random = np.random.default_rng(0)
+    def calculate(self, atoms=None, properties=("energy",), system_changes=()):
+        super().calculate(atoms, properties, system_changes)
+        noise = self.random.normal(0, 0.2, (len(atoms), 3))
+        self.results["forces"] = self.results["forces"] + noise
+'''
+
+
+def test_a_noisy_teacher_ends_the_run_and_is_named(bench):
+    (bench.folder / "noisy.py").write_text(NOISY)
+    done = bench.run("noisy", teacher="ase:noisy:Noisy")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((bench.folder / "noisy" / "report.json").read_text())
+    assert report["verdict"]["status"] == "rejected"
+    assert len(report["goal"]["turns"]) == 1
+    assert "the teacher is the limit" in report["goal"]["ended"]
+    assert "the teacher is the limit" in done.stdout
+
+
+STRAINED = """4
+Lattice="3.61 0 0 0 3.61 0 0 0 3.61" pbc="T T T" Properties=species:S:1:pos:R:3
+Cu 0.0 0.0 0.0
+Cu 0.0 1.805 1.805
+Cu 1.805 0.0 1.805
+Cu 1.1 1.1 0.1
+"""
+
+
+def test_a_strained_structure_is_relaxed_and_that_is_said(bench):
+    (bench.folder / "strained.xyz").write_text(STRAINED)
+    words = [word.replace("cu.extxyz", "strained.xyz") for word in bench.words("strained")]
+    with contextlib.chdir(bench.folder):
+        done = command(*words, "goal.max_turns=1", environment=bench.environment("strained"))
+    assert done.returncode == 0, done.stderr
+    assert "were relaxed to" in done.stdout
+    atoms = read(bench.folder / "strained" / "structures.traj")
+    atoms.calc = EMT()
+    assert np.linalg.norm(atoms.get_forces(), axis=1).max() < 1.1
+    assert json.loads((bench.folder / "strained" / "report.json").read_text())["goal"]["relaxed"]
+
+
+def test_a_dry_run_says_what_it_costs_and_writes_nothing(bench):
+    done = bench.run("dry", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "seconds_per_label" in done.stdout
+    assert not (bench.folder / "dry").exists()
 
 
 def test_two_at_once_are_refused(bench, straight):

@@ -36,6 +36,7 @@ from mlff_distiller.cli.shown import (
     errors,
     print_facts,
     print_files,
+    print_next,
     print_verdict,
     table,
 )
@@ -111,8 +112,18 @@ def distill(
         list[float] | None, typer.Option(help="Sampling temperature, K; repeatable.")
     ] = None,
     labels: Annotated[
-        int | None, typer.Option(help="How many structures the teacher labels.")
+        int | None, typer.Option(help="How many structures the teacher labels at first.")
     ] = None,
+    target_fidelity: Annotated[
+        float | None, typer.Option(help="Force fidelity to reach; 0.95 if not given.")
+    ] = None,
+    max_labels: Annotated[
+        int | None, typer.Option(help="Most structures that the teacher labels in all.")
+    ] = None,
+    max_hours: Annotated[float | None, typer.Option(help="Longest time of all turns.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what the first turn will cost here.")
+    ] = False,
     device: DeviceSetting = None,
     config: ConfigFile = None,
     teacher_python: TeacherPython = None,
@@ -120,7 +131,11 @@ def distill(
     teacher_timeout: TeacherTimeout = None,
     quiet: Quiet = False,
 ) -> None:
-    """Distil a teacher on STRUCTURES: sample, label, train, test, report."""
+    """Distil a teacher on STRUCTURES: sample, label, train and test until the goal is reached.
+
+    Turn follows turn, with more labels, longer training or a larger student, until every check
+    passes or a budget ends. The same command continues; with a larger budget it goes on.
+    """
     from mlff_distiller.workflows import distill as pipeline
     from mlff_distiller.workflows.config import load_config
 
@@ -132,20 +147,25 @@ def distill(
         sampling__temperature_K=temperature or None,
         labels=labels,
         device=device,
+        evaluation__limits__forces_fidelity=target_fidelity,
+        goal__max_labels=max_labels,
+        goal__max_hours=max_hours,
     )
+    source: dict[str, Any] = {
+        "teacher_python": teacher_python,
+        "allow_download": allow_download,
+        "teacher_timeout_s": teacher_timeout,
+    }
+    if dry_run:
+        from mlff_distiller.workflows.estimate import estimate
+
+        print_facts(estimate(files, teacher, settings, **source))
+        return
     with Display(console, quiet=quiet) as display:
-        report = pipeline.distill(
-            files,
-            teacher,
-            out,
-            settings,
-            teacher_python=teacher_python,
-            allow_download=allow_download,
-            teacher_timeout_s=teacher_timeout,
-            on_progress=display,
-        )
+        report = pipeline.distill(files, teacher, out, settings, **source, on_progress=display)
     if not quiet:
         print_verdict(report["verdict"])
+        print_next(report.get("goal"))
         console.print()
         print_files({"report": out / "report.html", "student": out / "student"})
 

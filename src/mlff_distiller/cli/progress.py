@@ -16,7 +16,10 @@ _SECONDS_BETWEEN_LINES = 15.0
 
 
 class Display:
-    """Callable with stage, done, total, news. One bar per stage, kept on screen when it ends."""
+    """Callable with stage, done, total, news. One bar per stage, kept on screen when it ends.
+
+    A total of zero is a line of news without a bar.
+    """
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
         self._quiet, self._console = quiet, console
@@ -52,6 +55,9 @@ class Display:
 
     def __call__(self, stage: str, done: int, total: int, news: str) -> None:
         if self._quiet:
+            return
+        if total == 0:  # news that stay
+            self._console.print(escape(news), soft_wrap=True)
             return
         if self._bars is not None:
             if stage not in self._tasks:

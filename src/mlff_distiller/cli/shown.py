@@ -57,6 +57,15 @@ def print_verdict(verdict: Mapping[str, Any], name: str = "") -> None:
     console.print(made)
 
 
+def print_next(goal: Mapping[str, Any] | None) -> None:
+    """How a distillation ended, and what to do next where it was not approved."""
+    if goal is None or not goal["advice"]:
+        return
+    console.print(escape(f"\nThe run ended: {goal['ended']}."), soft_wrap=True)
+    for sentence in goal["advice"]:
+        console.print(escape(f"  {sentence}"), soft_wrap=True)
+
+
 def print_files(files: Mapping[str, Path]) -> None:
     """What was written: a name and a path on each line, never folded."""
     width = max(map(len, files))

@@ -45,7 +45,7 @@ class ActiveSettings:
     least_gain: Annotated[float, Field(ge=0, lt=1)] = 0.02
 
 
-_LOWEST_ERROR = 0.03
+LOWEST_ERROR = 0.03
 """The running error is taken to be at least this: a very good student may wander too."""
 
 
@@ -101,7 +101,7 @@ def learn_actively(
         else:
             calculator, error = fit(number, own / "student", previous)
             met = [error for done in history[-1:] for error in done.errors] or [error]
-            running = max(_LOWEST_ERROR, float(np.median(met)))
+            running = max(LOWEST_ERROR, float(np.median(met)))
             done = sum(len(past.errors) for past in history)
             errors = explore(
                 group,

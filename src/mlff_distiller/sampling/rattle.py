@@ -48,11 +48,13 @@ class RattleSettings:
 
     ``trees`` is how many grow in all, at least one a seed. A periodic seed with fewer than
     ``min_atoms`` is repeated first: in a cell shorter than the cutoff, images move together.
+    ``relax_above_eV_per_A``: ``distill`` relaxes a seed with larger forces first; None never.
     """
 
     temperature_K: Annotated[tuple[Positive, ...], Field(min_length=1)] = (300.0,)
     trees: Annotated[int, Field(ge=3)] = 20
     min_atoms: Annotated[int, Field(ge=1)] = 32
+    relax_above_eV_per_A: Positive | None = 5.0
     beta: Annotated[float, Field(ge=0, le=1)] = 0.5
     sigma_range_A: tuple[Positive, Positive] = (0.01, 0.1)
     sigma_cell: Annotated[float, Field(ge=0, le=0.2)] = 0.01

@@ -147,7 +147,17 @@ ARCHITECTURE = Architecture(
     "the form NEP4: fast, and read by GPUMD and LAMMPS",
     NEPSettings,
     nep_for,
-    presets={"nep-small": {"n_max_radial": 4, "n_max_angular": 4, "neurons": 20}, "nep": {}},
+    presets={
+        "nep-small": {"n_max_radial": 4, "n_max_angular": 4, "neurons": 20},
+        "nep": {},
+        # q1111 is a function of q11, and so its columns are better spent on more of the others.
+        "nep-large": {
+            "n_max_radial": 12,
+            "n_max_angular": 12,
+            "five_body": False,
+            "neurons": 80,
+        },
+    },
     ranges=(
         Counts("n_max_radial", 4, 12, 2),
         Counts("n_max_angular", 2, 8, 2),

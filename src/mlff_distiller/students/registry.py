@@ -23,7 +23,8 @@ _OURS = {
     "painn": "mlff_distiller.students.painn_setup",
 }
 
-DEFAULT_STUDENT = next(iter(_OURS))
+LADDER = ("nep", "nep-large", "painn-32x2", "painn-64x2")
+"""Students that ``distill`` tries one after the other, the fastest first."""
 
 
 def architecture_names() -> tuple[str, ...]:

@@ -282,6 +282,14 @@ _COMPARISONS = (
         " density functionals for water",
     ),
     _at_most(
+        "npt_volume_difference_percent",
+        "Volume at constant pressure vs teacher",
+        2.0,
+        "%",
+        "the teacher would not keep the volume that the student takes",
+        "from the teacher's pressure there and the compressibility, as large as for densities",
+    ),
+    _at_most(
         "bulk_modulus_difference_percent",
         "Bulk modulus vs teacher",
         10.0,

@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.io import write
 
 from mlff_distiller.dataset import Dataset, Split, structure_hash
 from mlff_distiller.deploy import StudentCalculator
-from mlff_distiller.durable import replacing
 from mlff_distiller.errors import DistillerError, TeacherError
 from mlff_distiller.labeling import Labeler, open_labels
 from mlff_distiller.md.record import ForceField, Trajectory
@@ -28,7 +26,7 @@ from mlff_distiller.validation.checks.held_out import MOST_FRAMES as MOST_TEST
 from mlff_distiller.validation.series import series_of
 from mlff_distiller.validation.settings import ValidationSettings
 from mlff_distiller.validation.subject import Subject
-from mlff_distiller.validation.validate import Examined, examine, summary, worst_of
+from mlff_distiller.validation.validate import NOTHING, Examined, examine, summary, worst_of
 from mlff_distiller.validation.verdict import Finding, judge
 from mlff_distiller.workflows.config import Config
 from mlff_distiller.workflows.train import OnProgress
@@ -53,6 +51,10 @@ class Assessment:
     certificate: dict[str, Any]
     series: dict[str, Any]
     evidence: Evidence
+    own: Compared | None
+    """Frames of the student's own dynamics, and both answers; None where there are none."""
+    speed: Examined
+    """What was found of its speed, which is the same for every student of its architecture."""
 
 
 def assess(
@@ -64,16 +66,21 @@ def assess(
     teacher: TeacherCalculator,
     config: Config,
     on_progress: OnProgress,
+    *,
+    speed: Examined = NOTHING,
+    seed: int | None = None,
 ) -> Assessment:
     """Examine ``student`` in up to three of ``seeds``; frames of its MD go to ``out/student_md``.
 
     Each check has the value that `validate` finds in the same structure with the same settings. Of
-    several structures the worst counts.
+    several structures the worst counts. ``speed`` is what an earlier call found; ``seed`` that of
+    the dynamics, by default ``config.seed``.
     """
     calculator = StudentCalculator(student, device=config.device)
     field = ForceField("student", calculator)
     chosen = some_of(seeds)
     settings = short_settings(config, len(chosen))
+    settings = settings if seed is None else replace(settings, seed=seed)
     places = np.unique(np.linspace(0, len(split.train) - 1, MOST_TRAINING).round().astype(int))
     training = labels.read(split.train[places]).to_atoms()
     test = labels.read(split.test[:: max(1, len(split.test) // MOST_TEST)]).to_atoms()
@@ -92,7 +99,7 @@ def assess(
             )
             for atoms in chosen
         ]
-        found = [examine(subjects[0], "short")]
+        found = [examine(subjects[0], "short", speed)]
         # Errors on the test set and the speed belong to the student, not to one of its structures.
         shared = ("test_forces_fidelity", "speedup")
         known = {name: found[0].findings[name] for name in shared if name in found[0].findings}
@@ -127,7 +134,16 @@ def assess(
         certificate,
         series_of(subjects[0]),
         _evidence(subjects, found, report, sampling_evidence(labels, split, student), student),
+        _joined(own) if (own := _own_frames(subjects)) else None,
+        _speed_of(found[0]),
     )
+
+
+def _speed_of(found: Examined) -> Examined:
+    findings = {name: own for name, own in found.findings.items() if name == "speedup"}
+    names = ("speed", "speeds")
+    measured = {name: found.measurements[name] for name in names if name in found.measurements}
+    return Examined(findings, measured) if findings else NOTHING
 
 
 def some_of(seeds: Sequence[Atoms]) -> list[Atoms]:
@@ -149,12 +165,6 @@ def short_settings(config: Config, n_structures: int = 1) -> ValidationSettings:
         limits=own.limits.by_check(),
         seed=config.seed,
     )
-
-
-def save_structures(path: Path, structures: Sequence[Atoms]) -> None:
-    """Write what was examined as ASE's ``.traj``, which keeps every digit."""
-    with replacing(path) as temporary:
-        write(temporary, list(structures), format="traj")
 
 
 def _scorer(

@@ -25,9 +25,10 @@ from mlff_distiller.sampling import (
 )
 from mlff_distiller.sampling.active import ActiveSettings
 from mlff_distiller.students import Student, set_repulsion
-from mlff_distiller.students.registry import DEFAULT_STUDENT, architecture_of, architectures
+from mlff_distiller.students.registry import LADDER, architecture_of, architectures
 from mlff_distiller.training import TrainingSettings
 from mlff_distiller.validation.settings import EvaluationSettings
+from mlff_distiller.workflows.goal import GoalSettings
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Pair = Annotated[str, Field(pattern=r"^[A-Z][a-z]?-[A-Z][a-z]?$")]
@@ -38,8 +39,14 @@ _MOST_CHARACTERS, _MOST_NODES, _DEEPEST = 10**6, 10**5, 30
 _SHOWN = 200
 
 
+AUTO = "auto"
+"""As a student's name: the fastest that reaches the goal."""
+
+
 def _known(student: str) -> str:
     """The name of a student that there is, with sizes that its architecture takes."""
+    if student == AUTO:
+        return student
     try:
         own = architecture_of(student)
         own.named(own.settings(), student)
@@ -61,11 +68,13 @@ class Config:
     ``max_disagreement_eV_per_A``: where a committee's members differ by more on the force of some
     atom, their mean is no label to learn; such structures are tested on alone.
     ``repulsion_A``: where ZBL begins, Å by pair of elements such as ``O-O``; else the data decide.
+    ``student`` auto: ``distill`` tries faster ones first, until one reaches the goal; others take
+    the first. ``labels`` are those of the first turn; see ``goal`` for how far it goes.
     ``architectures``: settings of the students of each; in files a section by its name.
     """
 
     labels: Annotated[int, Field(ge=10)] = 300
-    student: Annotated[str, AfterValidator(_known)] = DEFAULT_STUDENT
+    student: Annotated[str, AfterValidator(_known)] = AUTO
     device: str = "auto"
     seed: Annotated[int, Field(ge=0)] = 0
     test_fraction: Fraction = 0.1
@@ -82,11 +91,18 @@ class Config:
     )
     training: TrainingSettings = field(default_factory=TrainingSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    goal: GoalSettings = field(default_factory=GoalSettings)
+
+    @property
+    def ladder(self) -> tuple[str, ...]:
+        """Students to try, the fastest first; the first is the one to begin with."""
+        return LADDER if self.student == AUTO else (self.student,)
 
     def new_student(self, frames: Sequence[Batch]) -> Student:
         """The untrained student for ``frames``, on the CPU."""
-        architecture = architecture_of(self.student)
-        settings = architecture.named(self.architectures[architecture.name], self.student)
+        name = self.ladder[0]
+        architecture = architecture_of(name)
+        settings = architecture.named(self.architectures[architecture.name], name)
         student = architecture.build(frames, settings, self.seed)
         set_repulsion(student, self.repulsion_A)
         return student

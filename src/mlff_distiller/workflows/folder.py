@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,15 @@ from mlff_distiller.errors import ConfigError
 from mlff_distiller.workflows.config import Config, differences, read_yaml, to_plain
 
 SCHEMA = 1
-_CHANGES_NOTHING = "config.training.memory_GB: "
-"""How a difference begins that makes none to what comes out."""
+_CHANGES_NOTHING = (
+    "config.training.memory_GB: ",
+    "config.student: nep -> auto",
+    "config.dynamics.ensemble: nvt -> auto",
+)
+"""How a difference begins that makes none to labels and students that are there.
+
+The last two are defaults of earlier versions and of this one.
+"""
 _PAID_FOR = (
     "dataset/*.h5", "*.safetensors", "student", "rounds", "trials/*.safetensors", "tune.json",
     "presets/*/*.safetensors", "presets/*/student", "errors.json", "report.json",
@@ -48,14 +55,18 @@ def read_inputs(out: Path) -> dict[str, Any]:
     return content
 
 
-def fix_inputs(out: Path, config: Config, inputs: Mapping[str, Any]) -> None:
-    """Write config.yaml, or check that the one there says the same.
+def fix_inputs(
+    out: Path, config: Config, inputs: Mapping[str, Any], may_change: Sequence[str] = ()
+) -> bool:
+    """Write config.yaml, or check that the one there says the same; whether it has changed.
 
-    One that says something else is replaced where nothing has been made with it yet.
+    One that says something else is replaced where nothing has been made with it yet, or where
+    only settings differ whose names begin as ``may_change`` says.
     """
     now: dict[str, Any] = {"schema": SCHEMA, "inputs": dict(inputs), "config": to_plain(config)}
     path = out / "config.yaml"
-    if path.exists():
+    was_there = path.exists()
+    if was_there:
         before = read_inputs(out)
         before.pop("versions", None)
         # What is new since counts as it is by default; which values labels had is not known.
@@ -66,16 +77,20 @@ def fix_inputs(out: Path, config: Config, inputs: Mapping[str, Any]) -> None:
             line for line in differences(before, now) if not line.startswith(_CHANGES_NOTHING)
         ]
         if not changed:
-            return
-        if before.get("schema") != SCHEMA or any(next(out.glob(paid), None) for paid in _PAID_FOR):
+            return False
+        may = tuple(f"config.{name}" for name in may_change)
+        grown = bool(may) and all(line.startswith(may) for line in changed)
+        paid_for = any(next(out.glob(paid), None) for paid in _PAID_FOR)
+        if not grown and (before.get("schema") != SCHEMA or paid_for):
             raise ConfigError(
                 f"{out} holds a run with other inputs:\n    " + "\n    ".join(changed),
                 remedy="give the same inputs to continue it, or another --out to begin anew",
             )
-        for left in _LEFT:
+        for left in () if grown else _LEFT:
             (out / left).unlink(missing_ok=True)
     versions = {name: version(name) for name in ("mlff-distiller", "torch", "numpy", "ase")}
     write_text(path, yaml.safe_dump({**now, "versions": versions}, sort_keys=False))
+    return was_there and bool(may_change)
 
 
 def identity_of(labels: Dataset) -> dict[str, str]:

@@ -207,10 +207,23 @@ def fit_power_law(n_labels: Sequence[int], errors: Sequence[float]) -> tuple[flo
 
 
 def teacher_noise(teacher: TeacherCalculator, frames: Sequence[Atoms], seed: int = 0) -> float:
-    """How far the teacher disagrees with itself, relative to its forces.
+    """How far the teacher disagrees with itself: the larger of both numbers of `disagreement`."""
+    return max(disagreement(teacher, frames, seed))
 
-    The larger of ``sum spread / sum |F|`` over atoms (committees: root mean square deviation of
-    the members) and ``sum |R^-1 F(R x) - F(x)| / sum |F(x)|`` for random rotations R.
+
+def disagreement(
+    teacher: TeacherCalculator, frames: Sequence[Atoms], seed: int = 0
+) -> tuple[float, float]:
+    """How far the teacher disagrees with itself, relative to its forces, in two ways.
+
+    ``sum |R^-1 F(R x) - F(x)| / sum |F(x)|`` for random rotations R, where answers to one question
+    differ; and ``sum spread / sum |F|`` over atoms (committees: root mean square deviation of the
+    members; else 0).
+
+    Raises
+    ------
+    TeacherError
+        It gave no label for any of ``frames``.
     """
     rng = np.random.default_rng(seed)
     rotations = [random_rotation(rng) for _ in frames]
@@ -235,7 +248,7 @@ def teacher_noise(teacher: TeacherCalculator, frames: Sequence[Atoms], seed: int
         spread += float(np.sum(straight.extra.get("forces_spread", 0.0)))
     if scale == 0.0:
         raise TeacherError("the teacher gave no label to measure its noise on", found=why)
-    return max(change / scale, spread / size)
+    return change / scale, spread / size
 
 
 def _seconds_per_label(labels: Dataset) -> float:

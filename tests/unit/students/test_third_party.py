@@ -185,6 +185,7 @@ def test_a_run_from_before_it_was_installed_continues(tmp_path, monkeypatch):
 
 
 def test_corrected_labels_are_refused_and_older_folders_continue(tmp_path):
+    (tmp_path / "student").mkdir()
     fix_inputs(tmp_path, Config(), {"labels": "x"})
     fix_inputs(tmp_path, Config(), {"labels": "x", "label_values": "a"})
     (tmp_path / "config.yaml").unlink()

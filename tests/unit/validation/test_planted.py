@@ -22,6 +22,7 @@ from mlff_distiller.validation.checks import (
     distributions,
     short_range,
 )
+from mlff_distiller.validation.checks import volume as volume_check
 from mlff_distiller.validation.criteria import CRITERIA
 from mlff_distiller.validation.subject import Subject
 from mlff_distiller.validation.verdict import Finding, judge
@@ -223,6 +224,15 @@ def volume(times: float) -> Finding:
     return asked(name, ForceField("it", wrong), argon(1), teacher=SOUND)
 
 
+def npt_volume(times: float) -> Finding:
+    """Met by the force field's own dynamics at constant pressure."""
+    name = "npt_volume_difference_percent"
+    wrong = Scaled(length=(1.0 + 0.01 * times * limit(name)) ** (1 / 3))
+    subject = Subject(ForceField("it", wrong), argon(), SHORT, SOUND)
+    subject.findings["nve_completed"] = Finding(1.0)
+    return volume_check.CHECK.made(subject).findings[name]
+
+
 def stiffness(name: str, power: float = 1.0):
     def finding(times: float) -> Finding:
         wrong = Scaled(energy=(1.0 + 0.01 * times * limit(name)) ** power)
@@ -342,6 +352,7 @@ PLANTED = {
     "dimer_drop_eV": dimer,
     "compression_drop_eV_per_atom": compression,
     "volume_difference_percent": volume,
+    "npt_volume_difference_percent": npt_volume,
     "bulk_modulus_difference_percent": stiffness("bulk_modulus_difference_percent"),
     "elastic_difference_percent": stiffness("elastic_difference_percent"),
     "frequency_difference_percent": stiffness("frequency_difference_percent", 2.0),

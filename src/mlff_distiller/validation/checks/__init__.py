@@ -21,12 +21,14 @@ from mlff_distiller.validation.checks import (
     thermostat,
     translation,
     vibrations,
+    volume,
 )
 
 CHECKS: tuple[Check, ...] = (
     held_out.CHECK,
     own_dynamics.CHECK,
     conservation.CHECK,
+    volume.CHECK,
     speed.CHECK,
     conservation.INTEGRATION,
     thermostat.CHECK,

@@ -1,0 +1,62 @@
+"""What to do after a rejection: a sentence per failed check, with the command to type."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mlff_distiller.workflows.goal import Goal, Turn
+from mlff_distiller.workflows.turns import Turns
+
+
+def advice(verdict: Mapping[str, Any], turns: Turns) -> list[str]:
+    """One sentence per failed check of the best student: the number, and what to type."""
+    return [
+        sentence(check, turns.best, turns.goal)
+        for check in verdict["checks"]
+        if not check["passed"]
+    ]
+
+
+def sentence(check: Mapping[str, Any], best: Turn, goal: Goal) -> str:
+    """What a failed check asks for, with the number behind it."""
+    name, value, limit = check["name"], check["value"], check["limit"]
+    if name.endswith("forces_fidelity"):
+        where = "on held-out structures" if name.startswith("test") else "in its own dynamics"
+        found = "was not measured" if value is None else f"is {100 * value:.1f} %"
+        return (
+            f"The force fidelity {where} {found}, and {100 * limit:g} % is needed: "
+            f"{_more(best, goal)}."
+        )
+    if name == "nve_completed":
+        return (
+            "Its dynamics breaks: look at the last frames in student_md; lower --temperature, or "
+            f"{_more(best, goal)}."
+        )
+    if name.startswith("nve_drift"):
+        found = "is not known well enough" if value is None else f"is {value:.3g} meV/atom/ps"
+        return (
+            f"The energy drift {found}, and {limit:g} is allowed: halve the time step "
+            "(evaluation.time_step_fs=0.25), or run longer to know it better "
+            "(evaluation.time_ps=50)."
+        )
+    if name == "speedup":
+        found = "was not measured" if value is None else f"is {value:.3g} ×"
+        return (
+            f"The speed-up {found}, and {limit:g} × is needed: take a faster student "
+            "(--student nep-small), or accept it (evaluation.limits.speedup=1)."
+        )
+    found = "was not measured" if value is None else f"is {value:.3g}"
+    return f"{name} {found}, and the limit is {limit:g}: {_more(best, goal)}."
+
+
+def _more(best: Turn, goal: Goal) -> str:
+    """More of what the student lacks most, as options to type."""
+    gap = best.error - (best.fit_error or 0.0)
+    if (best.fit_error or 0.0) > gap and best.step.student.startswith("nep"):
+        return "a more accurate student may reach it (--student painn-64x2)"
+    settings = goal.settings
+    return (
+        f"go on with more labels and time (--max-labels {2 * settings.max_labels} "
+        f"--max-hours {2 * settings.max_hours:g})"
+    )

@@ -1,0 +1,105 @@
+"""The structures that a run begins with: read, checked, and looked at by the teacher first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.io import read, write
+from ase.optimize import FIRE
+
+from mlff_distiller.batch import check_structure
+from mlff_distiller.dataset import structure_hash
+from mlff_distiller.durable import EventLog, replacing
+from mlff_distiller.errors import DistillerError, StructureError
+from mlff_distiller.labeling import read_frames
+from mlff_distiller.sampling import RattleSettings
+from mlff_distiller.structure import bare, enlarge, warn_of_what_labels_lack
+from mlff_distiller.teachers import TeacherCalculator
+
+_RELAXED = 0.2
+"""Of the force above which a structure is relaxed: where that ends."""
+_MOST_STEPS = 200
+
+
+def read_seeds(sources: Sequence[str | Path | Atoms]) -> list[Atoms]:
+    """Every frame of every source, checked; exact repeats are dropped."""
+    frames: dict[str, Atoms] = {}
+    for source in sources:
+        found = [source] if isinstance(source, Atoms) else read_frames(source)
+        for index, atoms in enumerate(found):
+            check_structure(atoms, f"structure {index} of {source}")
+            kept = bare(atoms)
+            frames.setdefault(structure_hash(kept), kept)
+        warn_of_what_labels_lack(found, source)
+    if not frames:
+        raise StructureError("no structures were given", expected="at least one")
+    return list(frames.values())
+
+
+def ready_seeds(
+    out: Path,
+    given: Sequence[Atoms],
+    teacher: TeacherCalculator,
+    settings: RattleSettings,
+    log: EventLog,
+) -> tuple[list[Atoms], list[str]]:
+    """What is sampled from: ``given`` without strain, and periodic ones large enough.
+
+    A structure on whose atoms the teacher's forces exceed ``relax_above_eV_per_A`` is relaxed in
+    its cell, by FIRE, until they are a fifth of that. Kept in ``out/seeds.traj``, where an
+    interrupted run finds them; also says what was done to which.
+    """
+    path = out / "seeds.traj"
+    known = log.rows("seeds")
+    if path.exists() and known:
+        return [bare(atoms) for atoms in read(path, index=":")], list(known[-1]["words"])
+    ready, words = [], []
+    for index, atoms in enumerate(given):
+        relaxed, said = _relaxed(atoms, teacher, settings.relax_above_eV_per_A)
+        words += [f"structure {index} ({atoms.get_chemical_formula()}): {said}"] if said else []
+        periodic = relaxed.pbc.any()
+        ready.append(enlarge(relaxed, settings.min_atoms) if periodic else relaxed)
+    if words:  # otherwise they are what was given
+        save_structures(path, ready)
+        log.write("seeds", words=words)
+    return ready, words
+
+
+def _relaxed(atoms: Atoms, teacher: TeacherCalculator, above: float | None) -> tuple[Atoms, str]:
+    """``atoms`` or what it relaxed to, and what was done, in words."""
+    if above is None:
+        return atoms, ""
+    moved = atoms.copy()
+    moved.calc = teacher
+    try:
+        before = _largest_force(moved)
+        if before <= above:
+            return atoms, ""
+        relaxation = FIRE(moved, logfile=None, maxstep=0.1)
+        relaxation.run(fmax=_RELAXED * above, steps=_MOST_STEPS)
+        after = _largest_force(moved)
+    except DistillerError:  # sampling will say what the teacher cannot do
+        return atoms, ""
+    if not np.isfinite(after) or after >= before:
+        return atoms, f"forces of up to {before:.2g} eV/Å, which did not relax"
+    return bare(moved), f"forces of up to {before:.2g} eV/Å were relaxed to {after:.2g}"
+
+
+def _largest_force(atoms: Atoms) -> float:
+    return float(np.linalg.norm(atoms.get_forces(), axis=1).max())
+
+
+def save_structures(path: Path, structures: Sequence[Atoms]) -> None:
+    """Write structures as ASE's ``.traj``, which keeps every digit."""
+    with replacing(path) as temporary:
+        write(temporary, list(structures), format="traj")
+
+
+def read_structures(path: Path) -> list[Atoms]:
+    """What `save_structures` wrote; none if the file is not there."""
+    found: Any = read(path, index=":") if path.exists() else []
+    return [bare(atoms) for atoms in found]

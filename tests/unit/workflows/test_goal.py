@@ -1,0 +1,164 @@
+"""What a run does next: each diagnosis from errors that call for it, and when it ends."""
+
+import itertools
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from mlff_distiller.workflows.goal import (
+    Goal,
+    GoalSettings,
+    Step,
+    Turn,
+    decide,
+    exponents,
+    of_plain,
+    to_plain,
+)
+
+LADDER = ("nep", "nep-large", "painn-32x2")
+GOAL = Goal(0.05, GoalSettings(), LADDER)
+BAD = {"test_forces_fidelity": 0.9}
+
+
+def turn(fit, test, own=None, *, number=0, labels=300, updates=8000, student="nep", **more):
+    step = Step("first" if number == 0 else "labels", student, labels, updates, "")
+    own = test if own is None else own
+    failed = more.pop("failed", BAD if max(test, own) > 0.05 else {})
+    times = {"label_seconds": 30.0, "n_new_labels": 300, "train_seconds": 20.0, "seconds": 80.0}
+    return Turn(number, step, labels, fit, test, own, 0.001, failed, **{**times, **more})
+
+
+def test_an_approved_student_ends_the_run():
+    decision = decide([turn(0.02, 0.03)], GOAL)
+    assert decision.step is None
+    assert decision.diagnosis == "every check passed"
+
+
+def test_one_that_passes_within_its_uncertainty_goes_on():
+    close = replace(turn(0.02, 0.0495), own_uncertainty=0.002)
+    decision = decide([close], GOAL)
+    assert decision.step is not None
+    assert "uncertainty" in decision.diagnosis
+
+
+def test_a_gap_asks_for_labels_and_enough_of_them():
+    decision = decide([turn(0.02, 0.07)], GOAL)
+    assert decision.step.kind == "labels"
+    assert "labels are the limit" in decision.diagnosis
+    # The gap of 0.05 must fall to 0.025: with the prior exponent that takes more than 3 times.
+    assert decision.step.labels == 900
+    assert decision.step.updates > 8000
+    near = decide([turn(0.02, 0.052)], GOAL)
+    assert near.step.labels < 600
+
+
+def test_dear_labels_and_a_poor_fit_ask_for_training():
+    decision = decide([turn(0.05, 0.056, label_seconds=3000.0)], GOAL)
+    assert decision.step.kind == "longer"
+    assert decision.step.labels == 300
+    assert decision.step.updates > 8000
+
+
+def test_a_fit_far_from_the_goal_asks_for_another_student():
+    decision = decide([turn(0.15, 0.16)], GOAL)
+    assert decision.step.student == "nep-large"
+    assert "capacity is the limit" in decision.diagnosis
+    again = [turn(0.15, 0.16), turn(0.14, 0.15, number=1, student="nep-large")]
+    assert decide(again, GOAL).step.student == "painn-32x2"
+
+
+def test_without_another_student_the_run_tries_what_is_left_and_ends():
+    only = replace(GOAL, ladder=("nep",))
+    turns = [turn(0.15, 0.16)]
+    for number in itertools.count(1):
+        decision = decide(turns, only)
+        if decision.step is None:
+            break
+        assert decision.step.student == "nep"
+        step = decision.step
+        turns.append(
+            replace(turn(0.15, 0.16, number=number, labels=step.labels), step=step, failed=BAD)
+        )
+    assert number < 6
+    assert "have not helped" in decision.diagnosis
+
+
+def test_broken_dynamics_asks_for_labels_where_it_broke_then_for_another_student():
+    broken = {"nve_completed": 0.0, "student_md_forces_fidelity": 0.5}
+    turns = [turn(0.02, 0.03, 0.5, failed=broken)]
+    assert decide(turns, GOAL).step.kind == "labels"
+    turns += [turn(0.02, 0.03, 0.5, number=k, labels=600, failed=broken) for k in (1, 2)]
+    assert decide(turns, GOAL).step.student == "nep-large"
+
+
+def test_noise_of_the_teacher_ends_the_run_and_is_named():
+    decision = decide([turn(0.09, 0.10, teacher_noise=0.12)], GOAL)
+    assert decision.step is None
+    assert "the teacher is the limit" in decision.diagnosis
+    assert "12.0 %" in decision.diagnosis
+    assert decide([turn(0.04, 0.06, teacher_noise=0.01)], GOAL).step is not None
+
+
+def test_a_committee_that_disagrees_is_named_where_nothing_helps():
+    only = replace(GOAL, ladder=("nep",))
+    stuck = [turn(0.04, 0.08, number=k, committee_spread=0.15) for k in range(3)]
+    decision = decide(stuck, only)
+    assert decision.step is None
+    assert "15.0 %" in decision.diagnosis
+    assert decide(stuck[:1], only).step is not None
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (GoalSettings(max_turns=1), "max_turns"),
+        (GoalSettings(max_hours=0.02), "max-hours"),
+    ],
+)
+def test_budgets_end_the_run(settings, words):
+    decision = decide([turn(0.02, 0.07)], replace(GOAL, settings=settings))
+    assert decision.step is None
+    assert words in decision.diagnosis
+
+
+def test_labels_never_exceed_the_budget():
+    goal = replace(GOAL, settings=GoalSettings(max_labels=400))
+    assert decide([turn(0.02, 0.07)], goal).step.labels <= 400
+
+
+def test_a_slow_student_that_is_right_gives_way_to_a_faster_one_or_ends():
+    slow = {"speedup": 3.0}
+    turns = [turn(0.02, 0.03, student="painn-32x2", failed=slow)]
+    assert decide(turns, GOAL).step.student == "nep-large"
+    assert decide([turn(0.02, 0.03, failed=slow)], GOAL).step is None
+
+
+def test_exponents_move_from_the_prior_to_what_was_measured():
+    # Labels times 4: the gap of 0.04 falls to 0.01, so the exponent seen is 1.
+    turns = [turn(0.02, 0.06), turn(0.02, 0.03, number=1, labels=1200)]
+    prior = exponents(turns[:1])["labels"]
+    assert exponents(turns)["labels"] == pytest.approx((prior + 1.0) / 2)
+
+
+def test_a_turn_comes_back_from_json():
+    own = turn(0.02, 0.07)
+    for goal in (GOAL, replace(GOAL, settings=GoalSettings(max_turns=1))):
+        decision = decide([own], goal)
+        assert of_plain(json.loads(json.dumps(to_plain(own, decision)))) == (own, decision)
+
+
+def test_the_best_turn_is_approved_or_the_nearest():
+    near, far = turn(0.02, 0.06), turn(0.02, 0.09, number=1)
+    good = turn(0.02, 0.04, number=2)
+    broken = turn(0.01, 0.02, number=3, failed={"nve_completed": 0.0})
+    assert min([near, far, good, broken], key=lambda one: one.badness) == good
+    assert min([near, far, broken], key=lambda one: one.badness) == near
+
+
+def test_without_frames_the_error_is_unknown_and_the_dynamics_is_to_blame():
+    unknown = replace(turn(0.02, 0.03), own_error=None, failed={"student_md_forces_fidelity": None})
+    assert math.isinf(unknown.error)
+    assert decide([unknown], GOAL).step.kind == "labels"
