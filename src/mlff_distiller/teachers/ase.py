@@ -129,6 +129,7 @@ def distribution_of(top: str) -> str | None:
     file = re.compile(rf"^{re.escape(top)}(/.*)?\.py,", re.MULTILINE)
     for distribution in importlib.metadata.distributions():
         declared = (distribution.read_text("top_level.txt") or "").split()
-        if top in declared or (not declared and file.search(distribution.read_text("RECORD") or "")):
+        recorded = "" if declared else distribution.read_text("RECORD") or ""
+        if top in declared or file.search(recorded):
             return str(distribution.metadata["Name"])
     return None

@@ -241,6 +241,7 @@ def teacher():
 """
 
 
+@pytest.mark.slow
 def test_the_command_compares_and_asks_the_teacher_once(tmp_path, monkeypatch):
     student, count = ROOT / "benchmarks" / "silicon" / "nep", tmp_path / "count"
     shutil.copytree(student, tmp_path / "again")
