@@ -110,6 +110,7 @@ def random_painn(
     elements: tuple[str, ...] = ("H", "O"),
     *,
     zbl: bool = True,
+    layers: int = 3,
     max_moment: int = 3,
     seed: int = 0,
     cutoff: float = 4.5,
@@ -118,7 +119,7 @@ def random_painn(
     universal = (0.18175, 3.1998, 0.50986, 0.94229, 0.28022, 0.4029, 0.02817, 0.20162)
     row = ((0.6, 1.3, *universal),) * len(elements)
     table = (row,) * len(elements) if zbl else None
-    student = PaiNN(elements, cutoff, 12, 3, 8, 0.2, max_moment=max_moment, zbl=table)
+    student = PaiNN(elements, cutoff, 12, layers, 8, 0.2, max_moment=max_moment, zbl=table)
     student.scale.fill_(0.2)
     initialise(student, torch.Generator().manual_seed(seed))
     student.reference_energies.copy_(-torch.arange(1.0, len(elements) + 1, dtype=torch.float64))

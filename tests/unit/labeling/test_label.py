@@ -1,8 +1,10 @@
 """Labelling jobs: alone, side by side, in shards, on a cluster; killed, refused, quarantined."""
 
+import contextlib
 import gc
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,24 +30,37 @@ HERE = Path(__file__).parent
 EMT = Request("ase:factories:emt", "cpu")
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """A folder with ten structures of copper, and the calculators of `factories.py`."""
-    (tmp_path / "factories.py").write_text((HERE / "factories.py").read_text())
+def ten_of_copper(folder):
+    (folder / "factories.py").write_text((HERE / "factories.py").read_text())
     frames = []
     for number in range(10):
         atoms = bulk("Cu", cubic=True)
         atoms.rattle(0.05, seed=number)
         frames.append(atoms)
-    write(tmp_path / "copper.xyz", frames)
+    write(folder / "copper.xyz", frames)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with ten structures of copper, and the calculators of `factories.py`."""
+    ten_of_copper(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("labelled")
+    ten_of_copper(folder)
+    with contextlib.chdir(folder):
+        assert label(read_structures(["copper.xyz"]), EMT, folder / "plain").n_labelled == 10
+    return folder / "plain"
+
+
 @pytest.fixture
-def wanted(here):
-    """The labels of all, one by one."""
-    assert label(read_structures(["copper.xyz"]), EMT, here / "plain").n_labelled == 10
+def wanted(here, labelled):
+    """The labels of all, one by one; they are in ``plain``."""
+    shutil.copytree(labelled, here / "plain")
     return Dataset(here / "plain").label_set_hash()
 
 

@@ -92,7 +92,7 @@ def test_steps_of_run_md_fit_the_time_that_is_given(monkeypatch):
 def test_students_are_compiled_if_that_is_wanted(wanted, monkeypatch):
     compiled = []
     monkeypatch.setattr("torch.compile", lambda graph, **_: compiled.append(graph) or graph)
-    student = random_painn(("Cu",), zbl=False)
+    student = random_painn(("Cu",), zbl=False, layers=1, max_moment=1)
     one = contender(student, "painn", device="cpu", compile=wanted)
     gas = bulk("Cu", cubic=True) * (2, 1, 1)
     settings = Settings(n_steps=10, warm_up=1, repeats=1, least_seconds=0.0, time_step_fs=0.01)

@@ -20,6 +20,7 @@ from ase.io import read
 from mlff_distiller.errors import StructureError, TeacherError
 from mlff_distiller.teachers import FeNNolTeacherCalculator, TeacherCalculator, load_teacher
 from mlff_distiller.teachers.family import force_spread, full_stress, in_vacuum, total_charge
+from mlff_distiller.testing import assert_teacher
 
 BUNDLED = [("7net-0", "sevenn"), ("chgnet", "chgnet"), ("ani-1x", "torchani")]
 SINGLE_PRECISION = 2e-5
@@ -97,6 +98,22 @@ def test_equals_the_library(teacher, spec, package):
         assert ("forces_spread" in answer.labels) == (spec == "ani-1x")
     assert np.abs(ours[0].labels["forces"]).max() > 0.1
     assert np.abs(ours[0].labels["stress"]).max() > 1e-3
+
+
+def small(metal: str) -> list[Atoms]:
+    """Two atoms in a sheared cell, a bent molecule, one atom."""
+    cell = bulk("C") if metal == "C" else bulk("NaCl", "rocksalt", 5.64)
+    cell.set_cell(cell.cell.array @ [[1, 0.05, 0], [0, 1.02, 0.1], [0, 0, 0.97]], True)
+    water = molecule("H2O")
+    for atoms in (cell, water):
+        atoms.rattle(0.05, seed=2)
+    return [cell, water, Atoms("O")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("spec", "package"), BUNDLED)
+def test_keeps_the_laws(teacher, spec, package):
+    assert_teacher(teacher(spec, package), small("C" if spec == "ani-1x" else "NaCl"))
 
 
 @pytest.mark.parametrize(("spec", "package"), BUNDLED)

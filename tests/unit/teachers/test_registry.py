@@ -9,6 +9,7 @@ import pytest
 
 from mlff_distiller.errors import TeacherError
 from mlff_distiller.teachers import FeNNolTeacherCalculator, load_teacher, registered_teachers
+from mlff_distiller.teachers.ase import distribution_of
 from mlff_distiller.teachers.registry import ENTRY_POINTS, parse_spec
 
 PLUGIN = """
@@ -106,6 +107,13 @@ def test_third_party_family(tmp_path, monkeypatch):
         assert calculator.identity.family == "twice"
     with pytest.raises(TeacherError, match="plug-in 'broken'"):
         load_teacher("something-else")
+
+
+def test_the_distribution_of_a_package_is_the_one_that_python_tells():
+    known = importlib.metadata.packages_distributions()
+    for name in ("ase", "yaml", "torch", "typing_extensions"):
+        assert distribution_of(name) == known[name][0]
+    assert distribution_of("as") is None
 
 
 def test_import_is_light():

@@ -77,8 +77,8 @@ def test_learns_on_the_gpu_from_frames_on_the_cpu():
     assert history[-1]["validation_forces_fidelity"] > 0.6
 
 
-def painn(training: list[Batch]):
-    settings = PaiNNSettings(channels=8, layers=2, radial_functions=4, cutoff_A=3.5)
+def painn(training: list[Batch], layers: int = 2):
+    settings = PaiNNSettings(channels=8, layers=layers, radial_functions=4, cutoff_A=3.5)
     return painn_for(training, settings, 0)
 
 
@@ -118,14 +118,14 @@ def test_a_compiled_step_teaches_what_single_kernels_do(make):
 
 
 @pytest.mark.filterwarnings("error:training goes uncompiled")
-@pytest.mark.parametrize("make", [lambda f: nep_for(f, SMALL, 0), painn])
+@pytest.mark.parametrize("make", [lambda f: nep_for(f, SMALL, 0), partial(painn, layers=1)])
 def test_a_traced_loss_has_the_derivatives_of_the_loss(make, monkeypatch):
     """By a backend that compiles nothing; probes and padding included."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     training = [*frames(9), *molecule(3)]
     histories = []
     for compiled in (False, True):
-        settings = TrainingSettings(updates=12, atoms_per_batch=12, compile=compiled, validations=6)
+        settings = TrainingSettings(updates=6, atoms_per_batch=12, compile=compiled, validations=3)
         student = make(training).double()
         history = train(student, training, frames(4, seed=1), settings, probes=[(0, 1)])
         histories.append(history)
@@ -476,6 +476,7 @@ def teach(out: Path) -> None:
         save_file(student.state_dict(), out.with_suffix(f".{workers.rank}"))
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_does(tmp_path):
     teach(tmp_path / "one")
     script = Path(__file__).with_name("two_processes.py")

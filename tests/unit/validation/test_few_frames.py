@@ -9,7 +9,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from tests.helpers import rattled
-from tests.unit.validation.short import SHORT, failed
+from tests.unit.validation.short import UNWATCHED, failed
 
 from mlff_distiller.batch import Batch
 from mlff_distiller.deploy import StudentCalculator
@@ -49,7 +49,7 @@ def report() -> dict:
     return validate(
         ForceField("of 20 frames", StudentCalculator(student, device="cpu")),
         bulk("Cu", cubic=True, a=3.6) * 2,
-        replace(SHORT, temperature_K=(600.0,), time_step_fs=4.0, friction_per_ps=10.0),
+        replace(UNWATCHED, temperature_K=(600.0,), time_step_fs=4.0, friction_per_ps=10.0),
         teacher=ForceField("EMT", EMT()),
         training=training,
         test=test,

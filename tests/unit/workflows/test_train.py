@@ -259,6 +259,7 @@ def test_killed_in_mid_epoch_the_command_ends_with_the_same_bits(labels, tmp_pat
     assert straight.read_bytes() == killed.read_bytes()
 
 
+@pytest.mark.slow
 def test_torchrun_shares_the_work(labels, tmp_path):
     words = ["train", str(labels), *SMALL, "nep.zbl=false", "--out"]
     one = command(*words, tmp_path / "one")

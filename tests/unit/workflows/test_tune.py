@@ -35,6 +35,7 @@ WORDS = [
     "training.epochs=20",
     "training.atoms_per_batch=80",
     "training.checkpoint_seconds=0",
+    "training.md_checks=0",
     "validation_fraction=0.2",
     "test_fraction=0.2",
     "painn.layers=1",
