@@ -18,6 +18,7 @@ import html
 import json
 import os
 import resource
+import shlex
 import subprocess
 import sys
 import time
@@ -138,7 +139,9 @@ def main() -> None:
     parser.add_argument("--system", action="append", default=[], metavar="NAME=FILE:TEACHER:KELVIN")
     parser.add_argument("--max-hours", type=float)
     parser.add_argument("--jobs", type=int, default=1, help="systems at a time")
-    parser.add_argument("options", nargs="*", help="further options of distill, after --")
+    parser.add_argument(
+        "--options", type=shlex.split, default=[], help="further options of distill, in quotes"
+    )
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
