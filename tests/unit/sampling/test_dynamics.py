@@ -6,10 +6,12 @@ from ase.build import bulk, molecule
 from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
+from tests.helpers import random_nep
 
+from mlff_distiller import StudentCalculator
 from mlff_distiller.errors import DistillerError
 from mlff_distiller.sampling import DynamicsSettings, explore, walk, walkers
-from mlff_distiller.sampling.dynamics import relative_error, run_segment
+from mlff_distiller.sampling.dynamics import relative_error, run_segment, run_segments
 
 
 def copper(n=2):
@@ -177,3 +179,38 @@ def test_relative_error_is_one_minus_fidelity():
     reference = np.array([[1.0, -2.0, 0.0], [0.0, 0.0, 1.0]])
     assert relative_error(reference, reference) == 0.0
     assert relative_error(0.5 * reference, reference) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("ensemble", ["nvt", "npt"])
+def test_walkers_of_a_student_move_as_one_batch(monkeypatch, ensemble):
+    settings = DynamicsSettings(ensemble=ensemble)
+    student = StudentCalculator(random_nep(("Cu",)), device="cpu")
+
+    def group(reaches=(20.0, 50.0, 20.0)):
+        made = walkers([copper(1)], (300.0, 600.0, 300.0), settings)
+        for walker, reach in zip(made, reaches, strict=True):
+            walker.reach_fs = reach
+        return made
+
+    alone = "mlff_distiller.sampling.dynamics.run_segment"
+    with monkeypatch.context() as nothing:
+        nothing.setattr(alone, lambda *_, **__: pytest.fail("each moved on its own"))
+        ends = run_segments(group(), student, settings, 5)
+        again = run_segments(group(), student, settings, 5)
+        other = run_segments(group(), student, settings, 6)
+    assert [lasted for _, lasted in ends] == [20.0, 50.0, 20.0]
+    for (one, _), (same, _), (third, _) in zip(ends, again, other, strict=True):
+        assert (one.positions == same.positions).all()
+        assert np.abs(one.positions - third.positions).max() > 1e-3
+        assert (np.abs(one.cell.array - copper(1).cell.array).max() > 0) == (ensemble == "npt")
+    assert np.abs(ends[0][0].positions - ends[2][0].positions).max() > 1e-3
+    hot = np.linalg.norm(ends[1][0].positions - copper(1).positions)
+    cold = np.linalg.norm(ends[0][0].positions - copper(1).positions)
+    assert 0.0 < cold < hot < 5.0
+
+
+def test_where_one_of_a_batch_breaks_each_walks_alone():
+    settings = DynamicsSettings(max_force_eV_per_A=1e-6)
+    student = StudentCalculator(random_nep(("Cu",)), device="cpu")
+    group = walkers([copper(1)], (300.0, 600.0), settings)
+    assert run_segments(group, student, settings, 5) == [(None, 0.0), (None, 0.0)]
