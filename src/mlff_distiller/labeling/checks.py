@@ -14,6 +14,8 @@ from mlff_distiller.durable import write_json
 _NET_FORCE = 0.01
 """|sum F| over sum |F|: nothing outside pulls. A teacher that derives forces keeps 1e-5."""
 _SMALL_FORCE = 1e-3  # eV/Å an atom: below it the ratio is rounding
+LARGEST_FORCE = 1e3
+"""eV/Å: atoms closer than any core; no simulation comes there, and one such label spoils a fit."""
 _FAR = 15.0
 """Robust standard deviations of an outlier; of a thousand normal ones the farthest is at 3.3."""
 _ALWAYS_NEAR = 1.0  # eV an atom: hot or strained, but matter
@@ -29,7 +31,7 @@ class Finding:
     """One label that breaks a law."""
 
     check: str
-    """``net force``, ``outlier`` or ``energy and forces``."""
+    """``net force``, ``large force``, ``outlier`` or ``energy and forces``."""
     record: int
     name: str
     """Its file and frame, or where in a tree or walk it is."""
@@ -49,11 +51,12 @@ def write_findings(folder: Path) -> list[Finding]:
 def check_labels(dataset: Dataset) -> list[Finding]:
     """Every breach in ``dataset``; reads it twice, some 10 µs a record.
 
-    Net force: forces must sum to zero. Outlier: energy an atom, less one energy an element that
-    fits most, far from all others. Energy and forces: between neighbouring frames of a
-    tree or trajectory, in one cell, the energy must change by the forces' work. If forces change
-    monotonically on the way from a to b, ``E_a - E_b`` lies between ``F_a . dr`` and ``F_b . dr``;
-    what lies outside by more than the width of this interval is a breach.
+    Net force: forces must sum to zero. Large force: no simulation comes there. Outlier: energy an
+    atom, less one energy an element that fits most, far from all others. Energy and forces:
+    between neighbouring frames of a tree or trajectory, in one cell, the energy must change by the
+    forces' work. If forces change monotonically on the way from a to b, ``E_a - E_b`` lies between
+    ``F_a . dr`` and ``F_b . dr``; what lies outside by more than the width of this interval is a
+    breach.
     """
     findings, names, energies, counts, order = [], [], [], [], []
     for number, record in enumerate(dataset.iterate()):
@@ -64,6 +67,8 @@ def check_labels(dataset: Dataset) -> list[Finding]:
         if net > _NET_FORCE * total and net > _SMALL_FORCE * len(forces):
             detail = f"forces sum to {net:.3g} eV/Å, {net / total:.1%} of their sizes"
             findings.append(Finding("net force", number, name, detail))
+        if (largest := float(np.abs(forces).max())) > LARGEST_FORCE:
+            findings.append(Finding("large force", number, name, f"a force of {largest:.3g} eV/Å"))
         energies.append(float(record.labels["energy"]))
         counts.append(np.bincount(record.atoms.numbers, minlength=119))
         frame = record.provenance.get("frame", number)
