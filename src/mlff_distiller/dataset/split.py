@@ -68,6 +68,15 @@ def split_by_group(
     )
 
 
+def in_blocks(groups: np.ndarray, n: int = 10) -> np.ndarray:
+    """(n_records,) int64: each of ``groups`` in ``n`` runs of consecutive records, or fewer."""
+    blocks = np.empty(len(groups), dtype=np.int64)
+    for number, name in enumerate(np.unique(groups)):
+        own = np.flatnonzero(groups == name)
+        blocks[own] = n * number + np.arange(len(own)) * n // len(own)
+    return blocks
+
+
 def _share_one(chosen: dict[str, list[int]]) -> None:
     """Give the empty part a group of the other one, which has two or more."""
     empty, full = sorted(chosen, key=lambda part: len(chosen[part]))
