@@ -62,7 +62,7 @@ def check_labels(dataset: Dataset) -> list[Finding]:
     for number, record in enumerate(dataset.iterate()):
         name = _name(number, record.provenance)
         names.append(name)
-        forces = record.labels["forces"]
+        forces = record.labels["forces"].astype(np.float64)
         net, total = np.linalg.norm(forces.sum(0)), np.linalg.norm(forces, axis=1).sum()
         if net > _NET_FORCE * total and net > _SMALL_FORCE * len(forces):
             detail = f"forces sum to {net:.3g} eV/Å, {net / total:.1%} of their sizes"

@@ -88,7 +88,8 @@ def near_copies(
 
 
 def _kind(atoms: Atoms) -> bytes:
-    return atoms.pbc.tobytes() + atoms.numbers.astype(np.int64).tobytes()
+    kind: bytes = atoms.pbc.tobytes() + atoms.numbers.astype(np.int64).tobytes()
+    return kind
 
 
 def _places(atoms: Atoms) -> np.ndarray:

@@ -27,8 +27,8 @@ _LONGEST_LINE = 1 << 24
 _LEAST_PER_ATOM = 2
 """Bytes of the shortest line."""
 _KEYS = {"lattice": "Lattice", "properties": "Properties", "pbc": "pbc"}
-_SIX = "six_numbers_of_"
-"""What a stress of six numbers is called meanwhile: ASE would have nine."""
+_RAW = "as_written_"
+"""How a stress is called meanwhile: ASE would have nine numbers, and look at six of them."""
 _QUOTED = r"""(?:"[^"]*"|'[^']*'|\[[^]]*\]|\{[^}]*\})"""
 _TRUTHS = {"t": "T", "true": "T", "1": "T", "f": "F", "false": "F", "0": "F"}
 
@@ -107,8 +107,8 @@ def parse(text: str) -> Atoms:
     if not isinstance(atoms, Atoms):
         raise ValueError("not readable as extended XYZ")
     for name in ("stress", "virial"):
-        if (six := atoms.info.pop(_SIX + name, None)) is not None:
-            atoms.info[name] = six
+        if (values := atoms.info.pop(_RAW + name, None)) is not None:
+            atoms.info[name] = values
     return atoms
 
 
@@ -123,10 +123,7 @@ def _as_ase_spells(comment: str) -> str:
             raise ValueError(f"{found[0]} is not three of T and F")
         return f'pbc="{" ".join(map(str, truths))}"'
 
-    def by_six(found: re.Match[str]) -> str:
-        return (_SIX if len(re.findall(r"[^\s,]+", found[2][1:-1])) == 6 else "") + found[0]
-
-    comment = re.sub(rf"(?<!\S)(stress|virial)=({_QUOTED})", by_six, comment)
+    comment = re.sub(rf"(?<!\S)(stress|virial)=({_QUOTED})", rf"{_RAW}\1=\2", comment)
     return re.sub(rf"""\bpbc=({_QUOTED}|\S+)""", periodic, comment)
 
 
@@ -139,7 +136,7 @@ def read(path: Path, conventions: Conventions) -> Iterator[Frame]:
             yield Frame(index, Atoms(), problem=f"line {line}: {error}", progress=progress)
             continue
         name = f"{path}, frame {index} (line {line})"
-        yield labels_from_ase(atoms, conventions, name, index, progress, is_text=True)
+        yield labels_from_ase(atoms, conventions, name, index, progress)
 
 
 def write_frame(

@@ -38,8 +38,6 @@ def labels_from_ase(
     name: str,
     index: int,
     progress: float,
-    *,
-    is_text: bool = False,
 ) -> Frame:
     """A frame from what ASE read. ``DatasetError`` if the conventions leave a choice.
 
@@ -54,7 +52,7 @@ def labels_from_ase(
         energy, forces, stress = _answered(
             lambda: _find("energy", results, atoms.info, conventions, name),
             lambda: _find("forces", results, atoms.arrays, conventions, name),
-            lambda: _stress(kept, results, atoms.info, conventions, name, is_text=is_text),
+            lambda: _stress(kept, results, atoms.info, conventions, name),
         )
         if forces is None and len(atoms) == 1 and not conventions.forces_key:
             forces = np.zeros((1, 3))  # by symmetry
@@ -198,8 +196,6 @@ def _stress(
     info: Mapping[str, Any],
     conventions: Conventions,
     name: str,
-    *,
-    is_text: bool,
 ) -> np.ndarray | None:
     """(3, 3) eV/Å³, tension positive; None if there is none or none is wanted."""
     key = conventions.virial_key or conventions.stress_key
@@ -209,7 +205,7 @@ def _stress(
     if key is None:
         if not candidates:
             return None
-        if candidates != ["stress"] or "stress" not in results:
+        if candidates != ["stress"]:
             raise DatasetError(
                 f"{name}: it is not said which numbers are the stress",
                 expected="--stress-key or --virial-key with one of those found, or --stress-key "
@@ -221,10 +217,8 @@ def _stress(
     value = results.get(key, info.get(key))
     if value is None:
         return None
-    if (is_text or key not in results) and None in (
-        conventions.stress_unit,
-        conventions.stress_sign,
-    ):
+    said = conventions.stress_unit, conventions.stress_sign
+    if key not in results and None in said:
         raise DatasetError(
             f"{name}: unit and sign of {key!r} are not given, and the file does not say them",
             expected="--stress-unit and --stress-sign, or --stress-key none to leave it out",
