@@ -304,9 +304,9 @@ class Session:
             for key in STATE_IN_INFO
             if state.get(key, 0) not in _NEUTRAL[key]
         }
-        of_atoms = {"initial_charges": "charge", "initial_magmoms": "magnetic moments"}
-        said |= {of_atoms[name]: f"the {name} of atoms" for name in atomic_state(atoms)}
-        for key in said.keys() - {*self._uses} - self._warned:
+        said |= {name: f"the {name} of atoms" for name in atomic_state(atoms)}
+        heeded = {*self._uses} | ({"initial_charges"} if "charge" in self._uses else set())
+        for key in said.keys() - heeded - self._warned:
             self._warned.add(key)
             warnings.warn(
                 f"teacher {self.source.name!r} takes no notice of {said[key]}", stacklevel=2
