@@ -648,3 +648,23 @@ def test_a_format_that_is_not_known_may_be_named(tmp_path):
         list(read_frames(path))
     (frame,) = read_frames(path, format="extxyz")
     assert frame.labels
+
+
+def test_a_file_of_another_kind_than_it_seems_is_no_empty_success(tmp_path):
+    with connect(tmp_path / "a.db"):
+        pass
+    (tmp_path / "a.xyz").write_text("\n\n")
+    for name in ("a.db", "a.xyz"):
+        with pytest.raises(DatasetError, match="holds no frame"):
+            list(read_frames(tmp_path / name))
+
+
+def test_charges_are_exported_where_the_format_knows_them(tmp_path):
+    atoms = Atoms("LiH", [[0, 0, 0], [0, 0, 1.6]], charges=[1, 0], info={"charge": 1.0})
+    write_records(tmp_path / "a.xyz", [make(atoms, stress=False)], "extxyz")
+    (frame,) = read_frames(tmp_path / "a.xyz")
+    assert frame.atoms.get_initial_charges().tolist() == [1, 0]
+    assert frame.atoms.info == {"charge": 1.0}
+    write_records(tmp_path / "a.nep", [make(atoms, stress=False)], "nep")
+    (frame,) = read_frames(tmp_path / "a.nep", format="nep")
+    assert frame.atoms.info == {"charge": 1.0}

@@ -50,7 +50,16 @@ def read_frames(
     name = format or detect(path)
     if name not in READERS:
         raise ConfigError("there is no such format", expected=", ".join(READERS), found=name)
-    return READERS[name](path, conventions or Conventions())
+    frame = None
+    for frame in READERS[name](path, conventions or Conventions()):
+        yield frame
+    if frame is None:
+        raise DatasetError(
+            f"{path} holds no frame",
+            found=f"nothing, read as {name}",
+            remedy="name the format if it is another (--format), or convert the file to extended "
+            "XYZ",
+        )
 
 
 def write_records(path: Path, records: Iterable[Record], format: str) -> int:

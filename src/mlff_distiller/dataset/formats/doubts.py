@@ -52,6 +52,13 @@ def refuse_guesses(path: Path, kind: str) -> None:
         _refuse_types(path, _masses_of_data(path))
     elif kind == "lammps-dump-binary":
         _refuse_types(path, None)
+    elif kind in ("gromacs", "gromos"):
+        raise StructureError(
+            f"{path} names atoms, but not their elements",
+            expected="a format that says the elements",
+            found=f"ASE's format {kind}: CA may be an alpha carbon or calcium",
+            remedy="convert it to extended XYZ, with a topology for instance",
+        )
     elif kind == "proteindatabank":
         _check_pdb(path)
     elif kind in _ONCE:
@@ -167,28 +174,28 @@ def _check_pdb(path: Path) -> None:
 
 
 def _of_outcar(path: Path) -> Iterator[bool]:
-    most, steps, reached, stopped = 0, 0, False, False
+    """VASP 5 says "EDIFF is reached" after the last step it may take, too."""
+    most, steps, stopped = 0, 0, False
     for line in _lines(path):
         if b"NELM" in line and (found := re.search(rb"NELM\s*=\s*(\d+)", line)):
             most = int(found[1])
         elif b"Iteration" in line and (found := re.search(rb"Iteration\s+\d+\(\s*(\d+)\)", line)):
             steps = int(found[1])
         elif b"aborting loop" in line:
-            reached = b"EDIFF is reached" in line
-            stopped = not reached
+            stopped = b"EDIFF is reached" not in line
         elif b"FREE ENERGIE OF THE ION-ELECTRON SYSTEM" in line:
-            yield stopped or (not reached and 0 < most <= steps)
-            steps, reached, stopped = 0, False, False
+            yield stopped or 0 < most <= steps
+            steps, stopped = 0, False
 
 
 def _of_vasprun(path: Path) -> Iterator[bool]:
-    """VASP does not say it; like pymatgen, the last step it may take counts as one too few."""
+    """It is not said; as with pymatgen, the last step VASP may take counts as one too few."""
     most = 0
     try:
         with open_with_compression(str(path), "rb") as stream:
             for _, element in ElementTree.iterparse(stream):
                 if element.tag == "i" and element.get("name") == "NELM":
-                    most = int(element.text or 0)
+                    most = most or int(element.text or 0)  # a later one is of response functions
                 elif element.tag == "calculation":
                     yield 0 < most <= len(element.findall("scstep"))
                     element.clear()

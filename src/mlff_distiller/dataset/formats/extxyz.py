@@ -22,6 +22,7 @@ from mlff_distiller.dataset.formats.labels import labels_from_ase
 from mlff_distiller.dataset.record import Record
 from mlff_distiller.errors import DatasetError
 from mlff_distiller.properties import LABELS
+from mlff_distiller.structure import atomic_state
 
 _LONGEST_LINE = 1 << 24
 _LEAST_PER_ATOM = 2
@@ -170,6 +171,7 @@ def write(stream: IO[str], record: Record) -> None:
     if "stress" in labels:
         header["stress"] = labels["stress"]
     columns = {name: labels[name] for name in labels if LABELS[name].per == "atom"}
+    columns |= atomic_state(record.atoms)
     write_frame(stream, record.atoms, header | record.atoms.info, columns)
 
 

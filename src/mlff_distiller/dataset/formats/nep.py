@@ -58,6 +58,8 @@ def write(stream: IO[str], record: Record) -> None:
     """One frame. nep takes every direction for periodic: others get a box of 100 Å around it."""
     atoms = record.atoms.copy()
     header: dict[str, object] = {"energy": float(record.labels["energy"])}
+    if "charge" in atoms.info:
+        header["charge"] = float(atoms.info["charge"])
     if "stress" in record.labels and atoms.cell.rank == 3:
         header["virial"] = -record.labels["stress"] * atoms.get_volume()
     if not atoms.pbc.all():
