@@ -24,8 +24,8 @@ from mlff_distiller.dataset.record import (
     label_key,
 )
 from mlff_distiller.dataset.writer import DatasetWriter
-from mlff_distiller.durable import EventLog, sha256_of_file
-from mlff_distiller.errors import DatasetError, DistillerError, StructureError
+from mlff_distiller.durable import EventLog, Lock, sha256_of_file
+from mlff_distiller.errors import DatasetError, DatasetInUseError, DistillerError, StructureError
 from mlff_distiller.properties import LABELS
 
 REJECTED = "rejected.jsonl"
@@ -76,7 +76,8 @@ def import_frames(
     report, kin = ImportReport(), Kin()
     rejected = EventLog(out / REJECTED)
     metadata = _metadata(sources, conventions, format, level)
-    _forget_what_holds_nothing(out)
+    if out.is_dir():
+        _forget_what_holds_nothing(out)
     with _leaving_nothing_if_empty(out), DatasetWriter(out, metadata) as writer:
         rows = [row for event in _EVENTS for row in rejected.rows(event, "file", "frame")]
         known = {(row["file"], row["frame"]) for row in rows}
@@ -112,7 +113,7 @@ def import_frames(
 
 def _forget_what_holds_nothing(out: Path) -> None:
     """An import that kept no label binds no folder, whoever made it, and however it ended."""
-    with suppress(DatasetError):
+    with suppress(DatasetError), Lock(out, in_use=DatasetInUseError, refused=DatasetError):
         if not read_manifest(out).shards:
             for name in (MANIFEST, REJECTED):
                 (out / name).unlink(missing_ok=True)

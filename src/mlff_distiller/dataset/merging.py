@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mlff_distiller.dataset.record import Record
-from mlff_distiller.dataset.split import split_by_group
+from mlff_distiller.dataset.split import FEWEST_GROUPS, in_blocks, split_by_group
 from mlff_distiller.dataset.store import Dataset
 from mlff_distiller.dataset.writer import DatasetWriter
 from mlff_distiller.durable import new_path, replacing
@@ -102,10 +102,13 @@ def divide(
     """Write the new datasets ``out/train``, ``out/validation`` and ``out/test``.
 
     ``validation`` and ``test`` are fractions of the labels; groups stay whole, see
-    `split_by_group`.
+    `split_by_group`, unless there are one or two, which are cut into blocks.
     """
     dataset = Dataset(path)
-    parts = split_by_group(dataset.groups, (1.0 - validation - test, validation, test), seed)
+    groups = dataset.groups
+    if len(np.unique(groups)) < FEWEST_GROUPS:
+        groups = in_blocks(groups)
+    parts = split_by_group(groups, (1.0 - validation - test, validation, test), seed)
     made = {}
     for name in ("train", "validation", "test"):
         records = dataset.iterate(getattr(parts, name))

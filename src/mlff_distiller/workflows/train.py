@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
@@ -16,7 +15,7 @@ import torch
 
 from mlff_distiller.batch import Batch
 from mlff_distiller.dataset import Dataset, Frames, Split, split_by_group
-from mlff_distiller.dataset.split import in_blocks
+from mlff_distiller.dataset.split import FEWEST_GROUPS, in_blocks
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.durable import EventLog, claimed, read_json, sha256_of_file, write_json
 from mlff_distiller.engines.loading import resolve_device
@@ -33,8 +32,6 @@ from mlff_distiller.workflows.config import Config, to_plain
 from mlff_distiller.workflows.doubts import warn_of_labels
 from mlff_distiller.workflows.folder import fix_inputs, identity_of
 
-_FEWEST_GROUPS = 3
-"""One each to train, validate and test on."""
 OnProgress = Callable[[str, int, int, str], None]
 """Called with stage, done, total and a few words of news."""
 
@@ -111,28 +108,24 @@ def train_and_test(
 def split_labels(labels: Dataset, config: Config) -> Split:
     """Whole trees to each part; the seeds themselves train, and labels in dispute do not.
 
-    An element that is in no other group trains. Labels of one or two groups are cut into blocks of
-    consecutive records, and that is warned of.
+    An element that is in no other group trains. Where that leaves fewer than three groups, each is
+    cut into blocks, see `in_blocks`.
     """
     rest = 1.0 - config.test_fraction - config.validation_fraction
     fractions = rest, config.validation_fraction, config.test_fraction
-    groups = labels.groups
+    groups, are_cut = labels.groups, False
     names = {int(group) for group in groups}
-    train = frozenset(name for name in names if name % BRANCHES_PER_SEED == 0)
-    if len(names - train) < _FEWEST_GROUPS:
-        train = frozenset()
-    if len(names) < _FEWEST_GROUPS:
-        groups = in_blocks(groups)
-        warnings.warn(
-            f"all {len(groups)} labels are of {len(names)} groups of kin, which were cut into "
-            "blocks of consecutive structures: those tested resemble those trained on, and their "
-            "errors say nothing of other structures",
-            stacklevel=2,
-        )
-    split = split_by_group(groups, fractions, config.seed, always_train=train)
-    while more := _of_elements_held_out(labels, groups, split):
-        train |= more
-        split = split_by_group(groups, fractions, config.seed, always_train=train)
+    train = {name for name in names if name % BRANCHES_PER_SEED == 0}
+    if len(names - train) < FEWEST_GROUPS:
+        train = set()
+    while True:
+        if len({*groups.tolist()} - train) < FEWEST_GROUPS and not are_cut:
+            groups, train, are_cut = in_blocks(groups), set(), True
+        split = split_by_group(groups, fractions, config.seed, always_train=frozenset(train))
+        rare = _of_elements_held_out(labels, groups, split)
+        if not rare:
+            break
+        train |= rare
     limit = config.max_disagreement_eV_per_A
     disputed = labels.disagreement > limit
     agreed = replace(
@@ -150,7 +143,7 @@ def split_labels(labels: Dataset, config: Config) -> Split:
     return agreed
 
 
-def _of_elements_held_out(labels: Dataset, groups: np.ndarray, split: Split) -> frozenset[int]:
+def _of_elements_held_out(labels: Dataset, groups: np.ndarray, split: Split) -> set[int]:
     """Groups to validate or test on that hold an element which no training structure has."""
     held_out = np.concatenate([split.validation, split.test])
     elements = [set(frame.atomic_numbers.tolist()) for frame in Frames(labels, held_out)]
@@ -159,8 +152,8 @@ def _of_elements_held_out(labels: Dataset, groups: np.ndarray, split: Split) -> 
         missing -= set(frame.atomic_numbers.tolist())
         if not missing:
             break
-    rare = [own.isdisjoint(missing) for own in elements]
-    return frozenset(groups[held_out[~np.array(rare)]].tolist())
+    rare = np.array([not own.isdisjoint(missing) for own in elements], dtype=bool)
+    return set(groups[held_out[rare]].tolist())
 
 
 def train_stage(

@@ -239,6 +239,25 @@ def test_a_single_trajectory_is_cut_into_blocks_of_time(tmp_path):
     assert len(split.train) == 32
 
 
+@pytest.mark.filterwarnings("ignore:.*which were cut into blocks")
+@pytest.mark.parametrize("n_systems", [2, 3])
+def test_systems_of_different_elements_are_cut_into_blocks(tmp_path, n_systems):
+    structures = emt(30)
+    for k, atoms in enumerate(structures):
+        atoms.symbols[:] = ("Cu", "Au", "Al")[k % n_systems]
+    dataset(tmp_path / "many", structures)
+    records = [
+        replace(own, group=k % n_systems)
+        for k, own in enumerate(Dataset(tmp_path / "many").iterate())
+    ]
+    with DatasetWriter(tmp_path / "few", {"teacher": None}) as writer:
+        writer.append(records)
+    split = split_labels(Dataset(tmp_path / "few"), load_config(None, SMALL))
+    assert {k % n_systems for k in split.train.tolist()} == set(range(n_systems))
+    assert len(split.validation)
+    assert len(split.test)
+
+
 def test_labels_that_look_wrong_or_are_tested_in_training_are_warned_of(tmp_path):
     structures = emt(30)
     dataset(tmp_path / "labels", structures)
