@@ -10,6 +10,7 @@ import numpy as np
 
 from mlff_distiller.dataset import Dataset, Record
 from mlff_distiller.durable import write_json
+from mlff_distiller.structure import atomic_state
 
 _NET_FORCE = 0.01
 """|sum F| over sum |F|: nothing outside pulls. A teacher that derives forces keeps 1e-5."""
@@ -132,8 +133,13 @@ def _inconsistent(dataset: Dataset, order: list[int], names: list[str]) -> list[
 
 
 def _close(a: Record, b: Record) -> bool:
+    """Whether a path leads from ``a`` to ``b``: few steps, in one cell and one electronic state."""
+    states = [atomic_state(own.atoms) for own in (a, b)]
     return (
         np.array_equal(a.atoms.numbers, b.atoms.numbers)
+        and a.atoms.info == b.atoms.info
+        and states[0].keys() == states[1].keys()
+        and all(np.array_equal(states[0][name], states[1][name]) for name in states[0])
         and np.array_equal(a.atoms.cell.array, b.atoms.cell.array)
         and float(np.abs(a.atoms.positions - b.atoms.positions).max()) < _SHORT_STEP
     )
