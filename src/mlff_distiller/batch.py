@@ -22,6 +22,21 @@ _LARGEST_POSITION = 1e6
 """Å. Beyond it float64 differences lose more than 1e-10 Å and neighbour grids overflow."""
 
 
+DENSEST = 50.0
+"""Atoms in 1 Å³ that are no structure: real matter has some 0.2."""
+
+
+def refuse_density(atoms_per_A3: float, densest: float = DENSEST) -> None:
+    """`StructureError` if there are more atoms than that: their pairs would fill the memory."""
+    if atoms_per_A3 > densest:
+        raise StructureError(
+            "atoms lie on top of each other",
+            expected=f"at most {densest:g} atoms in 1 Å³",
+            found=f"{atoms_per_A3:.4g}",
+            remedy="correct the positions or the cell, which are in Å",
+        )
+
+
 def check_structure(atoms: Atoms, name: str = "structure") -> None:
     """Raise ``StructureError`` if no model can evaluate ``atoms``; cost O(n_atoms)."""
     n_atoms = len(atoms)

@@ -19,15 +19,14 @@ from ase import Atoms
 from torch import Tensor
 from vesin import NeighborList
 
-from mlff_distiller.batch import Batch
-from mlff_distiller.errors import StructureError
+from mlff_distiller.batch import Batch, refuse_density
 
 LARGEST_BY_IMAGES = 1024
 """Atoms of a system up to which a GPU, trying all pairs and images, beats cell lists on a CPU."""
 _CANDIDATES_AT_ONCE = 2**22
 """Some 200 bytes each."""
-_DENSEST, _FEW_ATOMS = 50, 256
-"""Atoms in 1 Å³ that are no structure; so few atoms are not counted, as their pairs are few."""
+_FEW_ATOMS = 256
+"""So few are not counted in cubes of 1 Å, as their pairs are few."""
 PADDING_ATOMS = 16
 """At least so many share the edges of ``padding``."""
 _EDGES_ROUND = 256
@@ -165,20 +164,16 @@ def _boxed(
 
 
 def _check_density(points: np.ndarray, box: np.ndarray, pbc: np.ndarray) -> None:
-    """Real matter has some 0.2 atoms in 1 Å³."""
+    """`StructureError` for more than ``DENSEST`` on average, or in one place once wrapped."""
     densest, n = 0.0, len(points)
     if pbc.all():
         densest = n / max(abs(np.linalg.det(box)), 1e-300)
     if n > _FEW_ATOMS:
+        if pbc.all():
+            points = points - np.floor(points @ np.linalg.inv(box)) @ box
         cubes = np.floor(points).astype(np.int64) @ (1, 2**20, 2**40)
         densest = max(densest, float(np.unique(cubes, return_counts=True)[1].max()))
-    if densest > _DENSEST:
-        raise StructureError(
-            "atoms lie on top of each other",
-            expected=f"at most {_DENSEST} atoms in 1 Å³",
-            found=f"{densest:.4g}",
-            remedy="correct the positions or the cell, which are in Å",
-        )
+    refuse_density(densest)
 
 
 def pair_vectors(
@@ -197,9 +192,16 @@ def neighbor_list(batch: Batch, cutoff: float) -> Neighbors:
     """All pairs of every system of ``batch`` within ``cutoff`` (Å), on its device.
 
     Time O(n_atoms) on a CPU, and for systems above ``LARGEST_BY_IMAGES``. Waits for a GPU.
+
+    Raises
+    ------
+    StructureError
+        Atoms are so dense that their pairs would fill the memory.
     """
     sizes = batch.atoms_per_system.tolist()
     if batch.positions.is_cuda and max(sizes) <= LARGEST_BY_IMAGES:
+        crowds = (batch.atoms_per_system / batch.volume)[batch.pbc.all(1)]
+        refuse_density(float(crowds.max()) if len(crowds) else 0.0)
         return all_images(batch, cutoff)
     positions, cell, pbc = batch.positions.cpu().numpy(), batch.cell.cpu().numpy(), batch.pbc.cpu()
     parts, start = [], 0

@@ -30,6 +30,8 @@ STRUCTURE: dict[str, Property] = {
     "pbc": Property("system", (3,), "1", "bool", "periodic along each vector", required=True),
     "charge": Property("system", (), "e", "float64", "total charge"),
     "spin": Property("system", (), "1", "float64", "spin multiplicity"),
+    "initial_charges": Property("atom", (), "e", "float64", "charges a calculator starts from"),
+    "initial_magmoms": Property("atom", (), "µB", "float64", "magnetic moments, likewise"),
 }
 """What defines a structure."""
 

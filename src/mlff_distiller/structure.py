@@ -23,6 +23,9 @@ _NONMETALS = (1, 6, 7, 8, 9, 15, 16, 17, 34, 35, 53)
 
 STATE = ("charge", "spin")
 """Entries of ``info`` that define a structure's electronic state: total charge, multiplicity."""
+_ALSO_CALLED = {"charge": ("total_charge",), "spin": ("multiplicity", "spin_multiplicity")}
+ATOMIC_STATE = ("initial_charges", "initial_magmoms")
+"""Columns (n_atoms,) in ASE's names that calculators start from: charges (e), moments (µB)."""
 _VELOCITIES = {"vel", "velo", "velocity", "velocities"}
 _RESULTS = {
     *("energy", "energies", "force", "forces", "stress", "stresses", "virial", "virials"),
@@ -39,9 +42,30 @@ def is_of_one_frame(name: str) -> bool:
 
 
 def bare(atoms: Atoms) -> Atoms:
-    """What labels are of: elements, positions, cell, pbc, and the charge and spin of ``info``."""
-    state = {name: atoms.info[name] for name in STATE if name in atoms.info}
-    return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info=state)
+    """What labels are of: elements, positions, cell, pbc, charge and spin, of all and of each atom.
+
+    Total charge and multiplicity, whatever they are called, become ``info``'s charge and spin.
+    Charges and moments of atoms that are all zero say nothing, and are left out.
+    """
+    kept = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+    for name in STATE:
+        for called in (name, *_ALSO_CALLED[name]):
+            if called in atoms.info:
+                kept.info[name] = atoms.info[called]
+                break
+    for name, values in atomic_state(atoms).items():
+        kept.set_array(name, values)
+    return kept
+
+
+def atomic_state(atoms: Atoms) -> dict[str, np.ndarray]:
+    """Those of ``ATOMIC_STATE`` that say something, (n_atoms,) each."""
+    found = {name: np.asarray(atoms.arrays[name]) for name in ATOMIC_STATE if name in atoms.arrays}
+    return {
+        name: values
+        for name, values in found.items()
+        if values.shape == (len(atoms),) and values.dtype.kind in "fiub" and values.any()
+    }
 
 
 def warn_of_what_labels_lack(frames: Sequence[Atoms], source: object) -> None:
@@ -49,13 +73,10 @@ def warn_of_what_labels_lack(frames: Sequence[Atoms], source: object) -> None:
     found: dict[str, str] = {}
     for index, atoms in enumerate(frames):
         where = f"structure {index}"
-        if atoms.get_initial_charges().any() and "charge" not in atoms.info:
-            found.setdefault("charges of single atoms: give the total as info['charge']", where)
-        if atoms.get_initial_magnetic_moments().any() and "spin" not in atoms.info:
-            found.setdefault("magnetic moments: give the multiplicity as info['spin']", where)
-        for name, known in (("total_charge", "charge"), ("multiplicity", "spin")):
-            if name in atoms.info and known not in atoms.info:
-                found.setdefault(f"info[{name!r}]: call it {known!r}", where)
+        if atoms.get_initial_magnetic_moments().ndim > 1:
+            found.setdefault("directions of magnetic moments, only one number an atom", where)
+        if "total_spin" in atoms.info and "spin" not in bare(atoms).info:
+            found.setdefault("info['total_spin']: give the multiplicity as 'spin'", where)
     for what, where in found.items():
         warnings.warn(f"teachers are not told {what} ({where} of {source})", stacklevel=3)
 

@@ -7,6 +7,7 @@ from ase import Atoms
 from ase.build import bulk
 from tests.helpers import rattled, structures
 
+from mlff_distiller.errors import StructureError
 from mlff_distiller.kernels.compiling import warp_device
 from mlff_distiller.kernels.neighbors import VerletList
 from mlff_distiller.neighbors import find_pairs
@@ -147,3 +148,13 @@ def test_table_grows_and_loses_nothing():
         assert verlet.counts.numpy().max() <= verlet.capacity
         atoms.set_cell(0.85 * atoms.cell.array, scale_atoms=True)
     assert verlet.version > 4
+
+
+@pytest.mark.parametrize("pbc", [True, False])
+def test_atoms_on_top_of_each_other_are_an_error_before_memory_is_taken(pbc):
+    verlet = VerletList(CUTOFF, SKIN, warp_device("cpu"))
+    n, edge = (4000, 20.0) if not pbc else (60, 1.0)
+    positions = np.random.default_rng(0).random((n, 3)) * (0.5 if not pbc else edge)
+    points = wp.array(positions, dtype=wp.vec3d, device="cpu")
+    with pytest.raises(StructureError, match="on top of each other"):
+        verlet.update(points, edge * np.eye(3), np.full(3, pbc))

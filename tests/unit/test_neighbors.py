@@ -214,3 +214,10 @@ def test_too_many_atoms_in_one_place_are_an_error():
     positions = np.random.default_rng(0).random((3000, 3)) * 0.5
     with pytest.raises(StructureError, match="on top of each other"):
         find_pairs(positions, np.zeros((3, 3)), np.zeros(3, dtype=bool), 5.0)
+
+
+def test_atoms_that_only_wrapping_brings_together_are_too_many_as_well():
+    rng = np.random.default_rng(0)
+    positions = rng.random((3000, 3)) * 0.5 + 10.0 * rng.integers(-99, 99, (3000, 3))
+    with pytest.raises(StructureError, match="on top of each other"):
+        find_pairs(positions, np.eye(3) * 10.0, np.ones(3, dtype=bool), 5.0)

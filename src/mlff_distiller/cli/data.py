@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +13,7 @@ from rich.markup import escape
 
 from mlff_distiller.cli.options import AsJson, Quiet, Seed
 from mlff_distiller.cli.progress import Display
-from mlff_distiller.cli.shown import console, errors, print_facts, warn
+from mlff_distiller.cli.shown import console, errors, print_facts, print_findings, warn
 from mlff_distiller.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ def import_(
     """Import labels of other programs. Units and signs a file does not say must be given."""
     from mlff_distiller.dataset.formats import Conventions
     from mlff_distiller.dataset.importing import REJECTED, import_frames
+    from mlff_distiller.labeling import write_findings
 
     conventions = Conventions(
         energy_key, forces_key, stress_key, virial_key, energy_unit, forces_unit, length_unit,
@@ -129,10 +131,15 @@ def import_(
             f"{report.n_repeated} repeated, {report.n_rejected} rejected",
             soft_wrap=True,
         )
-    if report.n_rejected:
+    if report.contradictions.n:
+        warn(f"of repeated structures the first label was kept, but {report.contradictions}")
+    if report.n_rejected or report.contradictions.n:
         errors.print(f"rejected frames are named in {out / REJECTED}", soft_wrap=True)
     if not report.n_imported:
         raise typer.Exit(1)
+    findings = write_findings(out)
+    if not quiet:
+        print_findings(findings, out)
 
 
 @app.command(epilog="Example: mlff-distiller data export labels --out train.xyz --format nep")
@@ -156,12 +163,18 @@ def merge(
     allow_mixed: Annotated[
         bool, typer.Option(help="Merge labels of different teachers: seldom a good idea.")
     ] = False,
+    keep_first: Annotated[
+        bool, typer.Option(help="Where labels contradict each other, keep the first dataset's.")
+    ] = False,
 ) -> None:
     """Merge datasets of one teacher; a label that is in several is kept once."""
-    from mlff_distiller.dataset.merging import merge
+    from mlff_distiller.dataset.merging import Contradictions, merge
 
-    n, repeated = merge(paths, out, allow_mixed=allow_mixed)
+    left_out = Contradictions() if keep_first else None
+    n, repeated = merge(paths, out, allow_mixed=allow_mixed, left_out=left_out)
     console.print(f"{n} labels in {out}, {repeated} repeated", soft_wrap=True)
+    if left_out is not None and left_out.n:
+        warn(f"left out were {left_out}")
 
 
 @app.command(epilog="Example: mlff-distiller data split labels --out parts --test 0.1")
@@ -262,12 +275,14 @@ def stats(
 ) -> None:
     """Elements, sizes, energies, forces, distances; and plots of them."""
     from mlff_distiller.dataset import Dataset
+    from mlff_distiller.labeling import check_labels
     from mlff_distiller.reports.dataset import survey, write_page
 
     dataset = Dataset(path)
     with Display(console, quiet=quiet or as_json) as display:
         found = survey(dataset, lambda n: display("read", n, len(dataset), ""))
-    print_facts(found.facts(), as_json)
+    suspicious = Counter(finding.check for finding in check_labels(dataset))
+    print_facts(found.facts() | {"suspicious labels": dict(suspicious)}, as_json)
     if html is not None:
         write_page(html, found, path.name)
         if not as_json:

@@ -5,23 +5,18 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 
 from mlff_distiller.cli.options import AllowDownload, Quiet, Teacher, TeacherPython, TeacherTimeout
 from mlff_distiller.cli.progress import Display
-from mlff_distiller.cli.shown import console, warn
+from mlff_distiller.cli.shown import console, print_findings
 from mlff_distiller.errors import ConfigError
 
-if TYPE_CHECKING:
-    from mlff_distiller.labeling import Finding
-
 _REASONS = 3  # for failures, the most common first
-_SHOWN = 10  # findings of each check, on the screen
 
 
 def label(
@@ -94,7 +89,7 @@ def label(
     if outcome.collected:
         findings = labeling.write_findings(out)
         if not quiet:
-            _print_findings(findings, out)
+            print_findings(findings, out)
     if outcome.n_failed:
         console.print(
             f"{outcome.n_failed} failed and are named in quarantine.jsonl; "
@@ -121,13 +116,3 @@ def parse_shard(text: str) -> tuple[int, int]:
     if not 1 <= number <= count:
         raise ConfigError("--shard is wrong", expected="i/n with i from 1 to n", found=text)
     return number, count
-
-
-def _print_findings(findings: Sequence[Finding], out: Path) -> None:
-    for check in sorted({finding.check for finding in findings}):
-        own = [finding for finding in findings if finding.check == check]
-        warn(f"{check}: {len(own)} labels")
-        for finding in own[:_SHOWN]:
-            console.print(f"  {escape(str(finding))}", soft_wrap=True)
-        if len(own) > _SHOWN:
-            console.print(f"  and {len(own) - _SHOWN} more in {out / 'findings.json'}")

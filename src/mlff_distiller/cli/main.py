@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -249,6 +250,7 @@ def main() -> None:
         raise SystemExit(128 + signum)
 
     signal.signal(signal.SIGTERM, terminated)
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     # Idle OpenMP threads that spin make a shared machine's every small operation wait for a time
     # slice: a step was seen to slow down twentyfold. Read when torch loads, here and in teachers.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

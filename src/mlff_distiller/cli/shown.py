@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from mlff_distiller.labeling import Finding
+
+_FINDINGS = 10
+"""Of each check, on the screen."""
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -76,3 +82,14 @@ def print_files(files: Mapping[str, Path]) -> None:
 def warn(text: str) -> None:
     """Print ``text``, which may hold markup, as a warning on standard output."""
     console.print(f"[yellow]warning:[/] {text}", soft_wrap=True)
+
+
+def print_findings(findings: Sequence[Finding], out: Path) -> None:
+    """What a check of labels found, and where the rest of it is."""
+    for check in sorted({finding.check for finding in findings}):
+        own = [finding for finding in findings if finding.check == check]
+        warn(f"{check}: {len(own)} labels")
+        for finding in own[:_FINDINGS]:
+            console.print(f"  {escape(str(finding))}", soft_wrap=True)
+        if len(own) > _FINDINGS:
+            console.print(f"  and {len(own) - _FINDINGS} more in {out / 'findings.json'}")

@@ -83,10 +83,11 @@ def train(
         "minutes": tune_minutes,
         "speed_atoms": speed_atoms,
     }
-    _check_combination(init, tune, target_fidelity, how)
+    also = also or []
+    _check_combination(init, tune, target_fidelity, how, {"--probes": probes, "--also": also})
     chosen = load_config(config, settings or [], student=student, device=device)
     quiet = quiet or os.environ.get("RANK", "0") != "0"
-    sources = Sources(probes, tuple(_weighted(other) for other in also or []))
+    sources = Sources(probes, tuple(_weighted(other) for other in also))
     with Display(console, quiet=quiet) as display:
         if tune is not None:
             from mlff_distiller.workflows.tune import tune as search
@@ -125,6 +126,7 @@ def _check_combination(
     tune: int | None,
     target_fidelity: float | None,
     how: Mapping[str, float | None],
+    more: Mapping[str, object],
 ) -> None:
     given = [
         option
@@ -137,6 +139,12 @@ def _check_combination(
     ]
     if len(given) > 1:
         raise ConfigError(f"{' and '.join(given)} do not go together", remedy="give one of them")
+    searched = [option for option in given if option != "--init"]
+    if searched and (beside := [option for option, value in more.items() if value]):
+        raise ConfigError(
+            f"{searched[0]} searches with the labels alone, without {' and '.join(beside)}",
+            remedy=f"search first, then train the student found with {' and '.join(beside)}",
+        )
     if tune is None and any(value is not None for value in how.values()):
         raise ConfigError(
             "limits of a search were given without --tune",

@@ -14,6 +14,7 @@ from mlff_distiller.dataset.columns import COLUMNS, Rows, running_total
 from mlff_distiller.dataset.record import OPTIONAL_STRUCTURE, Record, charge_or_spin
 from mlff_distiller.errors import DatasetError
 from mlff_distiller.properties import LABELS, SUM_WITHIN, Property, add_up
+from mlff_distiller.structure import ATOMIC_STATE, atomic_state
 
 _KEY = re.compile(r"[0-9a-f]{64}")
 
@@ -30,6 +31,9 @@ def to_rows(records: Sequence[Record]) -> Rows:
         lists["pbc"].append(record.atoms.pbc)
         for optional in OPTIONAL_STRUCTURE:
             lists[optional].append(charge_or_spin(record.atoms, optional, name))
+        state = atomic_state(record.atoms)
+        for column in ATOMIC_STATE:
+            lists[column].append(state.get(column, COLUMNS[column].lacking(len(record.atoms))))
         for label, value in _checked_labels(record, name).items():
             lists[label].append(value)
         lists["key"].append(np.array(_checked_key(record.key, name), dtype="S64"))

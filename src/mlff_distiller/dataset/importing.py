@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from ase import Atoms
 
 from mlff_distiller.batch import check_structure
 from mlff_distiller.dataset.formats import Conventions, Frame, detect, read_frames
+from mlff_distiller.dataset.manifest import MANIFEST, read_manifest
+from mlff_distiller.dataset.merging import Contradictions
 from mlff_distiller.dataset.record import (
     OPTIONAL_STRUCTURE,
     Record,
@@ -21,11 +24,12 @@ from mlff_distiller.dataset.record import (
     label_key,
 )
 from mlff_distiller.dataset.writer import DatasetWriter
-from mlff_distiller.durable import EventLog, sha256_of_file
-from mlff_distiller.errors import DatasetError, StructureError
+from mlff_distiller.durable import EventLog, Lock, sha256_of_file
+from mlff_distiller.errors import DatasetError, DatasetInUseError, DistillerError, StructureError
 from mlff_distiller.properties import LABELS
 
 REJECTED = "rejected.jsonl"
+_EVENTS = ("rejected", "contradicts")
 _AT_ONCE = 512
 _NEXT_FRAME = 0.1
 """Å an atom moved at most from one frame of a trajectory to the next, but for decorrelated ones."""
@@ -42,6 +46,8 @@ class ImportReport:
     n_imported: int = 0
     n_repeated: int = 0
     """Structures that were there already, with the same or other labels; the first is kept."""
+    contradictions: Contradictions = field(default_factory=Contradictions)
+    """Those of them whose labels are others, named in ``rejected.jsonl`` too."""
     n_rejected: int = 0
     """Named in ``rejected.jsonl``, with the reason."""
 
@@ -69,8 +75,12 @@ def import_frames(
     conventions = conventions or Conventions()
     report, kin = ImportReport(), Kin()
     rejected = EventLog(out / REJECTED)
-    with DatasetWriter(out, _metadata(sources, conventions, format, level)) as writer:
-        known = {(row["file"], row["frame"]) for row in rejected.rows("rejected", "file", "frame")}
+    metadata = _metadata(sources, conventions, format, level)
+    if out.is_dir():
+        _forget_what_holds_nothing(out)
+    with _leaving_nothing_if_empty(out), DatasetWriter(out, metadata) as writer:
+        rows = [row for event in _EVENTS for row in rejected.rows(event, "file", "frame")]
+        known = {(row["file"], row["frame"]) for row in rows}
         waiting: dict[str, Record] = {}
         for number, path in enumerate(sources):
             for frame in read_frames(path, conventions, format):
@@ -79,12 +89,16 @@ def import_frames(
                 group = kin.group(number, frame.atoms, frame.kin)
                 problem = frame.problem or _problem(frame)
                 key = label_key(frame.atoms, level)
+                is_new = (origin["file"], origin["frame"]) not in known
                 if problem:
                     report.n_rejected += 1
-                    if (origin["file"], origin["frame"]) not in known:
-                        rejected.write("rejected", **origin, problem=problem)
+                    if is_new:
+                        rejected.write(_EVENTS[0], **origin, problem=problem)
                 elif key in waiting or (key in writer and _owner(writer, key) != origin):
                     report.n_repeated += 1
+                    first = waiting[key].labels if key in waiting else writer.labels(key)
+                    if (other := report.contradictions.see(first, frame.labels)) and is_new:
+                        rejected.write(_EVENTS[1], **origin, problem=f"known, and {other}")
                 else:
                     report.n_imported += 1
                     if key not in writer:
@@ -95,6 +109,28 @@ def import_frames(
                 on_progress((number + frame.progress) / len(sources), report.n_frames)
         writer.append(list(waiting.values()))
     return report
+
+
+def _forget_what_holds_nothing(out: Path) -> None:
+    """An import that kept no label binds no folder, whoever made it, and however it ended."""
+    with suppress(DatasetError), Lock(out, in_use=DatasetInUseError, refused=DatasetError):
+        if not read_manifest(out).shards:
+            for name in (MANIFEST, REJECTED):
+                (out / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def _leaving_nothing_if_empty(out: Path) -> Iterator[None]:
+    """After a mistake, such as a unit that is not given, no folder either."""
+    is_new = not out.exists()
+    try:
+        yield
+    except DistillerError:
+        _forget_what_holds_nothing(out)
+        if is_new:
+            with suppress(OSError):
+                out.rmdir()
+        raise
 
 
 def _owner(writer: DatasetWriter, key: str) -> dict[str, Any]:
@@ -129,6 +165,11 @@ class Kin:
 def _continues(before: Atoms, now: Atoms) -> bool:
     if len(now) == 0 or not np.array_equal(before.numbers, now.numbers):
         return False
+    if not np.array_equal(before.pbc, now.pbc):
+        return False
+    grown = (now.cell.array - before.cell.array)[now.pbc]
+    if np.abs(grown).max(initial=0.0) >= _NEXT_FRAME:  # the atoms' images have moved
+        return False
     moved = now.positions - before.positions
     lattice = now.cell.array * now.pbc[:, None]
     if now.pbc.any() and np.isfinite(lattice).all():  # an atom may have been wrapped meanwhile
@@ -152,8 +193,9 @@ def _problem(frame: Frame) -> str:
         shape = (len(frame.atoms), *row.shape) if row.per == "atom" else row.shape
         if np.shape(value) != shape:
             return f"{name} has shape {np.shape(value)} instead of {shape}"
-        if not np.isfinite(value).all():
-            return f"{name} is not finite"
+        with np.errstate(over="ignore"):  # as it is stored
+            if not np.isfinite(np.asarray(value, np.float64).astype(row.dtype)).all():
+                return f"{name} is not finite, or too large"
     return ""
 
 

@@ -18,11 +18,12 @@ from functools import cached_property
 import h5py
 import numpy as np
 
-from mlff_distiller.dataset.columns import COLUMNS, Column, Per, Rows
+from mlff_distiller.dataset.columns import COLUMNS, OPTIONAL, Column, Per, Rows
 from mlff_distiller.errors import DatasetError
 
-SCHEMA = 3
-"""Version of the shards that are written; those of ``LAYOUTS`` are read, others refused."""
+SCHEMA, _LEAST_WRITTEN = 4, 3
+"""The newest version of shards, and the oldest that is written, where it has room for what there
+is: those of ``LAYOUTS`` are read, others refused."""
 
 INDEX = ("offsets", "info_offsets")
 """Datasets beside the tables: (n + 1,) int64."""
@@ -63,14 +64,19 @@ _TOGETHER = {
     "info": Table("byte", ("info",)),
 }
 
+
+def _optional(*names: str) -> dict[str, Table]:
+    return {name: Table("atom", (name,), optional=True) for name in names}
+
+
 LAYOUTS: dict[int, dict[str, Table]] = {
     1: {
         **{name: Table(COLUMNS[name].per, (name,)) for name in _APART},
         "checksum": Table("system", ("checksum",)),
     },
     2: _TOGETHER,
-    3: _TOGETHER
-    | {name: Table("atom", (name,), optional=True) for name in ("forces_spread", "energies")},
+    3: _TOGETHER | _optional("forces_spread", "energies"),
+    4: _TOGETHER | _optional("forces_spread", "energies", "initial_charges", "initial_magmoms"),
 }
 """Tables by schema, never to be changed. Schema 1 had every column apart: thirteen reads for a
 record."""
@@ -84,12 +90,14 @@ def image(rows: Rows) -> memoryview:
     buffer = io.BytesIO()
     with h5py.File(buffer, "w", libver=("v108", "v108")) as file:
         file.attrs["format"] = np.bytes_(_FORMAT)
-        file.attrs["schema"] = np.int64(SCHEMA)
+        held = {name for name in OPTIONAL if rows.holds(name).any()}
+        schema = next(n for n in range(_LEAST_WRITTEN, SCHEMA + 1) if held <= {*LAYOUTS[n]})
+        file.attrs["schema"] = np.int64(schema)
         file.attrs["index_checksum"] = np.uint64(rows.index_checksum())
         file["offsets"], file["info_offsets"] = rows.offsets, rows.info_offsets
         columns = {**rows.columns, "checksum": rows.checksums()}
-        for name, table in LAYOUTS[SCHEMA].items():
-            if not table.optional or rows.holds(name).any():
+        for name, table in LAYOUTS[schema].items():
+            if not table.optional or name in held:
                 file[name] = _pack(table, columns)
     return buffer.getbuffer()
 

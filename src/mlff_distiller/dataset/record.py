@@ -16,8 +16,11 @@ from mlff_distiller.batch import Batch
 from mlff_distiller.dataset.columns import Rows
 from mlff_distiller.errors import DatasetError
 from mlff_distiller.properties import LABELS, STRUCTURE
+from mlff_distiller.structure import ATOMIC_STATE, atomic_state
 
-OPTIONAL_STRUCTURE = tuple(name for name, row in STRUCTURE.items() if not row.required)
+OPTIONAL_STRUCTURE = tuple(
+    name for name, row in STRUCTURE.items() if row.per == "system" and not row.required
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class Record:
     ``labels`` has names, shapes and units of ``properties.LABELS``; an optional one may be absent
     or all NaN, which is the same. ``key`` is 64 hexadecimal digits, usually ``label_key``. Frames
     of one ``group`` (int64) resemble each other: a split keeps them together. ``provenance`` is
-    anything JSON can hold. Charge (e) and spin multiplicity are taken from ``atoms.info``.
+    anything JSON can hold. Charge (e) and spin multiplicity are taken from ``atoms.info``, charges
+    and magnetic moments of atoms from its columns.
     """
 
     atoms: Atoms
@@ -40,9 +44,10 @@ class Record:
 def structure_hash(atoms: Atoms) -> str:
     """SHA-256, 64 hexadecimal digits, of what defines a structure.
 
-    Numbers, positions, cell, pbc, and charge and spin of ``atoms.info``, in float64 and exactly:
-    another order of atoms is another structure; memory order and the sign of zero are not. What
-    cannot be a charge or spin counts as it is written.
+    Numbers, positions, cell, pbc, charge and spin of ``atoms.info``, and initial charges and
+    magnetic moments of atoms unless all are zero, in float64 and exactly: another order of atoms
+    is another structure; memory order and the sign of zero are not. What cannot be a charge or
+    spin counts as it is written.
     """
     digest = hashlib.sha256(b"mlff-distiller structure 1")
     digest.update(np.concatenate([[len(atoms)], atoms.numbers]).astype("<i8").tobytes())
@@ -55,6 +60,8 @@ def structure_hash(atoms: Atoms) -> str:
             digest.update(f"{name}={atoms.info[name]!r}".encode())
     for array in (atoms.positions, atoms.cell.array, atoms.pbc, optional):
         digest.update((np.asarray(array, dtype="<f8") + 0.0).tobytes())  # -0.0 + 0.0 is 0.0
+    for name, values in atomic_state(atoms).items():
+        digest.update(name.encode() + (values.astype("<f8") + 0.0).tobytes())
     return digest.hexdigest()
 
 
@@ -115,6 +122,10 @@ def _record(rows: Rows, number: int) -> Record:
         pbc=columns["pbc"][number],
         info={name: value for name, value in optional.items() if not np.isnan(value)},
     )
+    for name in ATOMIC_STATE:
+        values = columns[name][span]
+        if not np.isnan(values).all():
+            atoms.set_array(name, values.copy())
     return Record(
         atoms,
         labels_of(rows, number),

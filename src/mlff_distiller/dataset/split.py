@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 
 from mlff_distiller.errors import DatasetError
+
+FEWEST_GROUPS = 3
+"""One each to train, validate and test on."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,10 @@ def split_by_group(
     parts = _checked_fractions(fractions)
     names, sizes = np.unique(groups, return_counts=True)
     free = np.flatnonzero(~np.isin(names, list(always_train)))
-    if len(free) < 3:
+    if len(free) < FEWEST_GROUPS:
         raise DatasetError(
             f"{len(groups)} records cannot be split into training, validation and test parts",
-            expected="at least 3 groups of related structures",
+            expected=f"at least {FEWEST_GROUPS} groups of related structures",
             found=f"{len(free)}" + (" beside those kept for training" if always_train else ""),
             remedy="sample more: more seed structures, or more labels for each of them",
         )
@@ -66,6 +70,25 @@ def split_by_group(
         np.flatnonzero(records["validation"]),
         np.flatnonzero(records["test"]),
     )
+
+
+def in_blocks(groups: np.ndarray, n: int = 10) -> np.ndarray:
+    """(n_records,) int64: each of ``groups`` in ``n`` runs of consecutive records, or fewer.
+
+    Warns: neighbouring blocks of a trajectory resemble each other.
+    """
+    names = np.unique(groups)
+    warnings.warn(
+        f"all {len(groups)} labels are of {len(names)} groups of kin, which were cut into blocks "
+        "of consecutive structures: those tested resemble those trained on, and errors on them say "
+        "nothing of other structures",
+        stacklevel=3,
+    )
+    blocks = np.empty(len(groups), dtype=np.int64)
+    for number, name in enumerate(names):
+        own = np.flatnonzero(groups == name)
+        blocks[own] = n * number + np.arange(len(own)) * n // len(own)
+    return blocks
 
 
 def _share_one(chosen: dict[str, list[int]]) -> None:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 BackendName = Literal["auto", "warp", "torch"]
 
 
+_WIDEST_SKIN = 10.0
+"""Å. Pairs grow with the cube of it; beyond, a list is built as often as at 1 Å and takes hours."""
+
+
 def choose_engine(
     student: Student,
     frames: Sequence[Atoms] = (),
@@ -34,8 +38,13 @@ def choose_engine(
     """
     if backend not in ("auto", "warp", "torch"):
         raise StudentError("unknown backend", expected="auto, warp or torch", found=backend)
-    if skin is not None and not skin > 0:
-        raise DynamicsError("the skin must be positive", found=skin)
+    if skin is not None and not 0 < skin <= _WIDEST_SKIN:
+        raise DynamicsError(
+            "the skin is no sensible one",
+            expected=f"more than 0, and at most {_WIDEST_SKIN:g} Å",
+            found=skin,
+            remedy="leave it out: some 1 Å is fastest",
+        )
     # Imported when chosen: each brings kernels of its own.
     engine: Engine
     if student.kernels is not None and backend != "torch":

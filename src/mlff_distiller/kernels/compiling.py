@@ -30,6 +30,8 @@ SMALLEST_RANGE = 32
 RANGES_PER_THREAD = 4
 """So that a core that others use as well holds up a quarter of its share only."""
 
+_NO_DRIVER = b"Could not find or load the NVIDIA CUDA driver"
+
 _configuration = threading.Lock()
 
 
@@ -70,11 +72,30 @@ def _quiet(**settings: Any) -> Iterator[None]:
                 setattr(wp.config, name, value)
 
 
+@cache
+def _start() -> None:
+    """Start Warp. Its library warns by itself where there is no GPU, as if that were a fault."""
+    try:
+        errors = os.dup(2)
+    except OSError:  # closed
+        wp.init()
+        return
+    with tempfile.TemporaryFile() as told:
+        os.dup2(told.fileno(), 2)
+        try:
+            wp.init()
+        finally:
+            os.dup2(errors, 2)
+            os.close(errors)
+            told.seek(0)
+            os.write(2, b"".join(line for line in told if _NO_DRIVER not in line))
+
+
 def warp_device(device: str) -> wp.Device:
     """The Warp device of torch's name for it; starts Warp when first called."""
     try:
         with _quiet():
-            wp.init()
+            _start()
             return wp.get_device("cuda:0" if device == "cuda" else device)
     except Exception as error:
         raise KernelError(f"NVIDIA Warp cannot use the device {device!r}: {error}") from error

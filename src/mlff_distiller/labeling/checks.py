@@ -10,10 +10,13 @@ import numpy as np
 
 from mlff_distiller.dataset import Dataset, Record
 from mlff_distiller.durable import write_json
+from mlff_distiller.structure import atomic_state
 
 _NET_FORCE = 0.01
 """|sum F| over sum |F|: nothing outside pulls. A teacher that derives forces keeps 1e-5."""
 _SMALL_FORCE = 1e-3  # eV/Å an atom: below it the ratio is rounding
+LARGEST_FORCE = 1e3
+"""eV/Å: atoms closer than any core; no simulation comes there, and one such label spoils a fit."""
 _FAR = 15.0
 """Robust standard deviations of an outlier; of a thousand normal ones the farthest is at 3.3."""
 _ALWAYS_NEAR = 1.0  # eV an atom: hot or strained, but matter
@@ -29,7 +32,7 @@ class Finding:
     """One label that breaks a law."""
 
     check: str
-    """``net force``, ``outlier`` or ``energy and forces``."""
+    """``net force``, ``large force``, ``outlier`` or ``energy and forces``."""
     record: int
     name: str
     """Its file and frame, or where in a tree or walk it is."""
@@ -49,21 +52,24 @@ def write_findings(folder: Path) -> list[Finding]:
 def check_labels(dataset: Dataset) -> list[Finding]:
     """Every breach in ``dataset``; reads it twice, some 10 µs a record.
 
-    Net force: forces must sum to zero. Outlier: energy an atom, less one energy an element that
-    fits most, far from all others. Energy and forces: between neighbouring frames of a
-    tree or trajectory, in one cell, the energy must change by the forces' work. If forces change
-    monotonically on the way from a to b, ``E_a - E_b`` lies between ``F_a . dr`` and ``F_b . dr``;
-    what lies outside by more than the width of this interval is a breach.
+    Net force: forces must sum to zero. Large force: no simulation comes there. Outlier: energy an
+    atom, less one energy an element that fits most, far from all others. Energy and forces:
+    between neighbouring frames of a tree or trajectory, in one cell, the energy must change by the
+    forces' work. If forces change monotonically on the way from a to b, ``E_a - E_b`` lies between
+    ``F_a . dr`` and ``F_b . dr``; what lies outside by more than the width of this interval is a
+    breach.
     """
     findings, names, energies, counts, order = [], [], [], [], []
     for number, record in enumerate(dataset.iterate()):
         name = _name(number, record.provenance)
         names.append(name)
-        forces = record.labels["forces"]
+        forces = record.labels["forces"].astype(np.float64)
         net, total = np.linalg.norm(forces.sum(0)), np.linalg.norm(forces, axis=1).sum()
         if net > _NET_FORCE * total and net > _SMALL_FORCE * len(forces):
             detail = f"forces sum to {net:.3g} eV/Å, {net / total:.1%} of their sizes"
             findings.append(Finding("net force", number, name, detail))
+        if (largest := float(np.abs(forces).max())) > LARGEST_FORCE:
+            findings.append(Finding("large force", number, name, f"a force of {largest:.3g} eV/Å"))
         energies.append(float(record.labels["energy"]))
         counts.append(np.bincount(record.atoms.numbers, minlength=119))
         frame = record.provenance.get("frame", number)
@@ -127,8 +133,13 @@ def _inconsistent(dataset: Dataset, order: list[int], names: list[str]) -> list[
 
 
 def _close(a: Record, b: Record) -> bool:
+    """Whether a path leads from ``a`` to ``b``: few steps, in one cell and one electronic state."""
+    states = [atomic_state(own.atoms) for own in (a, b)]
     return (
         np.array_equal(a.atoms.numbers, b.atoms.numbers)
+        and a.atoms.info == b.atoms.info
+        and states[0].keys() == states[1].keys()
+        and all(np.array_equal(states[0][name], states[1][name]) for name in states[0])
         and np.array_equal(a.atoms.cell.array, b.atoms.cell.array)
         and float(np.abs(a.atoms.positions - b.atoms.positions).max()) < _SHORT_STEP
     )

@@ -12,15 +12,13 @@ from ase import Atoms
 
 from mlff_distiller.dataset import DatasetWriter, Record, label_key
 from mlff_distiller.durable import EventLog
+from mlff_distiller.labeling.checks import LARGEST_FORCE
 from mlff_distiller.teachers import Labelled, TeacherCalculator, TeacherGaveUp, TeacherIdentity
 
 BRANCHES_PER_SEED = 1_000_000
 
 Origins = Sequence[Mapping[str, Any]]
 """For each structure, JSON of where it is from; ``seed`` and ``branch`` say who is kin of whom."""
-
-_LARGEST_FORCE = 1e3
-"""eV/Å: atoms closer than any core; no simulation comes there, and one such label spoils a fit."""
 
 
 def open_labels(
@@ -102,7 +100,7 @@ class LabelStore:
 
 def _outlier(labels: Mapping[str, np.ndarray]) -> str | None:
     largest = float(np.abs(labels["forces"]).max())
-    return f"a force of {largest:.3g} eV/Å" if largest > _LARGEST_FORCE else None
+    return f"a force of {largest:.3g} eV/Å" if largest > LARGEST_FORCE else None
 
 
 class Labeler:

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.io import read as ase_read
+from ase.io.formats import filetype
 
 from mlff_distiller.dataset import Dataset, structure_hash
+from mlff_distiller.dataset.formats.ase_files import structures
+from mlff_distiller.dataset.formats.doubts import problem_of
 from mlff_distiller.dataset.importing import Kin
 from mlff_distiller.errors import StructureError
 from mlff_distiller.structure import bare, warn_of_what_labels_lack
@@ -47,11 +49,23 @@ class Structures:
 
 
 def read_frames(source: str | Path) -> list[Atoms]:
-    """Every frame of a file that ASE reads; `StructureError` if it cannot be read."""
+    """Every frame of a file that ASE reads.
+
+    Raises
+    ------
+    StructureError
+        It cannot be read, or the reader would have to guess elements or places of atoms.
+    """
     try:
-        if frames := list(ase_read(source, index=":")):
-            return frames
-        raise ValueError("no structure in it")
+        frames = list(structures(Path(source), filetype(str(source))))
+        if not frames:
+            raise ValueError("no structure in it")
+        for index, atoms in enumerate(frames):
+            if problem := problem_of(atoms):
+                raise StructureError(f"{source}, frame {index}: {problem}")
+        return frames
+    except StructureError:
+        raise
     except Exception as error:  # ASE's readers let whatever they stumble over through
         raise StructureError(
             f"cannot read structures from {source}",

@@ -6,7 +6,7 @@ from mlff_distiller.sampling.probes import probes
 from mlff_distiller.sampling.rattle import Labeler, RattleSettings, grow
 from mlff_distiller.sampling.scans import ScanSettings, scan
 from mlff_distiller.sampling.select import descriptors, select
-from mlff_distiller.sampling.similar import find_similar
+from mlff_distiller.sampling.similar import find_similar, near_copies
 
 __all__ = [
     "ApproachSettings",
@@ -20,6 +20,7 @@ __all__ = [
     "explore",
     "find_similar",
     "grow",
+    "near_copies",
     "probes",
     "scan",
     "select",

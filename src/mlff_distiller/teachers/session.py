@@ -18,6 +18,7 @@ from ase.data import chemical_symbols
 
 from mlff_distiller.errors import StructureError, TeacherError, UnknownElementError
 from mlff_distiller.properties import LABELS, add_up
+from mlff_distiller.structure import atomic_state
 from mlff_distiller.teachers.process import (
     Worker,
     WorkerDied,
@@ -118,7 +119,7 @@ class Session:
         self._uses: tuple[str, ...] | None = None
         self._batch_atoms = 0
         self._crystals_alone = False
-        self._warned = False
+        self._warned: set[str] = set()
         self._timeout_s = timeout_s
         self._longest = (0.0, 1)  # seconds, atoms
         self._failures = 0
@@ -296,15 +297,20 @@ class Session:
                 found=_named(atoms),
                 remedy="remove the structure, or choose another teacher",
             )
-        if self._warned or self._uses is None:
+        if self._uses is None:
             return
-        for key in STATE_IN_INFO:
-            if key not in self._uses and state.get(key, 0) not in _NEUTRAL[key]:
-                self._warned = True
-                warnings.warn(
-                    f"teacher {self.source.name!r} takes no notice of {key}={state[key]:g}",
-                    stacklevel=2,
-                )
+        said = {
+            key: f"{key}={state[key]:g}"
+            for key in STATE_IN_INFO
+            if state.get(key, 0) not in _NEUTRAL[key]
+        }
+        said |= {name: f"the {name} of atoms" for name in atomic_state(atoms)}
+        heeded = {*self._uses} | ({"initial_charges"} if "charge" in self._uses else set())
+        for key in said.keys() - heeded - self._warned:
+            self._warned.add(key)
+            warnings.warn(
+                f"teacher {self.source.name!r} takes no notice of {said[key]}", stacklevel=2
+            )
 
     def _checked(self, atoms: Atoms, arrays: dict[str, np.ndarray], seconds: float) -> Answer:
         for name in ("free_energy", *LABELS):

@@ -35,12 +35,15 @@ class Sources:
     others: tuple[tuple[Path, float], ...] = ()
 
     def inputs(self) -> dict[str, str]:
-        """What identifies them."""
+        """What identifies them: structures, level, and values."""
         found = {}
         if self.probes is not None:
-            found["probes"] = Dataset(self.probes).key_hash
+            probes = Dataset(self.probes)
+            found["probes"], found["probe_values"] = probes.key_hash, probes.label_set_hash()
         for number, (path, weight) in enumerate(self.others):
-            found[f"other_{number}"] = f"{Dataset(path).key_hash} x {weight:g}"
+            other = Dataset(path)
+            found[f"other_{number}"] = f"{other.key_hash} x {weight:g}"
+            found[f"other_{number}_values"] = other.label_set_hash()
         return found
 
     def read(self, student: Student, held_out: Sequence[Batch]) -> Extra:

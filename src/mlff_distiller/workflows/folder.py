@@ -71,8 +71,9 @@ def fix_inputs(
         before.pop("versions", None)
         # What is new since counts as it is by default; which values labels had is not known.
         before["config"] = _over(to_plain(Config()), before.get("config", {}))
-        if "label_values" not in before.get("inputs", {}):
-            now["inputs"].pop("label_values", None)
+        for name in [name for name in now["inputs"] if name.endswith("_values")]:
+            if name not in before["inputs"]:
+                del now["inputs"][name]
         changed = [
             line for line in differences(before, now) if not line.startswith(_CHANGES_NOTHING)
         ]

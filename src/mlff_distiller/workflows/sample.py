@@ -89,6 +89,10 @@ def sample(
     """
     out = Path(out)
     with new_path(out):
+        if len(pressure_GPa) and method != "md":
+            raise ConfigError(
+                f"--method {method} knows no pressure", expected="--pressure with --method md only"
+            )
         if method == "pool" and select is None:
             raise ConfigError(
                 "--method pool selects from the structures given", expected="--select N"

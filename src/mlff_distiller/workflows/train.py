@@ -15,6 +15,7 @@ import torch
 
 from mlff_distiller.batch import Batch
 from mlff_distiller.dataset import Dataset, Frames, Split, split_by_group
+from mlff_distiller.dataset.split import FEWEST_GROUPS, in_blocks
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.durable import EventLog, claimed, read_json, sha256_of_file, write_json
 from mlff_distiller.engines.loading import resolve_device
@@ -28,6 +29,7 @@ from mlff_distiller.training import ALONE, Trackers, Workers, train, workers_of_
 from mlff_distiller.training.sources import NO_EXTRA, NO_SOURCES, Extra, Sources
 from mlff_distiller.validation.accuracy import student_errors
 from mlff_distiller.workflows.config import Config, to_plain
+from mlff_distiller.workflows.doubts import warn_of_labels
 from mlff_distiller.workflows.folder import fix_inputs, identity_of
 
 OnProgress = Callable[[str, int, int, str], None]
@@ -89,6 +91,8 @@ def train_and_test(
     What an earlier call left there is taken as it is; the caller holds ``out`` and its inputs.
     """
     split = split_labels(labels, config)
+    if workers.leads and not (out / "student").exists():
+        warn_of_labels(labels, split)
     log = EventLog(out / "log.jsonl")
     student = train_stage(out, labels, split, config, log, on_progress, init, sources, workers)
     path, errors = out / "errors.json", {}
@@ -102,15 +106,26 @@ def train_and_test(
 
 
 def split_labels(labels: Dataset, config: Config) -> Split:
-    """Whole trees to each part; the seeds themselves train, and labels in dispute do not."""
+    """Whole trees to each part; the seeds themselves train, and labels in dispute do not.
+
+    An element that is in no other group trains. Where that leaves fewer than three groups, each is
+    cut into blocks, see `in_blocks`.
+    """
     rest = 1.0 - config.test_fraction - config.validation_fraction
-    alone = frozenset(int(group) for group in labels.groups if group % BRANCHES_PER_SEED == 0)
-    split = split_by_group(
-        labels.groups,
-        (rest, config.validation_fraction, config.test_fraction),
-        config.seed,
-        always_train=alone,
-    )
+    fractions = rest, config.validation_fraction, config.test_fraction
+    groups, are_cut = labels.groups, False
+    names = {int(group) for group in groups}
+    train = {name for name in names if name % BRANCHES_PER_SEED == 0}
+    if len(names - train) < FEWEST_GROUPS:
+        train = set()
+    while True:
+        if len({*groups.tolist()} - train) < FEWEST_GROUPS and not are_cut:
+            groups, train, are_cut = in_blocks(groups), set(), True
+        split = split_by_group(groups, fractions, config.seed, always_train=frozenset(train))
+        rare = _of_elements_held_out(labels, groups, split)
+        if not rare:
+            break
+        train |= rare
     limit = config.max_disagreement_eV_per_A
     disputed = labels.disagreement > limit
     agreed = replace(
@@ -126,6 +141,19 @@ def split_labels(labels: Dataset, config: Config) -> Split:
             remedy="take another teacher, or raise max_disagreement_eV_per_A",
         )
     return agreed
+
+
+def _of_elements_held_out(labels: Dataset, groups: np.ndarray, split: Split) -> set[int]:
+    """Groups to validate or test on that hold an element which no training structure has."""
+    held_out = np.concatenate([split.validation, split.test])
+    elements = [set(frame.atomic_numbers.tolist()) for frame in Frames(labels, held_out)]
+    missing = set().union(*elements)
+    for frame in Frames(labels, split.train):
+        missing -= set(frame.atomic_numbers.tolist())
+        if not missing:
+            break
+    rare = np.array([not own.isdisjoint(missing) for own in elements], dtype=bool)
+    return set(groups[held_out[rare]].tolist())
 
 
 def train_stage(
@@ -251,8 +279,14 @@ def fidelity_to(on_progress: OnProgress, stage: str) -> Callable[[dict[str, floa
 
 
 def _short_md(student: Student, frames: Frames, config: Config) -> dict[str, float]:
-    """Whether the student in training holds a smallest frame together, at the highest T."""
-    atoms = frames[int(frames.n_atoms.argmin())].to_atoms()[0]
+    """Whether the student in training holds a smallest frame together, at the highest T.
+
+    Nothing is said where every frame is a single atom, which does not move.
+    """
+    several = np.flatnonzero(frames.n_atoms > 1)
+    if not len(several):
+        return {}
+    atoms = frames[int(several[frames.n_atoms[several].argmin()])].to_atoms()[0]
     calculator = StudentCalculator(copy.deepcopy(student).eval(), device=str(student.device))
     temperature = max(config.sampling.temperature_K)
     field = ForceField(student.architecture, calculator)

@@ -178,3 +178,10 @@ def test_forces_come_from_one_model(copper, tmp_path):
     for words in ((), ("--teacher", EMT, "--student", copper)):
         with pytest.raises(ConfigError, match="either --teacher or --student"):
             run(copper, *words, "--out", tmp_path / "new.xyz")
+
+
+@pytest.mark.parametrize("method", ["tree", "scan", "pool"])
+def test_a_pressure_that_nothing_would_heed_is_refused(copper, tmp_path, method):
+    with pytest.raises(ConfigError, match=f"--method {method} knows no pressure"):
+        run(copper, "--method", method, "--pressure", 1.0, "--out", tmp_path / "new.xyz")
+    assert not (tmp_path / "new.xyz").exists()

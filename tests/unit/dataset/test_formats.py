@@ -572,3 +572,99 @@ def test_leftover_cells_do_not_become_crystals(pbc, tmp_path):
         length == 3.0 if axis else length >= 100.0
         for axis, length in zip(pbc, lengths, strict=True)
     )
+
+
+def test_all_that_is_left_open_is_asked_at_once(tmp_path):
+    path = tmp_path / "a.xyz"
+    comment = 'REF_energy=-1 REF_stress="1 2 3 4 5 6" Properties=species:S:1:pos:R:3:grad:R:3'
+    path.write_text(f"2\n{comment}\n{ROWS}")
+    with pytest.raises(DatasetError) as error:
+        list(read_frames(path))
+    words = error.value.remedy.removeprefix("for example ").split()
+    asked = dict(zip(words[::2], words[1::2], strict=True))
+    assert asked.pop("--voigt-order") == "xx,yy,zz,yz,xz,xy"
+    assert asked == {
+        "--energy-key": "REF_energy",
+        "--energy-unit": "eV",
+        "--forces-key": "grad",
+        "--forces-unit": "eV/angstrom",
+        "--stress-key": "REF_stress",
+        "--stress-unit": "eV/angstrom^3",
+        "--stress-sign": "tension",
+    }
+    fields = {name[2:].replace("-", "_"): value for name, value in asked.items()}
+    (frame,) = read_frames(path, Conventions(voigt_order="xx,yy,zz,xy,yz,zx", **fields))
+    assert frame.labels["stress"].tolist() == [[1, 4, 6], [4, 2, 5], [6, 5, 3]]
+
+
+@pytest.mark.parametrize("quotes", ['""', "[]", "{}"])
+@pytest.mark.parametrize("name", ["stress", "virial"])
+def test_six_numbers_by_the_name_that_ase_reserves_for_nine(quotes, name, tmp_path):
+    path = tmp_path / "a.xyz"
+    comment = f'energy=-1 Lattice="{CELL} Properties=species:S:1:pos:R:3:forces:R:3'
+    path.write_text(f"2\n{comment} {name}={quotes[0]}1 2 3 4 5 6{quotes[1]}\n{ROWS}")
+    unit = {"stress_unit": "eV" if name == "virial" else "GPa", "stress_sign": "compression"}
+    order = "xx,yy,zz,yz,xz,xy"
+    (frame,) = read_frames(path, Conventions(**{f"{name}_key": name}, **unit, voigt_order=order))
+    factor = -1 / frame.atoms.get_volume() if name == "virial" else -units.GPa
+    wanted = factor * np.array([[1, 6, 5], [6, 2, 4], [5, 4, 3]])
+    assert np.allclose(frame.labels["stress"], wanted)
+    (frame,) = read_frames(path, Conventions(stress_key="none"))
+    assert set(frame.labels) == {"energy", "forces"}
+
+
+def test_a_system_without_forces_costs_the_others_none(records, tmp_path):
+    write_records(tmp_path / "all", records, "deepmd")
+    next((tmp_path / "all").rglob("force.npy")).unlink()
+    frames = list(read_frames(tmp_path / "all"))
+    assert sum(bool(frame.problem) for frame in frames) == 1
+    assert sum(bool(frame.labels) for frame in frames) == len(frames) - 1 > 0
+
+
+def test_an_isolated_atom_has_no_forces(tmp_path):
+    (tmp_path / "a.xyz").write_text("1\nenergy=-7.5 pbc=F\nC 0 0 0\n".replace("=F", '="F F F"'))
+    for format in ("extxyz", "nep"):
+        (frame,) = read_frames(tmp_path / "a.xyz", format=format)
+        assert frame.labels["energy"] == -7.5
+        assert frame.labels["forces"].tolist() == [[0.0, 0.0, 0.0]]
+
+
+def test_labels_of_schnetpack_need_their_units(tmp_path):
+    with connect(tmp_path / "a.db") as database:
+        data = {"energy": np.array([-2.0]), "forces": np.full((2, 3), 0.5)}
+        database.write(Atoms("H2", [[0, 0, 0], [0, 0, 0.7]]), data=data)
+    with pytest.raises(DatasetError, match=r"(?s)unit of 'energy'.*unit of 'forces'"):
+        list(read_frames(tmp_path / "a.db"))
+    hartree = Conventions(energy_unit="hartree", forces_unit="hartree/bohr")
+    (frame,) = read_frames(tmp_path / "a.db", hartree)
+    assert float(frame.labels["energy"]) == pytest.approx(-2 * units.Hartree)
+    assert frame.labels["forces"][0, 0] == pytest.approx(0.5 * units.Hartree / units.Bohr)
+
+
+def test_a_format_that_is_not_known_may_be_named(tmp_path):
+    path = tmp_path / "train.dat"
+    path.write_text(f"2\nenergy=-1 Properties=species:S:1:pos:R:3:forces:R:3\n{ROWS}")
+    with pytest.raises(DatasetError, match="--format extxyz"):
+        list(read_frames(path))
+    (frame,) = read_frames(path, format="extxyz")
+    assert frame.labels
+
+
+def test_a_file_of_another_kind_than_it_seems_is_no_empty_success(tmp_path):
+    with connect(tmp_path / "a.db"):
+        pass
+    (tmp_path / "a.xyz").write_text("\n\n")
+    for name in ("a.db", "a.xyz"):
+        with pytest.raises(DatasetError, match="holds no frame"):
+            list(read_frames(tmp_path / name))
+
+
+def test_charges_are_exported_where_the_format_knows_them(tmp_path):
+    atoms = Atoms("LiH", [[0, 0, 0], [0, 0, 1.6]], charges=[1, 0], info={"charge": 1.0})
+    write_records(tmp_path / "a.xyz", [make(atoms, stress=False)], "extxyz")
+    (frame,) = read_frames(tmp_path / "a.xyz")
+    assert frame.atoms.get_initial_charges().tolist() == [1, 0]
+    assert frame.atoms.info == {"charge": 1.0}
+    write_records(tmp_path / "a.nep", [make(atoms, stress=False)], "nep")
+    (frame,) = read_frames(tmp_path / "a.nep", format="nep")
+    assert frame.atoms.info == {"charge": 1.0}

@@ -82,9 +82,68 @@ def test_an_atom_that_was_wrapped_breaks_no_trajectory(tmp_path):
 
 def test_the_same_structure_with_another_label_is_not_a_second_label(tmp_path):
     write(tmp_path / "a.traj", [frame(0), frame(0, energy=7.0)])
+    for _ in range(2):
+        report = import_frames([tmp_path / "a.traj"], tmp_path / "out")
+        assert (report.n_imported, report.n_repeated) == (1, 1)
+        assert report.contradictions.n == 1
+        assert "energy differs by 1.75 eV/atom" in str(report.contradictions)
+        [row] = (tmp_path / "out/rejected.jsonl").read_text().splitlines()
+        assert "known, and energy differs by 1.75 eV/atom" in json.loads(row)["problem"]
+        assert float(Dataset(tmp_path / "out").read([0]).labels["energy"][0]) == 0.0
+
+
+def test_a_mistake_leaves_no_folder(tmp_path):
+    path, out = tmp_path / "a.xyz", tmp_path / "out"
+    write(path, [frame(k) for k in range(3)])
+    path.write_text(path.read_text().replace(":forces:", ":REF_forces:"))
+    with pytest.raises(DatasetError, match="which numbers are the forces"):
+        import_frames([path], out)
+    assert not out.exists()
+    conventions = Conventions(forces_key="wrong", forces_unit="eV/angstrom")
+    assert import_frames([path], out, conventions).n_imported == 0
+    conventions = Conventions(forces_key="REF_forces", forces_unit="eV/angstrom")
+    assert import_frames([path], out, conventions).n_imported == 3
+    assert not (out / "rejected.jsonl").exists()
+
+
+def test_a_number_that_cannot_be_stored_rejects_its_frame_alone(tmp_path):
+    write(tmp_path / "a.traj", [frame(0), frame(1, forces=np.full((4, 3), 1e40)), frame(2)])
     report = import_frames([tmp_path / "a.traj"], tmp_path / "out")
-    assert (report.n_imported, report.n_repeated) == (1, 1)
-    assert float(Dataset(tmp_path / "out").read([0]).labels["energy"][0]) == 0.0
+    assert (report.n_imported, report.n_rejected) == (2, 1)
+    assert "forces is not finite, or too large" in (tmp_path / "out/rejected.jsonl").read_text()
+
+
+def test_other_crystals_are_no_kin(tmp_path):
+    """One atom at the origin moves nowhere, whatever its cell becomes."""
+    frames = []
+    for a in (3.6, 3.602, 3.9, 4.4):
+        atoms = bulk("Cu", a=a)
+        atoms.calc = SinglePointCalculator(atoms, energy=a, forces=np.zeros((1, 3)))
+        frames.append(atoms)
+    free = frames[-1].copy()
+    free.pbc = False
+    free.calc = SinglePointCalculator(free, energy=0.0, forces=np.zeros((1, 3)))
+    write(tmp_path / "a.traj", [*frames, free])
+    import_frames([tmp_path / "a.traj"], tmp_path / "out")
+    assert Dataset(tmp_path / "out").groups.tolist() == [0, 0, 1, 2, 3]
+
+
+def test_charges_of_atoms_are_kept(tmp_path):
+    """They define a structure: without them, another label would look like a contradiction."""
+    ion, magnet = bulk("Cu", cubic=True), bulk("Cu", cubic=True)
+    ion.set_initial_charges([1, 0, 0, 0])
+    magnet.set_initial_magnetic_moments([0, 0, 0, 2.5])
+    write(tmp_path / "a.traj", [frame(0), frame(0, ion), frame(0, magnet, energy=1.0)])
+    report = import_frames([tmp_path / "a.traj"], tmp_path / "out")
+    assert (report.n_imported, report.n_repeated) == (3, 0)
+    dataset = Dataset(tmp_path / "out")
+    none, charged, magnetic = (record.atoms for record in dataset.iterate())
+    assert not none.has("initial_charges")
+    assert charged.get_initial_charges().tolist() == [1, 0, 0, 0]
+    assert magnetic.get_initial_magnetic_moments().tolist() == [0, 0, 0, 2.5]
+    assert verify(tmp_path / "out").ok
+    import_frames([tmp_path / "a.traj"], tmp_path / "out")
+    assert len(Dataset(tmp_path / "out")) == 3
 
 
 @pytest.mark.parametrize("change", ["file", "conventions", "level"])

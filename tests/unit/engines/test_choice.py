@@ -10,7 +10,8 @@ import warp as wp
 from tests.helpers import random_nep, random_painn, rattled, structures
 
 from mlff_distiller.deploy import StudentCalculator
-from mlff_distiller.errors import KernelError, StudentError
+from mlff_distiller.engines.choice import choose_engine
+from mlff_distiller.errors import DynamicsError, KernelError, StudentError
 from mlff_distiller.kernels import compiling
 
 
@@ -125,3 +126,9 @@ def test_a_cache_that_others_could_have_written_is_not_used(tmp_path, monkeypatc
     elsewhere = compiling.cache_folder.__wrapped__()
     assert elsewhere.parent != folder.parent
     assert elsewhere.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("skin", [0.0, -1.0, 1000.0, float("nan")])
+def test_a_skin_that_no_list_pays_for_is_refused(skin):
+    with pytest.raises(DynamicsError, match=r"(?s)skin.*at most 10 Å"):
+        choose_engine(random_nep(), skin=skin)

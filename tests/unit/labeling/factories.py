@@ -46,3 +46,14 @@ class Hanging(EMT):
             Path("hanging").touch()
             time.sleep(600)
         super().calculate(atoms, properties, system_changes)
+
+
+class Charged(EMT):
+    """Adds ten times the charges of atoms, and the moments."""
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        self.results["energy"] += 10 * atoms.get_initial_charges().sum()
+        self.results["energy"] += atoms.get_initial_magnetic_moments().sum()
+        self.results["free_energy"] = self.results["energy"]
+        self.results.pop("energies", None)

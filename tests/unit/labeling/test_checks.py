@@ -106,5 +106,22 @@ def test_frames_far_apart_or_of_other_cells_are_not_compared(tmp_path):
     assert findings(tmp_path, rows) == []
 
 
+@pytest.mark.parametrize("state", ["charge", "initial_charges", "initial_magmoms"])
+def test_another_electronic_state_is_on_another_surface(tmp_path, state):
+    atoms = bulk("Cu", cubic=True)
+    other = atoms.copy()
+    if state == "charge":
+        other.info["charge"] = 1.0
+    else:
+        other.set_array(state, np.array([1.0, 0.0, 0.0, 0.0]))
+    records = [
+        Record(own, {"energy": np.array(10.0 * k), "forces": np.zeros((4, 3))}, f"{k:064x}", 0)
+        for k, own in enumerate((atoms, other))
+    ]
+    with DatasetWriter(tmp_path / "out", {}) as writer:
+        writer.append(records)
+    assert check_labels(Dataset(tmp_path / "out")) == []
+
+
 def test_no_labels_are_no_findings(tmp_path):
     assert findings(tmp_path, []) == []

@@ -96,6 +96,22 @@ def test_labels_are_the_teachers(here, wanted):
     assert Dataset(here / "plain").metadata["inputs"]["n_structures"] == 10
 
 
+def test_charges_and_moments_of_atoms_reach_the_teacher_and_are_kept(here):
+    frames = [bulk("Cu", cubic=True) for _ in range(4)]
+    frames[1].set_initial_charges([1, 0, 0, 0])
+    frames[2].set_initial_magnetic_moments([0, 2, 0, 1])
+    frames[3].set_initial_charges([0, 0, 0, 0])  # which is what the first one says
+    write("ions.xyz", frames)
+    found = read_structures(["ions.xyz"])
+    assert found.n_repeated == 1
+    label(found, Request("ase:factories:Charged", "cpu"), here / "out")
+    records = list(Dataset(here / "out").iterate())
+    energies = np.array([float(record.labels["energy"]) for record in records])
+    assert energies - energies[0] == pytest.approx([0.0, 10.0, 3.0])
+    again = read_structures([here / "out"])  # and so they reach another teacher too
+    assert again.digest == found.digest
+
+
 def test_the_hash_of_a_label_set_sees_labels_but_not_their_order(here, wanted):
     structures = read_structures(["copper.xyz"])
     backwards = type(structures)(structures.all[::-1], structures.digest, 0)

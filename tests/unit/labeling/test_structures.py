@@ -52,11 +52,35 @@ def test_charge_and_spin_reach_every_structure_made_of_one():
     assert enlarge(crystal, 8).info == {"charge": 8, "spin": 9}
 
 
-def test_charges_of_single_atoms_are_not_dropped_in_silence():
+def test_charges_and_moments_of_atoms_make_another_structure():
     ion = Atoms("LiH", positions=[[0, 0, 0], [0, 0, 1.6]], charges=[1, 0])
-    with pytest.warns(UserWarning, match="charges of single atoms: give the total"):
-        read_structures([ion])
-    magnet = bulk("Fe")
-    magnet.set_initial_magnetic_moments([2.0])
-    with pytest.warns(UserWarning, match="magnetic moments"):
+    plain = Atoms("LiH", ion.positions, charges=[0, 0])  # zeros say nothing
+    found = read_structures([ion, plain, Atoms("LiH", ion.positions)])
+    assert found.n_repeated == 1
+    assert [own.atoms.get_initial_charges().tolist() for own in found.all] == [[1, 0], [0, 0]]
+    assert not found.all[1].atoms.has("initial_charges")
+    magnet = bulk("Fe", cubic=True)
+    magnet.set_initial_magnetic_moments([2.0, -2.0])
+    [seed] = read_seeds([magnet])
+    for made in (
+        rattle(seed, seed, 0.1, 0.0, np.random.default_rng(0)),
+        scan([seed], ScanSettings(volumes=2, strains=0))[0][0],
+        approach([seed], 4, ApproachSettings(compressed=0.5), seed=0)[0][0],
+    ):
+        assert made.get_initial_magnetic_moments().tolist() == [2.0, -2.0]
+    assert enlarge(seed, 4).get_initial_magnetic_moments().tolist() == [2.0, -2.0] * 2
+
+
+def test_what_no_teacher_is_told_is_warned_of():
+    magnet = Atoms("Fe", magmoms=[[0.0, 0.0, 2.0]])
+    with pytest.warns(UserWarning, match="directions of magnetic moments"):
         read_seeds([magnet])
+    ion = Atoms("Li", info={"total_spin": 2})
+    with pytest.warns(UserWarning, match="'total_spin'"):
+        read_structures([ion])
+
+
+def test_a_charge_may_be_called_total():
+    ions = [Atoms("Li", info={"total_charge": 1, "multiplicity": 3}), Atoms("Li")]
+    found = read_structures(ions)
+    assert [own.atoms.info for own in found.all] == [{"charge": 1, "spin": 3}, {}]

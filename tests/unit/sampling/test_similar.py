@@ -5,7 +5,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 
-from mlff_distiller.sampling import find_similar, similar
+from mlff_distiller.sampling import find_similar, near_copies, similar
 from mlff_distiller.testing import random_rotation
 
 
@@ -107,3 +107,20 @@ def test_another_element_is_another_structure():
 def test_nothing_is_like_nothing():
     assert find_similar([]).shape == (0, 2)
     assert find_similar([bulk("Cu")], []).shape == (0, 2)
+
+
+def test_frames_of_a_shuffled_trajectory_are_near_copies():
+    start = bulk("Cu", cubic=True)
+    way = rattled(start, 1, 0.3).positions - start.positions
+    frames = []
+    for k in range(40):
+        atoms = start.copy()
+        atoms.positions += np.sin(k / 5) * way
+        atoms.positions[k % 4] += atoms.cell[0]  # wrapped otherwise
+        frames.append(atoms)
+    order = np.random.default_rng(0).permutation(40)
+    test, training = ([frames[k] for k in part] for part in (order[:8], order[8:]))
+    assert near_copies(test, training).tolist() == list(range(8))
+    cold = [rattled(start, seed, 0.02) for seed in range(40)]  # near, but independent
+    assert len(near_copies(cold[:8], cold[8:])) == 0
+    assert len(near_copies([bulk("Al", cubic=True)], training)) == 0

@@ -175,6 +175,19 @@ def test_charge_to_a_teacher_that_ignores_it_warns_once(teacher):
         calculator.label([atoms])
 
 
+def test_charges_and_moments_of_atoms_that_a_teacher_ignores_are_said_once(teacher):
+    calculator = teacher("ani-1x", "torchani")
+    atoms = molecule("H2O")
+    atoms.set_initial_charges([1, 0, 0])
+    with pytest.warns(UserWarning, match="no notice of the initial_charges of atoms"):
+        calculator.label([atoms])
+    atoms.set_initial_magnetic_moments([0, 1, 0])
+    with pytest.warns(UserWarning, match="no notice of the initial_magmoms of atoms"):
+        calculator.label([atoms])
+    with warnings.catch_warnings(action="error"):
+        calculator.label([atoms])
+
+
 def test_unknown_element(teacher):
     calculator = teacher("ani-1x", "torchani")
     with pytest.raises(UnknownElementError, match="not made for Si"):

@@ -69,6 +69,20 @@ def test_learns():
     )
 
 
+@pytest.mark.parametrize("size", [50.0, 1e6, 1e12])
+def test_wrong_labels_of_a_few_structures_spoil_no_training(size):
+    training, validation = frames(24), frames(8, seed=1)
+    for k, sign in ((3, 1.0), (11, -1.0), (17, 1.0)):
+        training[k].labels["energy"][:] += sign * size
+    training[5].labels["forces"][0] += size
+    training[7].labels["stress"][:] *= size
+    student = nep_for(training, SMALL, 0)
+    history = train(student, training, validation, TrainingSettings(epochs=30, atoms_per_batch=8))
+    assert history[-1]["validation_forces_fidelity"] > 0.6
+    off = history[-1]["validation_energy_mae_meV_per_atom"]
+    assert off < 100.0
+
+
 @pytest.mark.gpu
 def test_learns_on_the_gpu_from_frames_on_the_cpu():
     training, validation = frames(24), frames(8, seed=1)

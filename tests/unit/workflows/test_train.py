@@ -28,6 +28,7 @@ from mlff_distiller.students.data import reference_energies
 from mlff_distiller.training.sources import Sources
 from mlff_distiller.training.update import Updater
 from mlff_distiller.workflows.config import load_config
+from mlff_distiller.workflows.doubts import warn_of_labels
 from mlff_distiller.workflows.train import fit, rebased, split_labels
 
 
@@ -192,6 +193,91 @@ def test_labels_of_another_level_train_along(labels, tmp_path):
     assert read_config(tmp_path / "more" / "student")["about"]["n_other_labels"] == 20
     with pytest.raises(ConfigError, match="other inputs"):
         fit(labels, tmp_path / "more", chosen)
+
+
+@pytest.mark.parametrize("source", ["probes", "others"])
+def test_corrected_labels_of_sources_are_other_sources(labels, tmp_path, source):
+    def sources(name: str, shift: float) -> Sources:
+        pairs = probes(emt(3), 3, seed=3)
+        made = dataset(tmp_path / name, [atoms for pair in pairs for atoms in pair], shift)
+        return Sources(probes=made) if source == "probes" else Sources(others=((made, 1.0),))
+
+    one, other = sources("one", 0.0), sources("other", 0.0)
+    assert one.inputs() == other.inputs()
+    records = list(Dataset(tmp_path / "one").iterate())
+    records[0] = replace(records[0], labels=dict(records[0].labels, energy=np.array(1.0)))
+    with DatasetWriter(tmp_path / "corrected", {"teacher": None}) as writer:
+        writer.append(records)
+    path = tmp_path / "corrected"
+    changed = Sources(probes=path) if source == "probes" else Sources(others=((path, 1.0),))
+    differ = {name for name, value in one.inputs().items() if changed.inputs()[name] != value}
+    assert differ == {"probe_values" if source == "probes" else "other_0_values"}
+
+
+def test_an_element_in_one_group_only_trains(tmp_path):
+    structures = emt(30)
+    structures[7].symbols[0] = "Au"
+    made = Dataset(dataset(tmp_path / "labels", structures))
+    for seed in range(40):
+        split = split_labels(made, load_config(None, [*SMALL, f"seed={seed}"]))
+        assert 7 in split.train
+        assert len(split.validation)
+        assert len(split.test)
+
+
+def test_a_single_trajectory_is_cut_into_blocks_of_time(tmp_path):
+    dataset(tmp_path / "many", emt(40))
+    records = [replace(own, group=0) for own in Dataset(tmp_path / "many").iterate()]
+    with DatasetWriter(tmp_path / "one", {"teacher": None}) as writer:
+        writer.append(records)
+    made = Dataset(tmp_path / "one")
+    with pytest.warns(UserWarning, match="40 labels are of 1 groups of kin, which were cut"):
+        split = split_labels(made, load_config(None, SMALL))
+    for part in (split.validation, split.test):
+        assert len(part) == 4
+        assert np.ptp(part) == 3  # in one piece
+    assert len(split.train) == 32
+
+
+@pytest.mark.filterwarnings("ignore:.*which were cut into blocks")
+@pytest.mark.parametrize("n_systems", [2, 3])
+def test_systems_of_different_elements_are_cut_into_blocks(tmp_path, n_systems):
+    structures = emt(30)
+    for k, atoms in enumerate(structures):
+        atoms.symbols[:] = ("Cu", "Au", "Al")[k % n_systems]
+    dataset(tmp_path / "many", structures)
+    records = [
+        replace(own, group=k % n_systems)
+        for k, own in enumerate(Dataset(tmp_path / "many").iterate())
+    ]
+    with DatasetWriter(tmp_path / "few", {"teacher": None}) as writer:
+        writer.append(records)
+    split = split_labels(Dataset(tmp_path / "few"), load_config(None, SMALL))
+    assert {k % n_systems for k in split.train.tolist()} == set(range(n_systems))
+    assert len(split.validation)
+    assert len(split.test)
+
+
+def test_labels_that_look_wrong_or_are_tested_in_training_are_warned_of(tmp_path):
+    structures = emt(30)
+    dataset(tmp_path / "labels", structures)
+    records = list(Dataset(tmp_path / "labels").iterate())
+    turned = bulk("Cu", cubic=True)
+    for k, record in enumerate(records[15:]):  # the same, turned, and the first with a wrong energy
+        turned = records[k].atoms.copy()
+        turned.rotate(90, "z", rotate_cell=True)
+        labels = dict(record.labels, energy=records[k].labels["energy"] + 1e3 * (k == 0))
+        labels["forces"] = records[k].labels["forces"] * 0
+        records[15 + k] = replace(record, atoms=turned, labels=labels)
+    with DatasetWriter(tmp_path / "twice", {"teacher": None}) as writer:
+        writer.append(records)
+    made = Dataset(tmp_path / "twice")
+    split = split_labels(made, load_config(None, SMALL))
+    with (
+        pytest.warns(UserWarning, match=r"look wrong \(outlier: 1 of 30\); first record 15"),
+        pytest.warns(UserWarning, match="are trained on too, but for rotation"),
+    ):
+        warn_of_labels(made, split)
 
 
 def test_an_earlier_student_goes_on_with_repulsion_from_elsewhere(labels, tmp_path):

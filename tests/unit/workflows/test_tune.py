@@ -422,6 +422,8 @@ def test_a_target_that_is_no_fidelity(labels, tmp_path, target):
         (["--max-us-per-atom", "3"], "without --tune"),
         (["--tune", "3", "--target-fidelity", "0.9"], "do not go together"),
         (["--tune", "3", "--init", "x"], "do not go together"),
+        (["--tune", "3", "--probes", "x"], "without --probes"),
+        (["--target-fidelity", "0.9", "--also", "x"], "without --also"),
         (["--tune", "3", "--max-us-per-atom", "-1"], "max_us_per_atom"),
         (["--tune", "3", "--max-us-per-atom", "1", "--max-ms-per-step", "1"], "two limits"),
     ],

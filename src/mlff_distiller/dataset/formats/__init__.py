@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ase.io.formats import get_compression
+
 from mlff_distiller.dataset.formats import ase_files, deepmd, extxyz, hdf5, nep
 from mlff_distiller.dataset.formats.frame import Conventions, Frame, Reader
 from mlff_distiller.dataset.record import Record
@@ -33,7 +35,8 @@ def detect(path: Path) -> str:
         raise DatasetError(f"there is no file or folder {path}")
     if path.suffix in (".h5", ".hdf5"):
         return hdf5.kind_of(path)
-    return _SUFFIXES.get(path.suffix, "ase")
+    plain = Path(get_compression(str(path))[0])
+    return _SUFFIXES.get(plain.suffix.lower(), "ase")
 
 
 def read_frames(
@@ -47,7 +50,16 @@ def read_frames(
     name = format or detect(path)
     if name not in READERS:
         raise ConfigError("there is no such format", expected=", ".join(READERS), found=name)
-    return READERS[name](path, conventions or Conventions())
+    frame = None
+    for frame in READERS[name](path, conventions or Conventions()):
+        yield frame
+    if frame is None:
+        raise DatasetError(
+            f"{path} holds no frame",
+            found=f"nothing, read as {name}",
+            remedy="name the format if it is another (--format), or convert the file to extended "
+            "XYZ",
+        )
 
 
 def write_records(path: Path, records: Iterable[Record], format: str) -> int:

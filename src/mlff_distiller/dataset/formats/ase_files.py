@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from ase import Atoms
 from ase.db import connect
 from ase.io import iread
 from ase.io.formats import UnknownFileTypeError, filetype
 
+from mlff_distiller.dataset.formats import extxyz
+from mlff_distiller.dataset.formats.doubts import problem_of, refuse_guesses, unconverged
 from mlff_distiller.dataset.formats.frame import Conventions, Frame
 from mlff_distiller.dataset.formats.labels import labels_from_ase
-from mlff_distiller.errors import DatasetError
+from mlff_distiller.errors import DatasetError, DistillerError
 
 SAFE = frozenset({
     *("abinit-out", "aims", "aims-output", "castep-castep", "cif", "cp2k-dcd", "cp2k-restart"),
@@ -21,6 +26,36 @@ SAFE = frozenset({
     *("turbomole", "vasp", "vasp-out", "vasp-xdatcar", "vasp-xml", "xsf", "xyz"),
 })  # fmt: skip
 """ASE's names of formats that are text, or its own trajectories: arrays and JSON."""
+_NO_CRYSTAL_A = 1.0
+"""Edges of the cell by which PDB says that there is none."""
+
+
+def structures(path: Path, kind: str) -> Iterator[Atoms]:
+    """Frames of a file of ASE's format ``kind``, one by one, as they are meant.
+
+    Raises
+    ------
+    StructureError
+        Elements or places would be guesses; see `doubts`.
+    """
+    refuse_guesses(path, kind)
+    if kind == "extxyz":
+        yield from (extxyz.parse(text) for text, _, _ in extxyz.blocks(path))
+        return
+    cell = None
+    for atoms in iread(str(path), ":", kind, do_not_split_by_at_sign=True):
+        if kind == "proteindatabank":
+            if not len(atoms):  # what ASE finds between ENDMDL and END
+                continue
+            if atoms.cell.rank == 0 and cell is not None:  # said once, before the first model
+                atoms.set_cell(cell)
+                atoms.pbc = True
+            cell = atoms.cell.copy()
+            if (atoms.cell.lengths() <= _NO_CRYSTAL_A).all():
+                atoms.cell, atoms.pbc = None, False
+        elif kind.startswith("lammps"):
+            atoms.calc = None  # a dump's energy is ASE's 0
+        yield atoms
 
 
 def read_file(path: Path, conventions: Conventions) -> Iterator[Frame]:
@@ -28,26 +63,52 @@ def read_file(path: Path, conventions: Conventions) -> Iterator[Frame]:
     try:
         kind = filetype(str(path), guess=True)
     except (UnknownFileTypeError, OSError, ValueError, EOFError) as error:
-        raise DatasetError(f"{path} is of no format that is known", found=error) from error
+        raise DatasetError(
+            f"{path} is of no format that is known",
+            found=error,
+            remedy="name it: --format extxyz, for example",
+        ) from error
+    if kind == "extxyz":
+        yield from extxyz.read(path, conventions)
+        return
     if kind not in SAFE:
         raise DatasetError(
             f"{path} is of ASE's format {kind!r}, which is not read here",
             expected="one of " + " ".join(sorted(SAFE)),
-            remedy="convert it to extended XYZ where you trust it",
+            remedy="name the format if this is another (--format extxyz), or convert the file to "
+            "extended XYZ where you trust it",
         )
     try:
-        for index, atoms in enumerate(iread(str(path), index=":", format=kind)):
+        stopped = unconverged(path, kind)
+        for index, atoms in enumerate(structures(path, kind)):
             name = f"{path}, frame {index}"
-            is_text = kind == "extxyz"
-            yield labels_from_ase(atoms, conventions, name, index, 0.0, is_text=is_text)
-    except DatasetError:
+            problem = problem_of(atoms)
+            if next(stopped):
+                problem = "the SCF stopped before it converged"
+            yield (
+                Frame(index, atoms, problem=problem)
+                if problem
+                else labels_from_ase(atoms, conventions, name, index, 0.0)
+            )
+    except DistillerError:
         raise
     except Exception as error:  # on malformed files ASE's readers raise anything
         raise DatasetError(
             f"{path} cannot be read as {kind}",
             found=f"{type(error).__name__}: {error}",
-            remedy="the file is truncated or damaged: restore it from a copy",
+            remedy="the file is truncated or damaged, or ASE cannot parse it: compare with "
+            "`ase.io.read`, or convert it to extended XYZ",
         ) from error
+
+
+def _data_of(
+    data: Mapping[str, Any], n_atoms: int
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Numbers of a row's data: vectors of atoms (n_atoms, 3), and the others."""
+    values = {name: np.asarray(value) for name, value in data.items()}
+    numbers = {name: value for name, value in values.items() if value.dtype.kind in "fiu"}
+    of_atoms = {name: value for name, value in numbers.items() if value.shape == (n_atoms, 3)}
+    return of_atoms, {name: numbers[name] for name in numbers.keys() - of_atoms.keys()}
 
 
 def read_database(path: Path, conventions: Conventions) -> Iterator[Frame]:
@@ -61,7 +122,12 @@ def read_database(path: Path, conventions: Conventions) -> Iterator[Frame]:
             for index, row in enumerate(database.select()):
                 name = f"{path}, row {row.id}"
                 done = (index + 1) / total
-                yield labels_from_ase(row.toatoms(), conventions, name, index, done)
+                atoms = row.toatoms()
+                if atoms.calc is None:  # SchNetPack keeps its labels here, in its own units
+                    of_atoms, of_all = _data_of(row.data, len(atoms))
+                    atoms.arrays |= of_atoms
+                    atoms.info |= of_all
+                yield labels_from_ase(atoms, conventions, name, index, done)
     except DatasetError:
         raise
     except Exception as error:

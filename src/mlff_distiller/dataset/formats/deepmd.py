@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,16 +30,22 @@ def read(path: Path, conventions: Conventions) -> Iterator[Frame]:
     if not systems:
         raise DatasetError(f"{path} holds no DeePMD system: no type.raw in it or below")
     index = 0
-    for number, system in enumerate(systems):
-        for frame in _system(system, conventions):
-            done = (number + frame.progress) / len(systems)
-            kin = str(system.relative_to(path.parent))
-            yield Frame(index, frame.atoms, frame.labels, kin, frame.problem, done)
+    maps = [_type_map(system, conventions) for system in systems]
+    for number, (system, names) in enumerate(zip(systems, maps, strict=True)):
+        kin = str(system.relative_to(path.parent))
+        try:
+            for frame in _system(system, names):
+                done = (number + frame.progress) / len(systems)
+                yield Frame(index, frame.atoms, frame.labels, kin, frame.problem, done)
+                index += 1
+        except DatasetError as error:
+            if len(systems) == 1:
+                raise
+            yield Frame(index, Atoms(), kin=kin, problem=f"the rest of it: {error.problem}")
             index += 1
 
 
-def _system(system: Path, conventions: Conventions) -> Iterator[Frame]:
-    names = _type_map(system, conventions)
+def _system(system: Path, names: Sequence[str]) -> Iterator[Frame]:
     types = np.array(_integers(system / "type.raw"))
     periodic = not (system / "nopbc").exists()
     sets = sorted(system.glob("set.*"))

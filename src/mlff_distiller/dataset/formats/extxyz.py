@@ -4,36 +4,56 @@ from __future__ import annotations
 
 import io
 import re
+import zlib
 from collections.abc import Iterator, Mapping
-from itertools import chain
+from functools import partial
+from itertools import chain, islice
+from lzma import LZMAError
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 from ase import Atoms
 from ase.io.extxyz import read_xyz
+from ase.io.formats import get_compression, open_with_compression
 
 from mlff_distiller.dataset.formats.frame import Conventions, Frame
 from mlff_distiller.dataset.formats.labels import labels_from_ase
 from mlff_distiller.dataset.record import Record
 from mlff_distiller.errors import DatasetError
 from mlff_distiller.properties import LABELS
+from mlff_distiller.structure import atomic_state
 
 _LONGEST_LINE = 1 << 24
 _LEAST_PER_ATOM = 2
 """Bytes of the shortest line."""
 _KEYS = {"lattice": "Lattice", "properties": "Properties", "pbc": "pbc"}
+_RAW = "as_written_"
+"""How a stress is called meanwhile: ASE would have nine numbers, and look at six of them."""
+_QUOTED = r"""(?:"[^"]*"|'[^']*'|\[[^]]*\]|\{[^}]*\})"""
 _TRUTHS = {"t": "T", "true": "T", "1": "T", "f": "F", "false": "F", "0": "F"}
 
 
 def blocks(path: Path) -> Iterator[tuple[str, int, float]]:
     """The text of each frame, the number of its first line, and the share of the file read.
 
-    ``DatasetError`` names file and line where the file is not extended XYZ, ends early, or
-    declares more atoms than it has bytes.
+    ``DatasetError`` names file and line where the file, compressed or not, is not extended XYZ,
+    ends early, or declares more atoms than it has bytes.
     """
+    try:
+        yield from _blocks(path)
+    except (EOFError, OSError, LZMAError, zlib.error) as error:
+        raise DatasetError(
+            f"{path} cannot be read",
+            found=f"{type(error).__name__}: {error}",
+            remedy="the file is truncated or damaged: restore it from a copy",
+        ) from error
+
+
+def _blocks(path: Path) -> Iterator[tuple[str, int, float]]:
     size, number = path.stat().st_size, 1
-    with path.open("rb") as stream:
+    is_plain = get_compression(str(path))[1] is None
+    with open_with_compression(str(path), "rb") as stream:
         if size == 0:
             raise DatasetError(f"{path} is empty")
         while header := stream.readline(_LONGEST_LINE):
@@ -47,15 +67,16 @@ def blocks(path: Path) -> Iterator[tuple[str, int, float]]:
                     found=repr(header[:60].decode("utf-8", "replace")),
                 )
             n_atoms, left = int(header), size - stream.tell()
-            if n_atoms * _LEAST_PER_ATOM > left:
+            if is_plain and n_atoms * _LEAST_PER_ATOM > left:
                 raise DatasetError(
                     f"{path}, line {number} declares more atoms than the file can hold",
                     expected=f"at most {left // _LEAST_PER_ATOM} in the {left} bytes that follow",
                     found=n_atoms,
                     remedy="the file is truncated or damaged: restore it from a copy",
                 )
-            lines = [stream.readline(_LONGEST_LINE) for _ in range(n_atoms + 1)]
-            if not lines[-1] or (n_atoms and not lines[-1].strip()):
+            readable = iter(partial(stream.readline, _LONGEST_LINE), b"")
+            lines = list(islice(readable, n_atoms + 1))
+            if len(lines) <= n_atoms or (n_atoms and not lines[-1].strip()):
                 raise DatasetError(
                     f"{path}, the frame at line {number} ends early",
                     expected=f"{n_atoms} atoms",
@@ -68,7 +89,7 @@ def blocks(path: Path) -> Iterator[tuple[str, int, float]]:
                 raise DatasetError(
                     f"{path}, the frame at line {number} is no text in UTF-8", found=error
                 ) from error
-            yield text, number, stream.tell() / size
+            yield text, number, stream.tell() / size if is_plain else 0.0
             number += n_atoms + 2
 
 
@@ -86,6 +107,9 @@ def parse(text: str) -> Atoms:
         raise ValueError(f"not readable as extended XYZ: {error}") from error
     if not isinstance(atoms, Atoms):
         raise ValueError("not readable as extended XYZ")
+    for name in ("stress", "virial"):
+        if (values := atoms.info.pop(_RAW + name, None)) is not None:
+            atoms.info[name] = values
     return atoms
 
 
@@ -100,7 +124,8 @@ def _as_ase_spells(comment: str) -> str:
             raise ValueError(f"{found[0]} is not three of T and F")
         return f'pbc="{" ".join(map(str, truths))}"'
 
-    return re.sub(r"""\bpbc=("[^"]*"|'[^']*'|\[[^]]*\]|\S+)""", periodic, comment)
+    comment = re.sub(rf"(?<!\S)(stress|virial)=({_QUOTED})", rf"{_RAW}\1=\2", comment)
+    return re.sub(rf"""\bpbc=({_QUOTED}|\S+)""", periodic, comment)
 
 
 def read(path: Path, conventions: Conventions) -> Iterator[Frame]:
@@ -112,7 +137,7 @@ def read(path: Path, conventions: Conventions) -> Iterator[Frame]:
             yield Frame(index, Atoms(), problem=f"line {line}: {error}", progress=progress)
             continue
         name = f"{path}, frame {index} (line {line})"
-        yield labels_from_ase(atoms, conventions, name, index, progress, is_text=True)
+        yield labels_from_ase(atoms, conventions, name, index, progress)
 
 
 def write_frame(
@@ -146,6 +171,7 @@ def write(stream: IO[str], record: Record) -> None:
     if "stress" in labels:
         header["stress"] = labels["stress"]
     columns = {name: labels[name] for name in labels if LABELS[name].per == "atom"}
+    columns |= atomic_state(record.atoms)
     write_frame(stream, record.atoms, header | record.atoms.info, columns)
 
 

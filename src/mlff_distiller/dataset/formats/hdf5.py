@@ -56,26 +56,42 @@ def read_spice(path: Path, conventions: Conventions) -> Iterator[Frame]:
     with _opened(path) as file:
         index, names = 0, sorted(file.keys())
         for number, name in enumerate(names):
-            group = _group(file, name, path)
-            numbers = _elements(group)
-            positions = _array(group, "conformations", 3, "bohr") * units.Bohr
-            energies = _array(group, "dft_total_energy", 1, "hartree") * units.Hartree
-            forces = -_array(group, "dft_total_gradient", 3, "hartree/bohr") * _FORCE
+            try:
+                numbers, positions, energies, forces = _spice_group(file, name, path)
+            except DatasetError as error:
+                if len(names) == 1:
+                    raise
+                yield Frame(index, Atoms(), kin=name, problem=error.problem)
+                index += 1
+                continue
             n = len(positions)
-            shapes = {(n, len(numbers), 3): (positions, forces), (n,): (energies,)}
-            for shape, arrays in shapes.items():
-                for array in arrays:
-                    if array.shape != shape:
-                        raise DatasetError(
-                            f"{path}, group {name!r}: arrays do not fit together",
-                            expected=shape,
-                            found=array.shape,
-                        )
             for k in range(n):
                 labels = {"energy": np.array(energies[k]), "forces": forces[k]}
                 done = (number + (k + 1) / n) / len(names)
                 yield Frame(index, Atoms(numbers, positions[k]), labels, name, progress=done)
                 index += 1
+
+
+def _spice_group(
+    file: h5py.File, name: str, path: Path
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Elements (n_atoms,), positions (n, n_atoms, 3) Å, energies (n,) eV, forces eV/Å."""
+    group = _group(file, name, path)
+    numbers = _elements(group)
+    positions = _array(group, "conformations", 3, "bohr") * units.Bohr
+    energies = _array(group, "dft_total_energy", 1, "hartree") * units.Hartree
+    forces = -_array(group, "dft_total_gradient", 3, "hartree/bohr") * _FORCE
+    n = len(positions)
+    shapes = {(n, len(numbers), 3): (positions, forces), (n,): (energies,)}
+    for shape, arrays in shapes.items():
+        for array in arrays:
+            if array.shape != shape:
+                raise DatasetError(
+                    f"{path}, group {name!r}: arrays do not fit together",
+                    expected=shape,
+                    found=array.shape,
+                )
+    return numbers, positions, energies, forces
 
 
 def read_mace(path: Path, conventions: Conventions) -> Iterator[Frame]:

@@ -8,7 +8,7 @@ nothing about the stress it holds, so even a ``stress`` of extended XYZ does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from mlff_distiller.dataset.formats.frame import (
 )
 from mlff_distiller.errors import DatasetError
 from mlff_distiller.properties import add_up
-from mlff_distiller.structure import STATE
+from mlff_distiller.structure import bare
 
 _VOIGT = {"xx": (0, 0), "yy": (1, 1), "zz": (2, 2), "yz": (1, 2), "xz": (0, 2), "xy": (0, 1)}
 _SPELT = _VOIGT | {"zy": (1, 2), "zx": (0, 2), "yx": (0, 1)}
@@ -38,40 +38,62 @@ def labels_from_ase(
     name: str,
     index: int,
     progress: float,
-    *,
-    is_text: bool = False,
 ) -> Frame:
     """A frame from what ASE read. ``DatasetError`` if the conventions leave a choice.
 
     A label that is absent or malformed is a problem of the frame, not of the conventions.
     """
     results = {} if atoms.calc is None else atoms.calc.results
-    bare = Atoms(
-        atoms.numbers,
-        atoms.positions * conventions.length,
-        cell=atoms.cell.array * conventions.length,
-        pbc=atoms.pbc,
-        info={key: atoms.info[key] for key in STATE if key in atoms.info},
-    )
+    kept = bare(atoms)
+    kept.positions *= conventions.length
+    kept.cell = kept.cell.array * conventions.length
     labels: dict[str, np.ndarray] = {}
     try:
-        for label, places in (("energy", atoms.info), ("forces", atoms.arrays)):
-            found = _find(label, results, places, conventions, name)
+        energy, forces, stress = _answered(
+            lambda: _find("energy", results, atoms.info, conventions, name),
+            lambda: _find("forces", results, atoms.arrays, conventions, name),
+            lambda: _stress(kept, results, atoms.info, conventions, name),
+        )
+        if forces is None and len(atoms) == 1 and not conventions.forces_key:
+            forces = np.zeros((1, 3))  # by symmetry
+        for label, found in (("energy", energy), ("forces", forces)):
             if found is None:
                 wanted = getattr(conventions, f"{label}_key")
                 problem = f"no {label}" + (f" (no {wanted!r})" if wanted else "")
-                return Frame(index, bare, problem=problem, progress=progress)
+                return Frame(index, kept, problem=problem, progress=progress)
             factor = getattr(conventions, label)
             if label == "forces" and "grad" in (conventions.forces_key or "").lower():
                 factor = -factor
             labels[label] = np.asarray(found, np.float64) * factor
+        if labels["energy"].size == 1:
+            labels["energy"] = labels["energy"].reshape(())
         labels |= _of_atoms(atoms, results, labels["energy"], conventions)
-        stress = _stress(bare, results, atoms.info, conventions, name, is_text=is_text)
     except (TypeError, ValueError, _Malformed) as error:
-        return Frame(index, bare, problem=str(error).split("\n")[0], progress=progress)
+        return Frame(index, kept, problem=str(error).split("\n")[0], progress=progress)
     if stress is not None:
         labels["stress"] = stress
-    return Frame(index, bare, labels, progress=progress)
+    return Frame(index, kept, labels, progress=progress)
+
+
+def _answered(*questions: Callable[[], Any]) -> list[Any]:
+    """What each gives; `DatasetError` with all that is left open, so that one answer closes it."""
+    answers, left_open = [], []
+    for question in questions:
+        try:
+            answers.append(question())
+        except DatasetError as error:
+            left_open.append(error)
+    if len(left_open) > 1:
+        remedies = " ".join(error.remedy.removeprefix("for example ") for error in left_open)
+        raise DatasetError(
+            "\n".join(error.problem for error in left_open),
+            expected="; ".join(str(error.expected) for error in left_open),
+            found="; ".join(str(error.found) for error in left_open if error.found) or None,
+            remedy=f"for example {remedies}",
+        )
+    if left_open:
+        raise left_open[0]
+    return answers
 
 
 def _of_atoms(
@@ -117,7 +139,8 @@ def _find(
                 f"{name}: it is not said which numbers are the {label}",
                 expected=f"{option(f'{label}_key')} with one of those found",
                 found=", ".join(candidates),
-                remedy=f"for example {option(f'{label}_key')} {candidates[-1]}",
+                remedy=f"for example {option(f'{label}_key')} {candidates[-1]}"
+                + ("" if candidates[-1] in results else f" {_unit(label)}"),
             )
     is_result = key in results
     if not is_result and key not in places:
@@ -130,9 +153,13 @@ def _find(
         raise DatasetError(
             f"{name}: the unit of {key!r} is not given, and {why}",
             expected=option(unit),
-            remedy=f"for example {option(unit)} {'eV' if label == 'energy' else 'eV/angstrom'}",
+            remedy=f"for example {_unit(label)}",
         )
     return results[key] if is_result else places[key]
+
+
+def _unit(label: str) -> str:
+    return f"{option(f'{label}_unit')} {'eV' if label == 'energy' else 'eV/angstrom'}"
 
 
 def _candidates(label: str, results: Mapping[str, Any], places: Mapping[str, Any]) -> list[str]:
@@ -157,7 +184,7 @@ def _looks_like(label: str, key: str, value: np.ndarray) -> bool:
     if value.dtype.kind not in "fiu":
         return False
     if label == "energy":
-        return value.ndim == 0 and word.endswith("energy")
+        return value.size == 1 and word.endswith("energy")
     if label == "forces":
         return value.ndim == 2 and value.shape[1] == 3 and ("force" in word or "grad" in word)
     return value.size in (6, 9) and ("stress" in word or "virial" in word)
@@ -169,8 +196,6 @@ def _stress(
     info: Mapping[str, Any],
     conventions: Conventions,
     name: str,
-    *,
-    is_text: bool,
 ) -> np.ndarray | None:
     """(3, 3) eV/Å³, tension positive; None if there is none or none is wanted."""
     key = conventions.virial_key or conventions.stress_key
@@ -180,27 +205,25 @@ def _stress(
     if key is None:
         if not candidates:
             return None
-        if candidates != ["stress"] or "stress" not in results:
+        if candidates != ["stress"]:
             raise DatasetError(
                 f"{name}: it is not said which numbers are the stress",
                 expected="--stress-key or --virial-key with one of those found, or --stress-key "
                 "none to leave them out",
                 found=", ".join(candidates),
-                remedy=_example(candidates[-1]),
+                remedy=_example(candidates[-1], info.get(candidates[-1])),
             )
         key = "stress"
     value = results.get(key, info.get(key))
     if value is None:
         return None
-    if (is_text or key not in results) and None in (
-        conventions.stress_unit,
-        conventions.stress_sign,
-    ):
+    said = conventions.stress_unit, conventions.stress_sign
+    if key not in results and None in said:
         raise DatasetError(
             f"{name}: unit and sign of {key!r} are not given, and the file does not say them",
             expected="--stress-unit and --stress-sign, or --stress-key none to leave it out",
             found=f"{key}={np.asarray(value).tolist()}",
-            remedy=_example(key),
+            remedy=_example(key, None if key in results else value),
         )
     tensor = _tensor(np.asarray(value, np.float64), key in results, conventions)
     is_virial = conventions.virial_key is not None
@@ -257,7 +280,10 @@ def _order(text: str) -> Sequence[tuple[int, int]]:
     return [_SPELT[word] for word in words]
 
 
-def _example(key: str) -> str:
+def _example(key: str, value: Any) -> str:
+    words = f"--stress-key {key} --stress-unit eV/angstrom^3 --stress-sign tension"
     if "virial" in key.lower():
-        return f"for example --virial-key {key} --stress-unit eV --stress-sign compression"
-    return f"for example --stress-key {key} --stress-unit eV/angstrom^3 --stress-sign tension"
+        words = f"--virial-key {key} --stress-unit eV --stress-sign compression"
+    if np.size(value) == 6:
+        words += " --voigt-order xx,yy,zz,yz,xz,xy"
+    return f"for example {words}"

@@ -19,6 +19,7 @@ from mlff_distiller.dataset.formats.extxyz import blocks, parse, write_frame
 from mlff_distiller.dataset.formats.frame import Conventions, Frame, stress_from_virial
 from mlff_distiller.dataset.record import Record
 from mlff_distiller.errors import DatasetError
+from mlff_distiller.structure import bare
 
 
 def read(path: Path, conventions: Conventions) -> Iterator[Frame]:
@@ -32,6 +33,8 @@ def read(path: Path, conventions: Conventions) -> Iterator[Frame]:
             known = {name.lower(): value for name, value in known.items()}
             energy = known.get("energy")
             forces = known.get("forces", known.get("force"))
+            if forces is None and len(atoms) == 1:
+                forces = np.zeros((1, 3))  # by symmetry
             if energy is None or forces is None:
                 raise ValueError(f"no {'energy' if energy is None else 'forces'}")
             if "virial" not in known and known.get("stress") is not None:
@@ -47,15 +50,16 @@ def read(path: Path, conventions: Conventions) -> Iterator[Frame]:
             problem = getattr(error, "problem", str(error)).split("\n")[0]
             yield Frame(index, parse("0\n\n"), problem=f"line {line}: {problem}", progress=progress)
             continue
-        bare = atoms.copy()
-        bare.info, bare.arrays = {}, {name: bare.arrays[name] for name in ("numbers", "positions")}
-        yield Frame(index, bare, labels, progress=progress)
+        atoms.info = {name.lower(): value for name, value in atoms.info.items()}
+        yield Frame(index, bare(atoms), labels, progress=progress)
 
 
 def write(stream: IO[str], record: Record) -> None:
     """One frame. nep takes every direction for periodic: others get a box of 100 Å around it."""
     atoms = record.atoms.copy()
     header: dict[str, object] = {"energy": float(record.labels["energy"])}
+    if "charge" in atoms.info:
+        header["charge"] = float(atoms.info["charge"])
     if "stress" in record.labels and atoms.cell.rank == 3:
         header["virial"] = -record.labels["stress"] * atoms.get_volume()
     if not atoms.pbc.all():

@@ -9,6 +9,7 @@ import numpy as np
 import warp as wp
 from numpy.typing import NDArray
 
+from mlff_distiller.batch import refuse_density
 from mlff_distiller.kernels.compiling import Launch, load
 from mlff_distiller.kernels.neighbors.warp import GRID, Grid, build
 from mlff_distiller.kernels.systems import Systems
@@ -19,6 +20,10 @@ LARGEST_BY_PAIRS = 128
 """Atoms up to which all pairs are tried."""
 MARGIN = 1.15
 """Slots allocated for each slot needed."""
+MOST_EXPECTED = 1024
+DENSE = 5.0
+"""Atoms in 1 Å³ of the sphere around an atom that has more neighbours than expected. It has a
+thousand times the volume of a bond, so this is as far from matter as ``DENSEST`` in one place."""
 SAMPLES = 1024
 SECTOR = 8
 """Slots that a GPU reads at once."""
@@ -175,6 +180,8 @@ class VerletList:
         rows = np.stack(
             [complete_lattice(c, p) for c, p in zip(self._cell, self._pbc, strict=True)]
         )
+        crowds = self.systems.sizes / np.maximum(np.abs(np.linalg.det(rows)), 1e-300)
+        refuse_density(float(crowds[self._pbc.all(1)].max(initial=0.0)))
         self._rows = np.round(rows * GRID) / GRID
         self._columns = np.linalg.inv(self._rows)
         self.lattice.assign(self._rows)
@@ -274,6 +281,8 @@ class VerletList:
             largest = int(self._largest.numpy()[0])
             if largest <= self.capacity:
                 break
+            if largest > MOST_EXPECTED:
+                refuse_density(largest / (4.19 * (self.cutoff + self.skin) ** 3), DENSE)
             self._set_capacity(SECTOR * math.ceil(MARGIN * largest / SECTOR))
         self.reverse.fill_(-1)
         tables = (self.counts, self.neighbors, self.images, self.reverse)
