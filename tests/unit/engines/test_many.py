@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from tests.helpers import random_nep, random_painn, rattled, structures
 
 from mlff_distiller.batch import Batch
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.engines.choice import choose_engine
 from mlff_distiller.errors import StructureError, StudentError, UnknownElementError
-from tests.helpers import random_nep, random_painn, rattled, structures
 
 STUDENTS = {"nep": random_nep, "painn": random_painn}
 
