@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from ase import units
-from ase.io import read
+from ase.io import iread
 from numpy.typing import NDArray
 
 from mlff_distiller.batch import Batch
@@ -43,7 +43,8 @@ class StudentDriver(Dummy_driver):
     template
         A file that ASE reads: elements, and along which vectors it is periodic.
 
-    Others as in `StudentCalculator`, and so are the errors.
+    Others as in `StudentCalculator`, and so are the errors; an element of the template that the
+    student lacks is one at once.
     """
 
     def __init__(
@@ -57,12 +58,12 @@ class StudentDriver(Dummy_driver):
         compile: bool = False,
         **options: Any,
     ) -> None:
-        atoms = read(template, index=0)
+        atoms = next(iread(template, index=0))
         self._numbers, self._pbc = torch.from_numpy(atoms.numbers).long(), torch.tensor(atoms.pbc)
         self._template = template
-        self._engine = choose_engine(
-            ready_student(model, device, dtype), backend=backend, compile=compile
-        )
+        student = ready_student(model, device, dtype)
+        student.types(self._numbers.to(student.device))  # an element it lacks
+        self._engine = choose_engine(student, backend=backend, compile=compile)
         super().__init__(**options)
 
     def compute(self, cell: Floats | Sequence[Floats], pos: Floats | Sequence[Floats]) -> Any:
@@ -78,7 +79,7 @@ class StudentDriver(Dummy_driver):
             A result is not finite.
         """
         if isinstance(cell, list):
-            return self._evaluate(np.stack(cell), np.stack(pos))
+            return self._evaluate(np.array(cell), np.array(pos))
         return self._evaluate(np.asarray(cell)[None], np.asarray(pos)[None])[0]
 
     def _evaluate(self, cells: Floats, positions: Floats) -> list[tuple[Any, ...]]:

@@ -54,11 +54,21 @@ class MLFFDModel(ModelInterface):
         self._device, self._dtype = student.device, torch.float64
         self._compute_forces = self._compute_stress = True
 
-    @ModelInterface.compute_stress.setter
+    @property
+    def compute_stress(self) -> bool:
+        """Whether ``forward`` gives the stress."""
+        return self._compute_stress
+
+    @compute_stress.setter
     def compute_stress(self, value: bool) -> None:
         self._compute_stress = value
 
-    @ModelInterface.compute_forces.setter
+    @property
+    def compute_forces(self) -> bool:
+        """Whether ``forward`` gives forces."""
+        return self._compute_forces
+
+    @compute_forces.setter
     def compute_forces(self, value: bool) -> None:
         self._compute_forces = value
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms, units
-from ase.io import read, write
+from ase.io import iread, write
 
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.errors import ExportError
@@ -47,7 +47,7 @@ class IPI(PythonTarget):
         with run_in_copy(out, _program(), "input.xml") as folder:
             energies = np.loadtxt(folder / "simulation.out")[:, _CONSERVED]
             positions, forces = (
-                [read(path, index=-1) for path in sorted(folder.glob(f"simulation.{of}_*"))]
+                [next(iread(path, index=-1)) for path in sorted(folder.glob(f"simulation.{of}_*"))]
                 for of in ("pos", "for")
             )
         own = StudentCalculator(out / "student")

@@ -16,8 +16,8 @@ from mlff_distiller.export import export
 openmm = pytest.importorskip("openmm", reason="OpenMM is not installed")
 openmmml = pytest.importorskip("openmmml", reason="OpenMM-ML is not installed")
 
-adapter = pytest.importorskip("mlff_distiller.deploy.openmm")
-topology_of = adapter.topology_of
+adapter = pytest.importorskip("mlff_distiller.deploy.openmm_ml")
+topology_of = pytest.importorskip("mlff_distiller.deploy.openmm").topology_of
 KJ = units.kJ / units.mol
 
 
@@ -30,6 +30,10 @@ def student(request):
 def registered():
     """As the entry point does where the package itself is installed."""
     openmmml.MLPotential.registerImplFactory("mlffd", adapter.StudentPotentialFactory())
+
+
+def calculator(student):
+    return StudentCalculator(student, device="cpu", dtype="float64")
 
 
 def found(system, positions, groups=-1):
@@ -46,20 +50,18 @@ def found(system, positions, groups=-1):
 @pytest.mark.parametrize("name", ["molecule", "small cell"])
 def test_a_whole_system(student, name):
     atoms = structures()[name]
-    own = StudentCalculator(student, device="cpu", dtype="float64")
+    own = calculator(student)
     potential = openmmml.MLPotential("mlffd", student=student, device="cpu", dtype="float64")
     energy, forces = found(potential.createSystem(topology_of(atoms)), atoms.positions)
     assert energy == pytest.approx(own.get_property("energy", atoms), abs=1e-6)
     np.testing.assert_allclose(forces, own.get_property("forces", atoms), atol=1e-6)
 
 
-def two_waters():
-    """Topology, positions (Å) and force field of two waters with a virtual site each, in a box."""
-    app = openmm.app
+def two_waters(model):
+    """Topology, positions (Å) and force field of two waters of ``model`` in a box of 20 Å."""
+    app, water = openmm.app, molecule("H2O")
     topology = app.Topology()
     chain = topology.addChain()
-    water = molecule("H2O")  # O, H, H
-    positions = np.vstack([water.positions, np.add(water.positions, [0, 0, 4.0])])
     for _ in range(2):
         residue = topology.addResidue("HOH", chain)
         own = [
@@ -69,7 +71,8 @@ def two_waters():
         topology.addBond(own[0], own[1])
         topology.addBond(own[0], own[2])
     topology.setUnitCellDimensions((2.0, 2.0, 2.0))
-    field = app.ForceField("tip4pew.xml")
+    field = app.ForceField(f"{model}.xml")
+    positions = np.vstack([water.positions, np.add(water.positions, [0, 0, 4.0])])
     modeller = app.Modeller(topology, 0.1 * positions)
     modeller.addExtraParticles(field)
     placed = np.array(modeller.getPositions().value_in_unit(openmm.unit.angstrom))
@@ -77,28 +80,39 @@ def two_waters():
     return modeller.topology, placed, field.createSystem(modeller.topology, **options)
 
 
-def test_a_part_of_a_system_and_virtual_sites(student):
-    topology, positions, mm_system = two_waters()
-    part = [atom.index for atom in next(topology.residues()).atoms()]
-    sites = [atom.index for atom in topology.atoms() if atom.element is None]
-    assert len(part) == 4  # with the site
+def in_the_box(symbols, positions):
+    return Atoms(symbols, positions, cell=20 * np.eye(3), pbc=True)
+
+
+def test_a_part_of_a_system(student):
+    topology, positions, mm_system = two_waters("tip3p")
+    part = [0, 1, 2]
     potential = openmmml.MLPotential("mlffd", student=student, device="cpu", dtype="float64")
     mixed = potential.createMixedSystem(topology, mm_system, part, forceGroup=1)
     energy, forces = found(mixed, positions, groups={1})
-    real = [index for index in part if index not in sites]
-    atoms = Atoms("OHH", positions[real], cell=20 * np.eye(3), pbc=True)
-    own = StudentCalculator(student, device="cpu", dtype="float64")
+    own, atoms = calculator(student), in_the_box("OHH", positions[part])
     assert energy == pytest.approx(own.get_property("energy", atoms), abs=1e-6)
-    np.testing.assert_allclose(forces[real], own.get_property("forces", atoms), atol=1e-6)
-    others = [index for index in range(len(positions)) if index not in real]
-    assert not forces[others].any()
-    assert all(mixed.isVirtualSite(index) for index in sites)
-    # Alone, a student sees all atoms and no site.
-    energy, forces = found(potential.createSystem(topology), positions)
-    real = [index for index in range(len(positions)) if index not in sites]
-    atoms = Atoms("OHHOHH", positions[real], cell=20 * np.eye(3), pbc=True)
-    assert energy == pytest.approx(own.get_property("energy", atoms), abs=1e-6)
-    assert not forces[sites].any()
+    np.testing.assert_allclose(forces[part], own.get_property("forces", atoms), atol=1e-6)
+    assert not forces[3:].any()
+    rest, _ = found(mixed, positions, groups={0})
+    assert np.isfinite(rest)
+    assert rest != 0.0  # the force field's own, between the two and of the other
+
+
+def test_virtual_sites_are_left_alone(student):
+    topology, positions, mm_system = two_waters("tip4pew")
+    sites = [atom.index for atom in topology.atoms() if atom.element is None]
+    real = [atom.index for atom in topology.atoms() if atom.element is not None]
+    assert len(sites) == 2
+    potential = openmmml.MLPotential("mlffd", student=student, device="cpu", dtype="float64")
+    adapter.StudentPotential(calculator(student)).addForces(topology, mm_system, None, 1)
+    own, atoms = calculator(student), in_the_box("OHHOHH", positions[real])
+    for system in (potential.createSystem(topology), mm_system):
+        energy, forces = found(system, positions, groups={1} if system is mm_system else -1)
+        assert energy == pytest.approx(own.get_property("energy", atoms), abs=1e-6)
+        np.testing.assert_allclose(forces[real], own.get_property("forces", atoms), atol=1e-6)
+        assert not forces[sites].any()
+    assert all(mm_system.isVirtualSite(index) for index in sites)
 
 
 def test_a_system_can_be_saved(student):
@@ -118,8 +132,11 @@ def test_errors_say_what_to_do(student):
 
 
 def test_others_pay_nothing_for_it():
-    """OpenMM-ML imports every potential that is registered."""
-    program = "import mlff_distiller.deploy.openmm, sys; sys.exit('torch' in sys.modules)"
+    """OpenMM-ML imports every potential that is registered, also when ours is imported first."""
+    program = (
+        "import mlff_distiller.deploy.openmm, openmmml, mlff_distiller.deploy.openmm_ml, sys;"
+        "sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 

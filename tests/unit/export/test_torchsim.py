@@ -70,6 +70,7 @@ def test_an_element_it_lacks(student):
         model(state_of([bulk("Cu")], model))
 
 
+@pytest.mark.filterwarnings("ignore:All systems have reached the maximum:UserWarning")
 def test_it_relaxes_cells(student):
     """Cells change at every step, and systems leave the batch as they converge."""
     model = MLFFDModel(student, device="cpu", dtype="float64")
