@@ -10,7 +10,6 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.resources import as_file, files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
@@ -62,10 +61,10 @@ class PythonTarget(Target):
         return f"there is no Python package {' and no '.join(absent)}" if absent else None
 
     def write(self, student: Student, folder: Path, out: Path) -> list[Path]:
-        with as_file(files("mlff_distiller.export") / "inputs" / self.name) as inputs:
-            names = sorted(path.name for path in inputs.iterdir() if path.is_file())
-            for name in names:
-                shutil.copyfile(inputs / name, out / name)
+        inputs = Path(__file__).with_name("inputs") / self.name
+        names = sorted(path.name for path in inputs.iterdir() if path.is_file())
+        for name in names:
+            shutil.copyfile(inputs / name, out / name)
         if folder.is_dir():
             shutil.copytree(folder, out / "student", dirs_exist_ok=True)
         else:

@@ -1,5 +1,7 @@
 """Many systems in one evaluation: each as if it were alone."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -13,14 +15,19 @@ from mlff_distiller.errors import StructureError, StudentError, UnknownElementEr
 STUDENTS = {"nep": random_nep, "painn": random_painn}
 
 
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    return request.param
+
+
 @pytest.fixture(params=STUDENTS)
-def student(request):
-    return STUDENTS[request.param]()
+def student(request, device):
+    return STUDENTS[request.param]().to(device)
 
 
 def compare(engine, calculator, frames):
     found = engine.evaluate_many(Batch.from_atoms(frames))
-    forces = found.forces.split([len(atoms) for atoms in frames])
+    forces = found.forces.cpu().split([len(atoms) for atoms in frames])
     for index, atoms in enumerate(frames):
         results = calculator._engine.evaluate(
             atoms.positions, atoms.numbers.astype(np.int64), atoms.cell.array, atoms.pbc
@@ -29,12 +36,12 @@ def compare(engine, calculator, frames):
         np.testing.assert_allclose(forces[index], results.forces, atol=1e-9)
         xx, yy, zz, yz, xz, xy = results.virial
         virial = [[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]]
-        np.testing.assert_allclose(found.virial[index], virial, atol=1e-9)
+        np.testing.assert_allclose(found.virial[index].cpu(), virial, atol=1e-9)
 
 
 def test_each_system_is_as_if_alone(student):
     engine = choose_engine(student)
-    calculator = StudentCalculator(student, device="cpu", dtype="float64")
+    calculator = StudentCalculator(copy.deepcopy(student), device="cpu", dtype="float64")
     frames = list(structures().values())
     compare(engine, calculator, frames)
     compare(engine, calculator, [rattled(atoms, 0.02) for atoms in frames])  # within the skin
