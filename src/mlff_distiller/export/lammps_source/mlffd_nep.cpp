@@ -1,0 +1,649 @@
+#include "mlffd_nep.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <sstream>
+#include <stdexcept>
+
+namespace mlffd {
+
+namespace {
+
+constexpr double PI = 3.14159265358979323846;
+
+// C_lm of the three-body invariants, times 2 for m > 0; l = 1..4.
+constexpr double C3B[4][5] = {
+    {0.238732414637843, 2 * 0.119366207318922},
+    {0.099471839432435, 2 * 0.596831036594608, 2 * 0.149207759148652},
+    {0.139260575205408, 2 * 0.104445431404056, 2 * 1.044454314040563, 2 * 0.174075719006761},
+    {0.011190581936149, 2 * 0.223811638722978, 2 * 0.111905819361489, 2 * 1.566681471060845,
+     2 * 0.195835183882606}};
+constexpr double C4B[5] = {-0.007499480826664, -0.134990654879954, 0.067495327439977,
+                           0.404971964639861, -0.809943929279723};
+constexpr double C5B[3] = {0.026596810706114, 0.053193621412227, 0.026596810706114};
+
+constexpr double ZBL_COULOMB = 14.399645;    // eV Angstrom
+constexpr double ZBL_LENGTH = 2.134563;      // 1/Angstrom
+constexpr double ZBL_TERMS[8] = {0.18175, 3.1998,  0.50986, 0.94229,
+                                 0.28022, 0.4029,  0.02817, 0.20162};
+
+constexpr int lm(int l, int m) { return m ? l * l + 2 * m - 2 : l * l - 1; }    // Im follows Re
+
+/// P_lm(z) and its derivative at [l - 1][m].
+struct Legendre {
+  Vec p[4][5], slope[4][5];
+
+  explicit Legendre(Vec z)
+  {
+    const Vec zz = z * z;
+    for (int l = 1; l <= L_MAX; l++) {
+      p[l - 1][l] = all(1.0);
+      slope[l - 1][l] = all(0.0);
+      p[l - 1][l - 1] = z;
+      slope[l - 1][l - 1] = all(1.0);
+    }
+    if constexpr (L_MAX >= 2) set(2, 0, 3.0 * zz - 1.0, 6.0 * z);
+    if constexpr (L_MAX >= 3) {
+      set(3, 0, (5.0 * zz - 3.0) * z, 15.0 * zz - 3.0);
+      set(3, 1, 5.0 * zz - 1.0, 10.0 * z);
+    }
+    if constexpr (L_MAX >= 4) {
+      set(4, 0, (35.0 * zz - 30.0) * zz + 3.0, (140.0 * zz - 60.0) * z);
+      set(4, 1, (7.0 * zz - 3.0) * z, 21.0 * zz - 3.0);
+      set(4, 2, 7.0 * zz - 1.0, 14.0 * z);
+    }
+  }
+  void set(int l, int m, Vec value, Vec derivative)
+  {
+    p[l - 1][m] = value;
+    slope[l - 1][m] = derivative;
+  }
+};
+
+/// Re and Im of (x + iy)^m.
+struct Plane {
+  Vec re[L_MAX + 1], im[L_MAX + 1];
+
+  Plane(Vec x, Vec y)
+  {
+    re[0] = all(1.0);
+    im[0] = all(0.0);
+    for (int m = 1; m <= L_MAX; m++) {
+      re[m] = re[m - 1] * x - im[m - 1] * y;
+      im[m] = re[m - 1] * y + im[m - 1] * x;
+    }
+  }
+};
+
+/// fc(r), its derivative, the argument of the Chebyshev polynomials and its derivative.
+struct Cutoff {
+  Vec fc, slope, x, x_slope;
+
+  Cutoff(Vec r, double cutoff)
+  {
+    const double inverse = 1.0 / cutoff;
+    Vec u = r * inverse;
+    u = choose(u > 1.0, all(1.0), u);    // there fc and its derivative are zero
+    const Vec s = sine(0.5 * PI * u), c = sine(0.5 * PI * (1.0 - u));
+    fc = c * c;
+    slope = -PI * inverse * s * c;
+    x = 2.0 * (u - 1.0) * (u - 1.0) - 1.0;
+    x_slope = 4.0 * inverse * (u - 1.0);
+  }
+};
+
+/// T_k(x) and dT_k/dx, k < K.
+template <int K> struct Chebyshev {
+  Vec t[K], slope[K];
+
+  explicit Chebyshev(Vec x)
+  {
+    t[0] = all(1.0);
+    slope[0] = all(0.0);
+    if constexpr (K > 1) {
+      t[1] = x;
+      slope[1] = all(1.0);
+    }
+    for (int k = 2; k < K; k++) {
+      t[k] = 2.0 * x * t[k - 1] - t[k - 2];
+      slope[k] = 2.0 * t[k - 1] + 2.0 * x * slope[k - 1] - slope[k - 2];
+    }
+  }
+};
+
+/// Invariants of s as descriptors q, after the radial ones.
+void invariants(const Density &s, double *q)
+{
+  for (int v = 0; v < ANGULAR_VECTORS; v++) {
+    Vec found[N_INVARIANTS];
+    for (int l = 1; l <= L_MAX; l++) {
+      Vec total = all(0.0);
+      for (int k = l * l - 1; k < (l + 1) * (l + 1) - 1; k++)
+        total += C3B[l - 1][(k - l * l + 2) / 2] * s[k][v] * s[k][v];
+      found[l - 1] = total;
+    }
+    if constexpr (HAS_Q222) {
+      const Vec a = s[3][v], b = s[4][v], c = s[5][v], d = s[6][v], e = s[7][v];
+      found[L_MAX] = a * (C4B[0] * a * a + C4B[1] * (b * b + c * c) + C4B[2] * (d * d + e * e)) +
+          C4B[3] * d * (c * c - b * b) + C4B[4] * b * c * e;
+    }
+    if constexpr (HAS_Q1111) {
+      const Vec aa = s[0][v] * s[0][v], p = s[1][v] * s[1][v] + s[2][v] * s[2][v];
+      found[L_MAX + HAS_Q222] = aa * (C5B[0] * aa + C5B[1] * p) + C5B[2] * p * p;
+    }
+    for (int lane = 0; lane < WIDTH && v * WIDTH + lane < N_ANGULAR; lane++)
+      for (int k = 0; k < N_INVARIANTS; k++)
+        q[N_RADIAL + k * N_ANGULAR + v * WIDTH + lane] = found[k][lane];
+  }
+}
+
+/// dU/ds from dU/dq, in place of s.
+void invariant_slopes(Density &s, const double *dq)
+{
+  for (int v = 0; v < ANGULAR_VECTORS; v++) {
+    Vec weight[N_INVARIANTS] = {};
+    for (int lane = 0; lane < WIDTH && v * WIDTH + lane < N_ANGULAR; lane++)
+      for (int k = 0; k < N_INVARIANTS; k++)
+        weight[k][lane] = dq[N_RADIAL + k * N_ANGULAR + v * WIDTH + lane];
+    Vec slope[N_LM];
+    for (int l = 1; l <= L_MAX; l++)
+      for (int k = l * l - 1; k < (l + 1) * (l + 1) - 1; k++)
+        slope[k] = 2.0 * C3B[l - 1][(k - l * l + 2) / 2] * weight[l - 1] * s[k][v];
+    if constexpr (HAS_Q222) {
+      const Vec w = weight[L_MAX];
+      const Vec a = s[3][v], b = s[4][v], c = s[5][v], d = s[6][v], e = s[7][v];
+      const Vec bb = b * b, cc = c * c;
+      slope[3] += w * (3.0 * C4B[0] * a * a + C4B[1] * (bb + cc) + C4B[2] * (d * d + e * e));
+      slope[4] += w * (2.0 * C4B[1] * a * b - 2.0 * C4B[3] * d * b + C4B[4] * c * e);
+      slope[5] += w * (2.0 * C4B[1] * a * c + 2.0 * C4B[3] * d * c + C4B[4] * b * e);
+      slope[6] += w * (2.0 * C4B[2] * a * d + C4B[3] * (cc - bb));
+      slope[7] += w * (2.0 * C4B[2] * a * e + C4B[4] * b * c);
+    }
+    if constexpr (HAS_Q1111) {
+      const Vec w = weight[L_MAX + HAS_Q222];
+      const Vec a = s[0][v], b = s[1][v], c = s[2][v];
+      const Vec p = b * b + c * c, common = 2.0 * C5B[1] * a * a + 4.0 * C5B[2] * p;
+      slope[0] += w * a * (4.0 * C5B[0] * a * a + 2.0 * C5B[1] * p);
+      slope[1] += w * common * b;
+      slope[2] += w * common * c;
+    }
+    for (int k = 0; k < N_LM; k++) s[k][v] = slope[k];
+  }
+}
+
+const char *const SYMBOLS =
+    "H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se "
+    "Br Kr Rb Sr Y Zr Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb "
+    "Dy Ho Er Tm Yb Lu Hf Ta W Re Os Ir Pt Au Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am Cm "
+    "Bk Cf Es Fm Md No Lr Rf Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv Ts Og";
+
+int atomic_number(const std::string &symbol)
+{
+  std::istringstream symbols(SYMBOLS);
+  std::string one;
+  for (int z = 1; symbols >> one; z++)
+    if (one == symbol) return z;
+  throw std::runtime_error("'" + symbol + "' is not an element");
+}
+
+/// The words of a nep.txt.
+class Words {
+  std::istringstream stream_;
+
+ public:
+  explicit Words(const std::string &text) : stream_(text) {}
+
+  /// Those of the next line, which has to begin with `name`.
+  std::vector<std::string> line(const std::string &name)
+  {
+    std::string text, word;
+    while (std::getline(stream_, text) && text.find_first_not_of(" \t\r") == std::string::npos) {}
+    std::istringstream words(text);
+    std::vector<std::string> found;
+    words >> word;
+    if (word.compare(0, name.size(), name) != 0)
+      throw std::runtime_error("'" + word + "' stands where '" + name + "' belongs");
+    found.push_back(word);
+    while (words >> word) found.push_back(word);
+    return found;
+  }
+  double number()
+  {
+    std::string word;
+    if (!(stream_ >> word)) throw std::runtime_error("it ends too early");
+    return number(word);
+  }
+  static double number(const std::string &word)
+  {
+    char *end;
+    const double value = std::strtod(word.c_str(), &end);
+    if (*end || !std::isfinite(value)) throw std::runtime_error("'" + word + "' is not a number");
+    return value;
+  }
+  void end()
+  {
+    std::string word;
+    if (stream_ >> word) throw std::runtime_error("it goes on after its last number");
+  }
+};
+
+/// The model's sizes in the file have to be those it was compiled for.
+void demand(Words &words, const std::string &name, std::vector<int> sizes)
+{
+  const auto found = words.line(name);
+  for (size_t k = 0; k < sizes.size(); k++) {
+    const double value = k + 1 < found.size() ? Words::number(found[k + 1]) : 0.0;
+    // q222 is 1 or 2 if it is there.
+    const bool same = name == "l_max" && k == 1 ? (value > 0.0) == (sizes[1] > 0)
+                                                : value == sizes[k];
+    if (!same)
+      throw std::runtime_error("its " + name +
+                               " is not that of the student this plugin was built for; export "
+                               "again, and build what that writes");
+  }
+}
+
+}    // namespace
+
+void NEP::read(const std::string &text)
+{
+  Words words(text);
+  const auto first = words.line("nep4");
+  const bool zbl = first[0] == "nep4_zbl";
+  if (zbl != HAS_ZBL || first.size() < 3) throw std::runtime_error("it begins with " + first[0]);
+  elements.assign(first.begin() + 2, first.end());
+  n_types_ = elements.size();
+  if (Words::number(first[1]) != n_types_) throw std::runtime_error("its elements do not count up");
+  std::vector<double> radii(2, 0.0);
+  if (zbl) {
+    const auto line = words.line("zbl");
+    if (line.size() != 3) throw std::runtime_error("its zbl line does not have two radii");
+    radii = {Words::number(line[1]), Words::number(line[2])};
+  }
+  const auto cutoffs = words.line("cutoff");
+  const bool common = cutoffs.size() == 5;
+  if (!common && (int) cutoffs.size() != 2 * n_types_ + 3)
+    throw std::runtime_error("its cutoffs do not count up");
+  demand(words, "n_max", {N_RADIAL - 1, N_ANGULAR - 1});
+  demand(words, "basis_size", {K_RADIAL - 1, K_ANGULAR - 1});
+  demand(words, "l_max", {L_MAX, HAS_Q222, HAS_Q1111, 0, 0, 0});
+  demand(words, "ANN", {NEURONS});
+
+  networks_.assign(n_types_, Network{});
+  for (Network &own : networks_) {
+    for (int m = 0; m < NEURONS; m++)
+      for (int d = 0; d < N_DESCRIPTORS; d++) own.w0[d][m / WIDTH][m % WIDTH] = words.number();
+    for (int m = 0; m < NEURONS; m++) own.b0[m / WIDTH][m % WIDTH] = words.number();
+    for (int m = 0; m < NEURONS; m++) own.w1[m / WIDTH][m % WIDTH] = words.number();
+  }
+  b1_ = words.number();
+  pairs_.assign(n_types_ * n_types_, Pair{});
+  for (int n = 0; n < N_RADIAL; n++)
+    for (int k = 0; k < K_RADIAL; k++)
+      for (Pair &pair : pairs_) pair.sum_radial[n] += pair.c_radial[n][k] = 0.5 * words.number();
+  for (int n = 0; n < N_ANGULAR; n++)
+    for (int k = 0; k < K_ANGULAR; k++)
+      for (Pair &pair : pairs_) pair.sum_angular[n] += pair.c_angular[n][k] = 0.5 * words.number();
+  for (int d = 0; d < N_DESCRIPTORS; d++) {
+    const double scale = words.number();
+    for (Network &own : networks_)
+      for (Vec &weight : own.w0[d]) weight *= scale;
+  }
+  for (int t = 0; t < n_types_; t++)
+    for (int u = t; u < n_types_; u++) {
+      Pair &pair = pairs_[t * n_types_ + u];
+      const auto radius = [&](int k) {
+        const int a = common ? 1 : 2 * t + 1, b = common ? 1 : 2 * u + 1;
+        return 0.5 * (Words::number(cutoffs[a + k]) + Words::number(cutoffs[b + k]));
+      };
+      pair.radial = radius(0);
+      pair.angular = radius(1);
+      if (zbl) {
+        double own[10] = {radii[0], radii[1]};
+        const bool flexible = radii[1] == 0.0;
+        for (int k = flexible ? 0 : 2; k < 10; k++)
+          own[k] = flexible ? words.number() : ZBL_TERMS[k - 2];
+        const int zi = atomic_number(elements[t]), zj = atomic_number(elements[u]);
+        const double scale = (std::pow(zi, 0.23) + std::pow(zj, 0.23)) * ZBL_LENGTH;
+        pair.zbl_inner = own[0];
+        pair.zbl_outer = std::min(own[1], pair.angular);
+        for (int term = 0; term < 4; term++) {
+          pair.zbl_a[term] = 0.5 * ZBL_COULOMB * zi * zj * own[2 + 2 * term];
+          pair.zbl_b[term] = scale * own[3 + 2 * term];
+        }
+      }
+      static_cast<Radii &>(pairs_[u * n_types_ + t]) = pair;
+    }
+  words.end();
+}
+
+void Neighborhood::reserve(int size)
+{
+  if (size <= (int) x.size()) return;
+  for (auto *one : {&x, &y, &z, &rsq, &gx, &gy, &gz}) one->resize(size);
+  type.resize(size);
+  atom.resize(size);
+}
+
+/// Vectors of neighbours by type, those within the angular cutoff first.
+void NEP::arrange(int t, const Neighborhood &around)
+{
+  const int n = around.n;
+  const Pair *pairs = &pairs_[t * n_types_];
+  counts_.assign(2 * n_types_, 0);    // by type: within the angular cutoff, and beyond
+  place_.resize(n);
+  for (int k = 0; k < n; k++) {
+    const int u = around.type[k];
+    const double angular = pairs[u].angular;
+    place_[k] = 2 * u + (around.rsq[k] >= angular * angular);
+    counts_[place_[k]]++;
+  }
+  groups_.clear();
+  int end = 0;
+  for (int u = 0; u < n_types_; u++) {
+    const int within = counts_[2 * u], beyond = counts_[2 * u + 1];
+    if (within + beyond == 0) continue;
+    counts_[2 * u] = end * WIDTH;
+    counts_[2 * u + 1] = end * WIDTH + within;
+    const int begin = end;
+    end += padded(within + beyond) / WIDTH;
+    groups_.push_back({u, begin, begin + padded(within) / WIDTH, end});
+    if (end > (int) lanes_.size()) {
+      lanes_.resize(2 * end);
+      angular_.resize(2 * end);
+    }
+    // The last vector may have places to spare: those are at the cutoff, where nothing is felt.
+    Lanes &last = lanes_[end - 1];
+    last.x = all(pairs[u].radial);
+    last.y = last.z = all(0.0);
+  }
+  for (int k = 0; k < n; k++) {
+    const int place = place_[k] = counts_[place_[k]]++;
+    Lanes &lanes = lanes_[place / WIDTH];
+    lanes.x[place % WIDTH] = around.x[k];
+    lanes.y[place % WIDTH] = around.y[k];
+    lanes.z[place % WIDTH] = around.z[k];
+  }
+}
+
+void NEP::radial_sums(const Pair &pair, const Group &group, double *q)
+{
+  Vec sums[K_RADIAL] = {};
+  for (int v = group.begin; v < group.end; v++) {
+    Lanes &lanes = lanes_[v];
+    lanes.r = sqrt(lanes.x * lanes.x + lanes.y * lanes.y + lanes.z * lanes.z);
+    const Vec inverse = 1.0 / lanes.r;
+    lanes.x *= inverse;
+    lanes.y *= inverse;
+    lanes.z *= inverse;
+    const Cutoff cutoff(lanes.r, pair.radial);
+    lanes.fc = cutoff.fc;
+    lanes.fc_slope = cutoff.slope;
+    Vec last = cutoff.fc, now = cutoff.fc * cutoff.x;
+    const Vec twice = 2.0 * cutoff.x;
+    sums[0] += last;
+#pragma GCC unroll 32
+    for (int k = 1; k < K_RADIAL; k++) {
+      sums[k] += now;
+      const Vec next = twice * now - last;
+      last = now;
+      now = next;
+    }
+  }
+  double f[K_RADIAL];
+  for (int k = 0; k < K_RADIAL; k++) f[k] = sum(sums[k]);
+  for (int n = 0; n < N_RADIAL; n++) {
+    double total = pair.sum_radial[n] * f[0];
+    for (int k = 0; k < K_RADIAL; k++) total += pair.c_radial[n][k] * f[k];
+    q[n] += total;
+  }
+}
+
+/// Begins dU_i/dr_ij with the part of the radial descriptors.
+void NEP::radial_slopes(const Pair &pair, const Group &group, const double *dq)
+{
+  double weight[K_RADIAL] = {}, constant = 0.0;
+  for (int n = 0; n < N_RADIAL; n++) {
+    constant += dq[n] * pair.sum_radial[n];
+    for (int k = 0; k < K_RADIAL; k++) weight[k] += dq[n] * pair.c_radial[n][k];
+  }
+  const double inverse = 1.0 / pair.radial;
+  for (int v = group.begin; v < group.end; v++) {
+    Lanes &lanes = lanes_[v];
+    Vec u = lanes.r * inverse - 1.0;
+    u = choose(u > 0.0, all(0.0), u);
+    const Vec x = 2.0 * u * u - 1.0, twice = 2.0 * x;
+    Vec last = all(1.0), now = x, last_slope = all(0.0), now_slope = all(1.0);
+    Vec value = all(constant + weight[0]), slope = all(0.0);
+#pragma GCC unroll 32
+    for (int k = 1; k < K_RADIAL; k++) {
+      value += weight[k] * now;
+      slope += weight[k] * now_slope;
+      const Vec next = twice * now - last;
+      const Vec next_slope = 2.0 * now + twice * now_slope - last_slope;
+      last = now;
+      now = next;
+      last_slope = now_slope;
+      now_slope = next_slope;
+    }
+    const Vec along = value * lanes.fc_slope + 4.0 * inverse * u * slope * lanes.fc;
+    lanes.gx = along * lanes.x;
+    lanes.gy = along * lanes.y;
+    lanes.gz = along * lanes.z;
+  }
+}
+
+void NEP::angular_functions(const Pair &pair, const Group &group)
+{
+  for (int v = group.begin; v < group.angular_end; v++) {
+    const Lanes &lanes = lanes_[v];
+    AngularLanes &own = angular_[within_.size()];
+    within_.push_back(v);
+    const Cutoff cutoff(lanes.r, pair.angular);
+    const Chebyshev<K_ANGULAR> chebyshev(cutoff.x);
+    const Vec turn = cutoff.fc * cutoff.x_slope;
+    constexpr int AT_ONCE = 3;
+#pragma GCC unroll 16
+    for (int first = 0; first < N_ANGULAR; first += AT_ONCE) {
+      Vec value[AT_ONCE], slope[AT_ONCE];
+#pragma GCC unroll 4
+      for (int a = 0; a < AT_ONCE; a++) {
+        const int n = std::min(first + a, N_ANGULAR - 1);
+        value[a] = all(pair.sum_angular[n] + pair.c_angular[n][0]);
+        slope[a] = all(0.0);
+      }
+#pragma GCC unroll 32
+      for (int k = 1; k < K_ANGULAR; k++)
+#pragma GCC unroll 4
+        for (int a = 0; a < AT_ONCE; a++) {
+          const double c = pair.c_angular[std::min(first + a, N_ANGULAR - 1)][k];
+          value[a] += c * chebyshev.t[k];
+          slope[a] += c * chebyshev.slope[k];
+        }
+#pragma GCC unroll 4
+      for (int a = 0; a < AT_ONCE; a++) {
+        const int n = std::min(first + a, N_ANGULAR - 1);
+        own.g[n] = value[a] * cutoff.fc;
+        own.slope[n] = value[a] * cutoff.slope + slope[a] * turn;
+      }
+    }
+    const Legendre legendre(lanes.z);
+    const Plane plane(lanes.x, lanes.y);
+#pragma GCC unroll 4
+    for (int l = 1; l <= L_MAX; l++)
+#pragma GCC unroll 5
+      for (int m = 0; m <= l; m++) {
+        own.b[lm(l, m)] = legendre.p[l - 1][m] * plane.re[m];
+        if (m) own.b[lm(l, m) + 1] = legendre.p[l - 1][m] * plane.im[m];
+      }
+  }
+}
+
+/// s_nlm, the sum over all neighbours of g_n b_lm.
+void NEP::density(Density &s) const
+{
+  constexpr int NS = 3, LMS = 4;    // sums at once, as many as there are registers
+  const AngularLanes *const begin = angular_.data(), *const end = begin + within_.size();
+  for (int first = 0; first < N_ANGULAR; first += NS)
+    for (int row = 0; row < N_LM; row += LMS) {
+      Vec sums[NS][LMS] = {};
+      for (const AngularLanes *own = begin; own < end; own++)
+#pragma GCC unroll 4
+        for (int k = 0; k < LMS; k++)
+#pragma GCC unroll 4
+          for (int a = 0; a < NS; a++)
+            sums[a][k] +=
+                own->g[std::min(first + a, N_ANGULAR - 1)] * own->b[std::min(row + k, N_LM - 1)];
+      for (int a = 0; a < NS; a++)
+        for (int k = 0; k < LMS; k++) {
+          const int n = std::min(first + a, N_ANGULAR - 1);
+          s[std::min(row + k, N_LM - 1)][n / WIDTH][n % WIDTH] = sum(sums[a][k]);
+        }
+    }
+}
+
+/// Adds the part of the angular descriptors to dU_i/dr_ij.
+void NEP::angular_slopes(const Density &ds)
+{
+  for (size_t at = 0; at < within_.size(); at++) {
+    const AngularLanes &own = angular_[at];
+    Lanes &lanes = lanes_[within_[at]];
+    Vec along[N_LM], turn[N_LM];    // sums over n of dU/ds_nlm times g_n' and g_n
+    constexpr int AT_ONCE = 3;
+    for (int row = 0; row < N_LM; row += AT_ONCE) {
+      Vec first[AT_ONCE] = {}, second[AT_ONCE] = {};
+#pragma GCC unroll 20
+      for (int n = 0; n < N_ANGULAR; n++)
+#pragma GCC unroll 4
+        for (int a = 0; a < AT_ONCE; a++) {
+          const double weight = ((const double *) ds[std::min(row + a, N_LM - 1)])[n];
+          first[a] += weight * own.slope[n];
+          second[a] += weight * own.g[n];
+        }
+#pragma GCC unroll 4
+      for (int a = 0; a < AT_ONCE; a++) {
+        along[std::min(row + a, N_LM - 1)] = first[a];
+        turn[std::min(row + a, N_LM - 1)] = second[a];
+      }
+    }
+    const Legendre legendre(lanes.z);
+    const Plane plane(lanes.x, lanes.y);
+    Vec radial = all(0.0), tx = all(0.0), ty = all(0.0), tz = all(0.0);
+#pragma GCC unroll 5
+    for (int m = 0; m <= L_MAX; m++) {
+      Vec radial_re = all(0.0), radial_im = all(0.0), re = all(0.0), im = all(0.0);
+      Vec re_slope = all(0.0), im_slope = all(0.0);
+#pragma GCC unroll 4
+      for (int l = std::max(1, m); l <= L_MAX; l++) {
+        const Vec p = legendre.p[l - 1][m], slope = legendre.slope[l - 1][m];
+        const int k = lm(l, m);
+        radial_re += along[k] * p;
+        re += turn[k] * p;
+        re_slope += turn[k] * slope;
+        if (m) {
+          radial_im += along[k + 1] * p;
+          im += turn[k + 1] * p;
+          im_slope += turn[k + 1] * slope;
+        }
+      }
+      radial += radial_re * plane.re[m] + radial_im * plane.im[m];
+      tz += re_slope * plane.re[m] + im_slope * plane.im[m];
+      if (m) {
+        const double order = m;
+        tx += order * (re * plane.re[m - 1] + im * plane.im[m - 1]);
+        ty += order * (im * plane.re[m - 1] - re * plane.im[m - 1]);
+      }
+    }
+    // The unit vector changes across r_ij only.
+    const Vec inverse = 1.0 / lanes.r;
+    radial -= (tx * lanes.x + ty * lanes.y + tz * lanes.z) * inverse;
+    lanes.gx += radial * lanes.x + tx * inverse;
+    lanes.gy += radial * lanes.y + ty * inverse;
+    lanes.gz += radial * lanes.z + tz * inverse;
+  }
+}
+
+double NEP::compute(int t, Neighborhood &around)
+{
+  arrange(t, around);
+  double q[N_DESCRIPTORS] = {}, dq[N_DESCRIPTORS];
+  within_.clear();
+  for (const Group &group : groups_) {
+    const Pair &pair = pairs_[t * n_types_ + group.type];
+    radial_sums(pair, group, q);
+    angular_functions(pair, group);
+  }
+  Density s = {};
+  density(s);
+  invariants(s, q);
+  double energy = network(t, q, dq);
+  invariant_slopes(s, dq);
+  for (const Group &group : groups_) radial_slopes(pairs_[t * n_types_ + group.type], group, dq);
+  angular_slopes(s);
+  for (int k = 0; k < around.n; k++) {
+    const Lanes &lanes = lanes_[place_[k] / WIDTH];
+    around.gx[k] = lanes.gx[place_[k] % WIDTH];
+    around.gy[k] = lanes.gy[place_[k] % WIDTH];
+    around.gz[k] = lanes.gz[place_[k] % WIDTH];
+  }
+  return HAS_ZBL ? energy + repulsion(t, around) : energy;
+}
+
+double NEP::network(int t, const double *q, double *dq) const
+{
+  const Network &own = networks_[t];
+  constexpr int BLOCKS = (NEURON_VECTORS + 13) / 14;    // as many sums as there are registers
+  constexpr int SIZE = (NEURON_VECTORS + BLOCKS - 1) / BLOCKS;
+  Vec energy = all(0.0), push[NEURON_VECTORS];
+  for (int begin = 0; begin < NEURON_VECTORS; begin += SIZE) {
+    Vec hidden[SIZE];
+    const int size = std::min(SIZE, NEURON_VECTORS - begin);
+    for (int m = 0; m < SIZE; m++) hidden[m] = -own.b0[begin + std::min(m, size - 1)];
+    for (int d = 0; d < N_DESCRIPTORS; d++)
+#pragma GCC unroll 16
+      for (int m = 0; m < SIZE; m++) hidden[m] += q[d] * own.w0[d][begin + std::min(m, size - 1)];
+    for (int m = 0; m < size; m++) {
+      const Vec active = tanh(hidden[m]), w1 = own.w1[begin + m];
+      energy += w1 * active;
+      push[begin + m] = w1 * (1.0 - active * active);
+    }
+  }
+  for (int d = 0; d < N_DESCRIPTORS; d++) {
+    Vec total = all(0.0);
+#pragma GCC unroll 32
+    for (int m = 0; m < NEURON_VECTORS; m++) total += push[m] * own.w0[d][m];
+    dq[d] = sum(total);
+  }
+  return sum(energy) - b1_;
+}
+
+/// Half the screened nuclear repulsion of the atom's pairs; adds its gradients.
+double NEP::repulsion(int t, Neighborhood &around) const
+{
+  double energy = 0.0;
+  for (int k = 0; k < around.n; k++) {
+    const Pair &pair = pairs_[t * n_types_ + around.type[k]];
+    if (around.rsq[k] >= pair.zbl_outer * pair.zbl_outer) continue;
+    const double r = std::sqrt(around.rsq[k]);
+    double phi = 0.0, slope = 0.0, fc = 1.0, fc_slope = 0.0;
+    for (int term = 0; term < 4; term++) {
+      const double part = pair.zbl_a[term] * std::exp(-pair.zbl_b[term] * r);
+      phi += part;
+      slope -= pair.zbl_b[term] * part;
+    }
+    if (r >= pair.zbl_inner) {
+      const double rate = PI / std::max(pair.zbl_outer - pair.zbl_inner, 1e-12);
+      fc = 0.5 + 0.5 * std::cos(rate * (r - pair.zbl_inner));
+      fc_slope = -0.5 * rate * std::sin(rate * (r - pair.zbl_inner));
+    }
+    energy += phi * fc / r;
+    const double along = (slope * fc + phi * fc_slope - phi * fc / r) / (r * r);
+    around.gx[k] += along * around.x[k];
+    around.gy[k] += along * around.y[k];
+    around.gz[k] += along * around.z[k];
+  }
+  return energy;
+}
+
+}    // namespace mlffd
