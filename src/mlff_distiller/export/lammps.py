@@ -27,6 +27,8 @@ from mlff_distiller.students import NEP, Student, write_nep
 _EXAMPLE_ATOMS = 200
 _DIGITS = 16
 """With the seven of GPUMD's files, energies would differ by some 1e-8 eV an atom."""
+_MANY = (655, 655)
+"""Neighbours, for others who read the file: the most that GPUMD makes room for."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class LAMMPS(Target):
         atoms = enlarge(unit, _EXAMPLE_ATOMS)
         write_data(out / "structure.data", atoms, student.elements)
         exact = copy.deepcopy(student).double()
-        write_nep(exact, out / "nep.txt", max_neighbors=(1, 1), digits=_DIGITS)
+        write_nep(exact, out / "nep.txt", max_neighbors=_MANY, digits=_DIGITS)
         write_text(out / "mlffd_sizes.h", sizes_header(student))
         sources = [
             Path(str(file)) for file in files(__package__).joinpath("lammps_source").iterdir()
@@ -76,14 +78,10 @@ class LAMMPS(Target):
         return compare(student, out.resolve(), self._run)
 
     def build(self, out: Path) -> Path:
-        """Compile ``mlffdplugin.so`` in the folder of an export, if it is not there yet."""
-        plugin = out / "mlffdplugin.so"
-        if not plugin.exists():
-            source = [] if self.source is None else ["--lammps-source", str(self.source)]
-            _called(
-                [sys.executable, str(out / "build.py"), *source], "the pair style was not built"
-            )
-        return plugin
+        """Compile ``mlffdplugin.so`` in the folder of an export."""
+        source = [] if self.source is None else ["--lammps-source", str(self.source)]
+        _called([sys.executable, str(out / "build.py"), *source], "the pair style was not built")
+        return out / "mlffdplugin.so"
 
     def _program(self, name: str) -> str | None:
         """Of the source tree or of this Python's environment, else of the PATH."""

@@ -122,7 +122,7 @@ def _expected(student: Student, data: Path, frame: Atoms) -> _Results:
     batch = Batch.from_atoms([atoms])
     found = student(batch, neighbor_list(batch, student.cutoff))
     return _Results(
-        float(found.energy[0]),
+        found.energy[0].item(),
         found.energies.detach().numpy(),
         found.forces.detach().numpy(),
         -found.strain_gradient[0].detach().numpy(),

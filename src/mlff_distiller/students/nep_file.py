@@ -214,7 +214,9 @@ def write_nep(
     if student.zbl is not None:
         n_types = len(student.elements)
         blocks += [
-            torch.tensor(student.zbl[t][u]) for t in range(n_types) for u in range(t, n_types)
+            torch.tensor(student.zbl[t][u], dtype=torch.float64)
+            for t in range(n_types)
+            for u in range(t, n_types)
         ]
     numbers = np.concatenate(
         [block.detach().double().reshape(-1).cpu().numpy() for block in blocks]

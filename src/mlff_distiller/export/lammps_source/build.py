@@ -56,7 +56,8 @@ def main() -> None:
     plugin = HERE / "mlffdplugin.so"
     command = [
         *shlex.split(os.environ.get("CXX", "c++")),
-        *("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-Wno-psabi"),
+        *("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math"),
+        *("-shared", "-fPIC", "-Wno-psabi"),
         *("-DLAMMPS_SMALLBIG", f"-DMLFFD_LAMMPS={version}"),
         *(f"-I{folder}" for folder in [HERE, *includes]),
         *shlex.split(os.environ.get("CXXFLAGS", "")),

@@ -28,6 +28,9 @@ constexpr double ZBL_LENGTH = 2.134563;      // 1/Angstrom
 constexpr double ZBL_TERMS[8] = {0.18175, 3.1998,  0.50986, 0.94229,
                                  0.28022, 0.4029,  0.02817, 0.20162};
 
+/// Of a vector in memory, the lane of a place among all.
+inline double &lane(Vec &v, int place) { return reinterpret_cast<double *>(&v)[place % WIDTH]; }
+
 constexpr int lm(int l, int m) { return m ? l * l + 2 * m - 2 : l * l - 1; }    // Im follows Re
 
 /// P_lm(z) and its derivative at [l - 1][m].
@@ -202,7 +205,7 @@ class Words {
     std::istringstream words(text);
     std::vector<std::string> found;
     words >> word;
-    if (word.compare(0, name.size(), name) != 0)
+    if (word != name && !(name == "nep4" && word == "nep4_zbl"))
       throw std::runtime_error("'" + word + "' stands where '" + name + "' belongs");
     found.push_back(word);
     while (words >> word) found.push_back(word);
@@ -228,20 +231,19 @@ class Words {
   }
 };
 
-/// The model's sizes in the file have to be those it was compiled for.
-void demand(Words &words, const std::string &name, std::vector<int> sizes)
+/// The file's sizes have to be those that this was compiled for.
+void demand(bool same, const std::string &what)
 {
-  const auto found = words.line(name);
-  for (size_t k = 0; k < sizes.size(); k++) {
-    const double value = k + 1 < found.size() ? Words::number(found[k + 1]) : 0.0;
-    // q222 is 1 or 2 if it is there.
-    const bool same = name == "l_max" && k == 1 ? (value > 0.0) == (sizes[1] > 0)
-                                                : value == sizes[k];
-    if (!same)
-      throw std::runtime_error("its " + name +
-                               " is not that of the student this plugin was built for; export "
-                               "again, and build what that writes");
-  }
+  if (!same)
+    throw std::runtime_error("its " + what +
+                             " is not that of the student this plugin was built for; export "
+                             "that file's student, and build what that writes");
+}
+
+void demand(const std::vector<std::string> &line, const std::vector<int> &sizes)
+{
+  for (size_t k = 0; k < sizes.size(); k++)
+    demand((k + 1 < line.size() ? Words::number(line[k + 1]) : 0.0) == sizes[k], line[0]);
 }
 
 }    // namespace
@@ -251,7 +253,8 @@ void NEP::read(const std::string &text)
   Words words(text);
   const auto first = words.line("nep4");
   const bool zbl = first[0] == "nep4_zbl";
-  if (zbl != HAS_ZBL || first.size() < 3) throw std::runtime_error("it begins with " + first[0]);
+  demand(zbl == HAS_ZBL, "repulsion (zbl)");
+  if (first.size() < 3) throw std::runtime_error("it names no elements");
   elements.assign(first.begin() + 2, first.end());
   n_types_ = elements.size();
   if (Words::number(first[1]) != n_types_) throw std::runtime_error("its elements do not count up");
@@ -265,10 +268,12 @@ void NEP::read(const std::string &text)
   const bool common = cutoffs.size() == 5;
   if (!common && (int) cutoffs.size() != 2 * n_types_ + 3)
     throw std::runtime_error("its cutoffs do not count up");
-  demand(words, "n_max", {N_RADIAL - 1, N_ANGULAR - 1});
-  demand(words, "basis_size", {K_RADIAL - 1, K_ANGULAR - 1});
-  demand(words, "l_max", {L_MAX, HAS_Q222, HAS_Q1111, 0, 0, 0});
-  demand(words, "ANN", {NEURONS});
+  demand(words.line("n_max"), {N_RADIAL - 1, N_ANGULAR - 1});
+  demand(words.line("basis_size"), {K_RADIAL - 1, K_ANGULAR - 1});
+  auto order = words.line("l_max");
+  if (order.size() > 2 && order[2] == "2") order[2] = "1";    // either means that q222 is there
+  demand(order, {L_MAX, HAS_Q222, HAS_Q1111, 0, 0, 0, 0});
+  demand(words.line("ANN"), {NEURONS});
 
   networks_.assign(n_types_, Network{});
   for (Network &own : networks_) {
@@ -361,9 +366,9 @@ void NEP::arrange(int t, const Neighborhood &around)
   for (int k = 0; k < n; k++) {
     const int place = place_[k] = counts_[place_[k]]++;
     Lanes &lanes = lanes_[place / WIDTH];
-    lanes.x[place % WIDTH] = around.x[k];
-    lanes.y[place % WIDTH] = around.y[k];
-    lanes.z[place % WIDTH] = around.z[k];
+    lane(lanes.x, place) = around.x[k];
+    lane(lanes.y, place) = around.y[k];
+    lane(lanes.z, place) = around.z[k];
   }
 }
 
@@ -582,10 +587,11 @@ double NEP::compute(int t, Neighborhood &around)
   for (const Group &group : groups_) radial_slopes(pairs_[t * n_types_ + group.type], group, dq);
   angular_slopes(s);
   for (int k = 0; k < around.n; k++) {
-    const Lanes &lanes = lanes_[place_[k] / WIDTH];
-    around.gx[k] = lanes.gx[place_[k] % WIDTH];
-    around.gy[k] = lanes.gy[place_[k] % WIDTH];
-    around.gz[k] = lanes.gz[place_[k] % WIDTH];
+    const int place = place_[k];
+    Lanes &lanes = lanes_[place / WIDTH];
+    around.gx[k] = lane(lanes.gx, place);
+    around.gy[k] = lane(lanes.gy, place);
+    around.gz[k] = lane(lanes.gz, place);
   }
   return HAS_ZBL ? energy + repulsion(t, around) : energy;
 }
