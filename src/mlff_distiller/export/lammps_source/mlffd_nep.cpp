@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <sstream>
 #include <stdexcept>
 
@@ -29,7 +30,18 @@ constexpr double ZBL_TERMS[8] = {0.18175, 3.1998,  0.50986, 0.94229,
                                  0.28022, 0.4029,  0.02817, 0.20162};
 
 /// Of a vector in memory, the lane of a place among all.
-inline double &lane(Vec &v, int place) { return reinterpret_cast<double *>(&v)[place % WIDTH]; }
+inline double &lane(Vec &v, unsigned place)
+{
+  return reinterpret_cast<double *>(&v)[place % WIDTH];
+}
+
+/// A vector that begins anywhere.
+inline Vec load(const double *from)
+{
+  Vec v;
+  std::memcpy(&v, from, sizeof(Vec));
+  return v;
+}
 
 constexpr int lm(int l, int m) { return m ? l * l + 2 * m - 2 : l * l - 1; }    // Im follows Re
 
@@ -115,40 +127,39 @@ template <int K> struct Chebyshev {
   }
 };
 
-/// Invariants of s as descriptors q, after the radial ones.
+/// Invariants of s, the descriptors after the radial ones. Writes WIDTH numbers too many.
 void invariants(const Density &s, double *q)
 {
+  Vec found[N_INVARIANTS][ANGULAR_VECTORS];
   for (int v = 0; v < ANGULAR_VECTORS; v++) {
-    Vec found[N_INVARIANTS];
     for (int l = 1; l <= L_MAX; l++) {
       Vec total = all(0.0);
       for (int k = l * l - 1; k < (l + 1) * (l + 1) - 1; k++)
         total += C3B[l - 1][(k - l * l + 2) / 2] * s[k][v] * s[k][v];
-      found[l - 1] = total;
+      found[l - 1][v] = total;
     }
     if constexpr (HAS_Q222) {
       const Vec a = s[3][v], b = s[4][v], c = s[5][v], d = s[6][v], e = s[7][v];
-      found[L_MAX] = a * (C4B[0] * a * a + C4B[1] * (b * b + c * c) + C4B[2] * (d * d + e * e)) +
+      found[L_MAX][v] = a * (C4B[0] * a * a + C4B[1] * (b * b + c * c) + C4B[2] * (d * d + e * e)) +
           C4B[3] * d * (c * c - b * b) + C4B[4] * b * c * e;
     }
     if constexpr (HAS_Q1111) {
       const Vec aa = s[0][v] * s[0][v], p = s[1][v] * s[1][v] + s[2][v] * s[2][v];
-      found[L_MAX + HAS_Q222] = aa * (C5B[0] * aa + C5B[1] * p) + C5B[2] * p * p;
+      found[L_MAX + HAS_Q222][v] = aa * (C5B[0] * aa + C5B[1] * p) + C5B[2] * p * p;
     }
-    for (int lane = 0; lane < WIDTH && v * WIDTH + lane < N_ANGULAR; lane++)
-      for (int k = 0; k < N_INVARIANTS; k++)
-        q[N_RADIAL + k * N_ANGULAR + v * WIDTH + lane] = found[k][lane];
   }
+  // In this order what a vector has too much is overwritten by the next.
+  for (int k = 0; k < N_INVARIANTS; k++)
+    for (int v = 0; v < vectors(N_ANGULAR); v++)
+      std::memcpy(q + k * N_ANGULAR + v * WIDTH, &found[k][v], sizeof(Vec));
 }
 
-/// dU/ds from dU/dq, in place of s.
+/// dU/ds from dU/dq, in place of s. Reads WIDTH numbers too many, for which s is zero.
 void invariant_slopes(Density &s, const double *dq)
 {
-  for (int v = 0; v < ANGULAR_VECTORS; v++) {
-    Vec weight[N_INVARIANTS] = {};
-    for (int lane = 0; lane < WIDTH && v * WIDTH + lane < N_ANGULAR; lane++)
-      for (int k = 0; k < N_INVARIANTS; k++)
-        weight[k][lane] = dq[N_RADIAL + k * N_ANGULAR + v * WIDTH + lane];
+  for (int v = 0; v < vectors(N_ANGULAR); v++) {
+    Vec weight[N_INVARIANTS];
+    for (int k = 0; k < N_INVARIANTS; k++) weight[k] = load(dq + k * N_ANGULAR + v * WIDTH);
     Vec slope[N_LM];
     for (int l = 1; l <= L_MAX; l++)
       for (int k = l * l - 1; k < (l + 1) * (l + 1) - 1; k++)
@@ -326,7 +337,7 @@ void NEP::read(const std::string &text)
 void Neighborhood::reserve(int size)
 {
   if (size <= (int) x.size()) return;
-  for (auto *one : {&x, &y, &z, &rsq, &gx, &gy, &gz}) one->resize(size);
+  for (auto *one : {&x, &y, &z, &rsq}) one->resize(size);
   type.resize(size);
   atom.resize(size);
 }
@@ -352,8 +363,8 @@ void NEP::arrange(int t, const Neighborhood &around)
     counts_[2 * u] = end * WIDTH;
     counts_[2 * u + 1] = end * WIDTH + within;
     const int begin = end;
-    end += padded(within + beyond) / WIDTH;
-    groups_.push_back({u, begin, begin + padded(within) / WIDTH, end});
+    end += vectors(within + beyond);
+    groups_.push_back({u, begin, begin + vectors(within), end});
     if (end > (int) lanes_.size()) {
       lanes_.resize(2 * end);
       angular_.resize(2 * end);
@@ -364,7 +375,7 @@ void NEP::arrange(int t, const Neighborhood &around)
     last.y = last.z = all(0.0);
   }
   for (int k = 0; k < n; k++) {
-    const int place = place_[k] = counts_[place_[k]]++;
+    const unsigned place = place_[k] = counts_[place_[k]]++;
     Lanes &lanes = lanes_[place / WIDTH];
     lane(lanes.x, place) = around.x[k];
     lane(lanes.y, place) = around.y[k];
@@ -433,9 +444,9 @@ void NEP::radial_slopes(const Pair &pair, const Group &group, const double *dq)
       now_slope = next_slope;
     }
     const Vec along = value * lanes.fc_slope + 4.0 * inverse * u * slope * lanes.fc;
-    lanes.gx = along * lanes.x;
-    lanes.gy = along * lanes.y;
-    lanes.gz = along * lanes.z;
+    lanes.g[0] = along * lanes.x;
+    lanes.g[1] = along * lanes.y;
+    lanes.g[2] = along * lanes.z;
   }
 }
 
@@ -448,29 +459,24 @@ void NEP::angular_functions(const Pair &pair, const Group &group)
     const Cutoff cutoff(lanes.r, pair.angular);
     const Chebyshev<K_ANGULAR> chebyshev(cutoff.x);
     const Vec turn = cutoff.fc * cutoff.x_slope;
-    constexpr int AT_ONCE = 3;
-#pragma GCC unroll 16
-    for (int first = 0; first < N_ANGULAR; first += AT_ONCE) {
-      Vec value[AT_ONCE], slope[AT_ONCE];
+    for (int first = 0; first < N_PADDED; first += N_STEP) {
+      Vec value[N_STEP], slope[N_STEP];
 #pragma GCC unroll 4
-      for (int a = 0; a < AT_ONCE; a++) {
-        const int n = std::min(first + a, N_ANGULAR - 1);
-        value[a] = all(pair.sum_angular[n] + pair.c_angular[n][0]);
-        slope[a] = all(0.0);
+      for (int n = 0; n < N_STEP; n++) {
+        value[n] = all(pair.sum_angular[first + n] + pair.c_angular[first + n][0]);
+        slope[n] = all(0.0);
       }
 #pragma GCC unroll 32
       for (int k = 1; k < K_ANGULAR; k++)
 #pragma GCC unroll 4
-        for (int a = 0; a < AT_ONCE; a++) {
-          const double c = pair.c_angular[std::min(first + a, N_ANGULAR - 1)][k];
-          value[a] += c * chebyshev.t[k];
-          slope[a] += c * chebyshev.slope[k];
+        for (int n = 0; n < N_STEP; n++) {
+          value[n] += pair.c_angular[first + n][k] * chebyshev.t[k];
+          slope[n] += pair.c_angular[first + n][k] * chebyshev.slope[k];
         }
 #pragma GCC unroll 4
-      for (int a = 0; a < AT_ONCE; a++) {
-        const int n = std::min(first + a, N_ANGULAR - 1);
-        own.g[n] = value[a] * cutoff.fc;
-        own.slope[n] = value[a] * cutoff.slope + slope[a] * turn;
+      for (int n = 0; n < N_STEP; n++) {
+        own.g[first + n] = value[n] * cutoff.fc;
+        own.slope[first + n] = value[n] * cutoff.slope + slope[n] * turn;
       }
     }
     const Legendre legendre(lanes.z);
@@ -488,23 +494,20 @@ void NEP::angular_functions(const Pair &pair, const Group &group)
 /// s_nlm, the sum over all neighbours of g_n b_lm.
 void NEP::density(Density &s) const
 {
-  constexpr int NS = 3, LMS = 4;    // sums at once, as many as there are registers
   const AngularLanes *const begin = angular_.data(), *const end = begin + within_.size();
-  for (int first = 0; first < N_ANGULAR; first += NS)
-    for (int row = 0; row < N_LM; row += LMS) {
-      Vec sums[NS][LMS] = {};
+  for (int first = 0; first < N_PADDED; first += N_STEP)
+    for (int row = 0; row < N_LM; row += LM_STEP) {
+      Vec sums[LM_STEP][N_STEP] = {};
       for (const AngularLanes *own = begin; own < end; own++)
 #pragma GCC unroll 4
-        for (int k = 0; k < LMS; k++)
+        for (int k = 0; k < LM_STEP; k++)
 #pragma GCC unroll 4
-          for (int a = 0; a < NS; a++)
-            sums[a][k] +=
-                own->g[std::min(first + a, N_ANGULAR - 1)] * own->b[std::min(row + k, N_LM - 1)];
-      for (int a = 0; a < NS; a++)
-        for (int k = 0; k < LMS; k++) {
-          const int n = std::min(first + a, N_ANGULAR - 1);
-          s[std::min(row + k, N_LM - 1)][n / WIDTH][n % WIDTH] = sum(sums[a][k]);
-        }
+          for (int n = 0; n < N_STEP; n++) sums[k][n] += own->g[first + n] * own->b[row + k];
+#pragma GCC unroll 4
+      for (int k = 0; k < LM_STEP; k++)
+#pragma GCC unroll 4
+        for (int n = 0; n < N_STEP; n++)
+          lane(s[row + k][(first + n) / WIDTH], first + n) = sum(sums[k][n]);
     }
 }
 
@@ -515,21 +518,20 @@ void NEP::angular_slopes(const Density &ds)
     const AngularLanes &own = angular_[at];
     Lanes &lanes = lanes_[within_[at]];
     Vec along[N_LM], turn[N_LM];    // sums over n of dU/ds_nlm times g_n' and g_n
-    constexpr int AT_ONCE = 3;
-    for (int row = 0; row < N_LM; row += AT_ONCE) {
-      Vec first[AT_ONCE] = {}, second[AT_ONCE] = {};
+    for (int row = 0; row < N_LM; row += LM_STEP) {
+      Vec first[LM_STEP] = {}, second[LM_STEP] = {};
 #pragma GCC unroll 20
       for (int n = 0; n < N_ANGULAR; n++)
 #pragma GCC unroll 4
-        for (int a = 0; a < AT_ONCE; a++) {
-          const double weight = ((const double *) ds[std::min(row + a, N_LM - 1)])[n];
-          first[a] += weight * own.slope[n];
-          second[a] += weight * own.g[n];
+        for (int k = 0; k < LM_STEP; k++) {
+          const double weight = reinterpret_cast<const double *>(ds[row + k])[n];
+          first[k] += weight * own.slope[n];
+          second[k] += weight * own.g[n];
         }
 #pragma GCC unroll 4
-      for (int a = 0; a < AT_ONCE; a++) {
-        along[std::min(row + a, N_LM - 1)] = first[a];
-        turn[std::min(row + a, N_LM - 1)] = second[a];
+      for (int k = 0; k < LM_STEP; k++) {
+        along[row + k] = first[k];
+        turn[row + k] = second[k];
       }
     }
     const Legendre legendre(lanes.z);
@@ -563,16 +565,16 @@ void NEP::angular_slopes(const Density &ds)
     // The unit vector changes across r_ij only.
     const Vec inverse = 1.0 / lanes.r;
     radial -= (tx * lanes.x + ty * lanes.y + tz * lanes.z) * inverse;
-    lanes.gx += radial * lanes.x + tx * inverse;
-    lanes.gy += radial * lanes.y + ty * inverse;
-    lanes.gz += radial * lanes.z + tz * inverse;
+    lanes.g[0] += radial * lanes.x + tx * inverse;
+    lanes.g[1] += radial * lanes.y + ty * inverse;
+    lanes.g[2] += radial * lanes.z + tz * inverse;
   }
 }
 
-double NEP::compute(int t, Neighborhood &around)
+double NEP::compute(int t, const Neighborhood &around)
 {
   arrange(t, around);
-  double q[N_DESCRIPTORS] = {}, dq[N_DESCRIPTORS];
+  double q[N_DESCRIPTORS + WIDTH] = {}, dq[N_DESCRIPTORS + WIDTH] = {};
   within_.clear();
   for (const Group &group : groups_) {
     const Pair &pair = pairs_[t * n_types_ + group.type];
@@ -581,35 +583,25 @@ double NEP::compute(int t, Neighborhood &around)
   }
   Density s = {};
   density(s);
-  invariants(s, q);
-  double energy = network(t, q, dq);
-  invariant_slopes(s, dq);
+  invariants(s, q + N_RADIAL);
+  const double energy = network(t, q, dq);
+  invariant_slopes(s, dq + N_RADIAL);
   for (const Group &group : groups_) radial_slopes(pairs_[t * n_types_ + group.type], group, dq);
   angular_slopes(s);
-  for (int k = 0; k < around.n; k++) {
-    const int place = place_[k];
-    Lanes &lanes = lanes_[place / WIDTH];
-    around.gx[k] = lane(lanes.gx, place);
-    around.gy[k] = lane(lanes.gy, place);
-    around.gz[k] = lane(lanes.gz, place);
-  }
   return HAS_ZBL ? energy + repulsion(t, around) : energy;
 }
 
 double NEP::network(int t, const double *q, double *dq) const
 {
   const Network &own = networks_[t];
-  constexpr int BLOCKS = (NEURON_VECTORS + 13) / 14;    // as many sums as there are registers
-  constexpr int SIZE = (NEURON_VECTORS + BLOCKS - 1) / BLOCKS;
   Vec energy = all(0.0), push[NEURON_VECTORS];
-  for (int begin = 0; begin < NEURON_VECTORS; begin += SIZE) {
-    Vec hidden[SIZE];
-    const int size = std::min(SIZE, NEURON_VECTORS - begin);
-    for (int m = 0; m < SIZE; m++) hidden[m] = -own.b0[begin + std::min(m, size - 1)];
+  for (int begin = 0; begin < NEURON_VECTORS; begin += NEURON_STEP) {
+    Vec hidden[NEURON_STEP];
+    for (int m = 0; m < NEURON_STEP; m++) hidden[m] = -own.b0[begin + m];
     for (int d = 0; d < N_DESCRIPTORS; d++)
 #pragma GCC unroll 16
-      for (int m = 0; m < SIZE; m++) hidden[m] += q[d] * own.w0[d][begin + std::min(m, size - 1)];
-    for (int m = 0; m < size; m++) {
+      for (int m = 0; m < NEURON_STEP; m++) hidden[m] += q[d] * own.w0[d][begin + m];
+    for (int m = 0; m < NEURON_STEP; m++) {
       const Vec active = tanh(hidden[m]), w1 = own.w1[begin + m];
       energy += w1 * active;
       push[begin + m] = w1 * (1.0 - active * active);
@@ -625,7 +617,7 @@ double NEP::network(int t, const double *q, double *dq) const
 }
 
 /// Half the screened nuclear repulsion of the atom's pairs; adds its gradients.
-double NEP::repulsion(int t, Neighborhood &around) const
+double NEP::repulsion(int t, const Neighborhood &around)
 {
   double energy = 0.0;
   for (int k = 0; k < around.n; k++) {
@@ -645,9 +637,10 @@ double NEP::repulsion(int t, Neighborhood &around) const
     }
     energy += phi * fc / r;
     const double along = (slope * fc + phi * fc_slope - phi * fc / r) / (r * r);
-    around.gx[k] += along * around.x[k];
-    around.gy[k] += along * around.y[k];
-    around.gz[k] += along * around.z[k];
+    Lanes &lanes = lanes_[(unsigned) place_[k] / WIDTH];
+    lane(lanes.g[0], place_[k]) += along * around.x[k];
+    lane(lanes.g[1], place_[k]) += along * around.y[k];
+    lane(lanes.g[2], place_[k]) += along * around.z[k];
   }
   return energy;
 }

@@ -129,13 +129,14 @@ void PairMLFFD::compute(int eflag, int vflag)
     if (eflag_atom) eatom[i] += energy;
     double fx = 0.0, fy = 0.0, fz = 0.0;
     for (int k = 0; k < around_.n; k++) {
-      double *const fj = f[around_.atom[k]];
-      fx += around_.gx[k];
-      fy += around_.gy[k];
-      fz += around_.gz[k];
-      fj[0] -= around_.gx[k];
-      fj[1] -= around_.gy[k];
-      fj[2] -= around_.gz[k];
+      double g[3], *const fj = f[around_.atom[k]];
+      model_.gradient(k, g);
+      fx += g[0];
+      fy += g[1];
+      fz += g[2];
+      fj[0] -= g[0];
+      fj[1] -= g[1];
+      fj[2] -= g[2];
     }
     f[i][0] += fx;
     f[i][1] += fy;
@@ -179,12 +180,13 @@ void PairMLFFD::tally()
 {
   for (int k = 0; k < around_.n; k++) {
     const double r[3] = {around_.x[k], around_.y[k], around_.z[k]};
-    const double f[3] = {-around_.gx[k], -around_.gy[k], -around_.gz[k]};
+    double g[3];
+    model_.gradient(k, g);
     const int j = around_.atom[k];
     constexpr int A[9] = {0, 1, 2, 0, 0, 1, 1, 2, 2}, B[9] = {0, 1, 2, 1, 2, 2, 0, 0, 1};
     if (vflag_atom)
-      for (int c = 0; c < 6; c++) vatom[j][c] += 0.5 * (r[A[c]] * f[B[c]] + r[B[c]] * f[A[c]]);
+      for (int c = 0; c < 6; c++) vatom[j][c] -= 0.5 * (r[A[c]] * g[B[c]] + r[B[c]] * g[A[c]]);
     if (cvflag_atom)
-      for (int c = 0; c < 9; c++) cvatom[j][c] += r[A[c]] * f[B[c]];
+      for (int c = 0; c < 9; c++) cvatom[j][c] -= r[A[c]] * g[B[c]];
   }
 }
