@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.metadata import version
@@ -142,7 +143,14 @@ def _kept(out: Path, record: dict[str, Any]) -> tuple[Path, ...]:
 
 
 def _write_table(out: Path, engine: str, rows: tuple[Row, ...]) -> None:
-    listed = [{**asdict(row), "passed": row.passed} for row in rows]
+    listed = [
+        {
+            **asdict(row),
+            "value": float(row.value) if math.isfinite(row.value) else None,
+            "passed": bool(row.passed),
+        }
+        for row in rows
+    ]
     write_json(out / "check.json", {"schema": 1, "engine": engine, "rows": listed})
     lines = ["| | compared | found | limit | |", "|---|---|---|---|---|"]
     for row in rows:
