@@ -9,7 +9,7 @@ __all__ = ["StudentCalculator"]
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when first used: OpenMM-ML loads `openmm` here whenever it is imported itself.
+    # Imported when first used: OpenMM-ML imports `openmm_ml` whenever it is imported itself.
     if name == "StudentCalculator":
         from mlff_distiller.deploy.calculator import StudentCalculator
 

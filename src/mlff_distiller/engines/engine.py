@@ -59,10 +59,10 @@ class Engine(ABC):
     """A student on its device, for structure after structure.
 
     Callers on the host call ``evaluate``, programs that move many systems ``evaluate_many``.
-    Dynamics that stays on the device calls ``for_frames``,
-    then ``rebuild``, ``compute`` and ``total``. Whoever moves ``positions`` also moves
-    ``neighbors.inside``, and sets ``neighbors.moved`` once an atom has left its skin. ``compute``
-    and ``total`` then do nothing, or nothing of worth, until ``rebuild``.
+    Dynamics that stays on the device calls ``for_frames``, then ``rebuild``, ``compute`` and
+    ``total``. Whoever moves ``positions`` also moves ``neighbors.inside``, and sets
+    ``neighbors.moved`` once an atom has left its skin. ``compute`` and ``total`` then do nothing,
+    or nothing of worth, until ``rebuild``.
 
     Nothing is compiled or allocated before there are atoms, and memory is allocated again only
     when they are others. Copies, also by pickling, start without atoms. Not for use from several

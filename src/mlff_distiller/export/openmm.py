@@ -24,13 +24,11 @@ class OpenMM(PythonTarget):
     modules = ("openmm", "openmmml")
 
     def start(self, atoms: Atoms) -> Atoms:
-        start = super().start(atoms)
-        start.pbc = start.pbc.any()  # along some vectors only is not offered
-        return boxed(start)
+        return _periodic_or_not(super().start(atoms))
 
     def frames(self, start: Atoms) -> Iterator[tuple[str, Atoms]]:
         for what, atoms in super().frames(start):
-            yield what, boxed(atoms) if atoms.pbc.all() else atoms
+            yield what, _periodic_or_not(atoms)
 
     def evaluate(self, out: Path, atoms: Atoms) -> Found:
         context = _context(out, atoms, dtype="float64")
@@ -51,6 +49,12 @@ class OpenMM(PythonTarget):
             energies.append(state.getPotentialEnergy()._value + state.getKineticEnergy()._value)
         in_eV = np.array(energies) * (units.kJ / units.mol)
         return [drift(f"{_STEPS} steps of NVE", in_eV, len(start))]
+
+
+def _periodic_or_not(atoms: Atoms) -> Atoms:
+    """The same, also along vectors with vacuum: OpenMM knows all three or none."""
+    atoms.pbc = atoms.pbc.any()
+    return boxed(atoms) if atoms.pbc.any() else atoms
 
 
 def _context(out: Path, atoms: Atoms, time_step_fs: float = 1.0, **options: Any) -> Any:

@@ -69,15 +69,15 @@ class PythonTarget(Target):
             shutil.copytree(folder, out / "student", dirs_exist_ok=True)
         else:
             shutil.copyfile(folder, out / "student")
-        write(out / "start.xyz", self.start(example(student, folder)), format="extxyz")
-        return [out / name for name in [*names, "start.xyz", "student"]]
+        write(out / "structure.extxyz", self.start(example(student, folder)), format="extxyz")
+        return [out / name for name in [*names, "structure.extxyz", "student"]]
 
     def start(self, atoms: Atoms) -> Atoms:
         """The structure to begin with, as the engine wants it."""
         return boxed(enlarge(atoms, LEAST_ATOMS) if atoms.pbc.any() else atoms)
 
     def check(self, student: Student, out: Path) -> list[Row]:
-        start = next(iread(out / "start.xyz"))
+        start = next(iread(out / "structure.extxyz"))
         own = StudentCalculator(student, dtype="float64")
         with self._explained():
             rows = [
@@ -89,10 +89,10 @@ class PythonTarget(Target):
 
     def frames(self, start: Atoms) -> Iterator[tuple[str, Atoms]]:
         """Structures to compare, each with a name."""
-        yield "start.xyz", start
+        yield "structure.extxyz", start
         rattled: Atoms = start.copy()
         rattled.rattle(0.05, seed=0)
-        yield "start.xyz, rattled", rattled
+        yield "structure.extxyz, rattled", rattled
         if start.pbc.any():
             cluster, slab = rattled.copy(), rattled.copy()
             cluster.pbc = False

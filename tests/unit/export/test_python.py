@@ -20,9 +20,9 @@ ENGINES = {"openmm": "run_openmm.py", "ipi": "input.xml", "torchsim": "run_torch
 def test_all_that_a_run_needs_is_written(engine, folder, tmp_path):
     done = export(engine, folder, tmp_path / "out")
     assert done.files[0].name == "README.md"
-    assert {ENGINES[engine], "start.xyz", "student"} <= {file.name for file in done.files}
+    assert {ENGINES[engine], "structure.extxyz", "student"} <= {file.name for file in done.files}
     assert load_student(tmp_path / "out" / "student").elements == ("H", "O")
-    start = read(tmp_path / "out" / "start.xyz")
+    start = read(tmp_path / "out" / "structure.extxyz")
     assert set(start.symbols) == {"H", "O"}
     assert not start.pbc.any()
     assert len((tmp_path / "out" / "README.md").read_text().splitlines()) <= 15
@@ -32,7 +32,7 @@ def test_all_that_a_run_needs_is_written(engine, folder, tmp_path):
 def test_a_bare_file_will_do(engine, silicon, tmp_path):
     export(engine, silicon / "nep.txt", tmp_path / "out")
     assert load_student(tmp_path / "out" / "student").elements == ("Si",)
-    start = read(tmp_path / "out" / "start.xyz")
+    start = read(tmp_path / "out" / "structure.extxyz")
     assert start.pbc.all()
     assert len(start) >= 32
 

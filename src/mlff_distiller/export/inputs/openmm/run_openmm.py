@@ -1,4 +1,4 @@
-"""Molecular dynamics of start.xyz at 300 K: ``python run_openmm.py``."""
+"""Dynamics of structure.extxyz at 300 K: ``python run_openmm.py``."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ from openmmml import MLPotential
 from mlff_distiller.deploy.openmm import topology_of
 
 here = Path(__file__).parent
-atoms = read(here / "start.xyz")
+atoms = read(here / "structure.extxyz")
 topology = topology_of(atoms)
 system = MLPotential("mlffd", student=here / "student").createSystem(topology)
 integrator = LangevinMiddleIntegrator(

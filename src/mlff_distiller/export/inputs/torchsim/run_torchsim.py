@@ -1,4 +1,4 @@
-"""Molecular dynamics of four copies of start.xyz at 300 to 600 K: ``python run_torchsim.py``."""
+"""Four copies of structure.extxyz at 300 to 600 K: ``python run_torchsim.py``."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from mlff_distiller.deploy.torchsim import MLFFDModel
 here = Path(__file__).parent
 model = MLFFDModel(here / "student")
 state = torch_sim.integrate(
-    [read(here / "start.xyz")] * 4,
+    [read(here / "structure.extxyz")] * 4,
     model,
     integrator=torch_sim.Integrator.nvt_langevin,
     n_steps=100,
