@@ -25,7 +25,7 @@ def run(tmp_path_factory, monkeypatch):
     monkeypatch.chdir(folder)
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.split()[1])
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: re.findall(r"import (\w+)", block)[-1])
 def test_a_part_of_the_page_after_the_first(block, run, capsys):
     packages = re.findall(r"^(?:from|import) (\w+)", block, re.MULTILINE)
     absent = [name for name in packages if find_spec(name) is None]
