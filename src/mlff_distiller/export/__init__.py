@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlff_distiller.durable import (
     claimed,
@@ -18,9 +18,8 @@ from mlff_distiller.durable import (
     write_text,
 )
 from mlff_distiller.errors import ConfigError, ExportError, StudentError
-
-if TYPE_CHECKING:
-    from mlff_distiller.export.target import Row, Target
+from mlff_distiller.export.target import Row, Target
+from mlff_distiller.students import load_student, student_folder
 
 __all__ = ["TARGETS", "Exported", "export", "target_of"]
 
@@ -92,8 +91,6 @@ def export(
     ExportError
         The engine is not installed, cannot be built, or fails.
     """
-    from mlff_distiller.students import load_student, student_folder
-
     target, out, folder = target_of(engine, **options), Path(out), student_folder(student)
     own = load_student(folder)
     if own.architecture not in target.architectures:

@@ -1,12 +1,15 @@
 """LAMMPS: what is written, and, where it is installed, what its runs make of it."""
 
+import os
 import shutil
-from importlib.metadata import files
+import subprocess
+import sys
+from importlib.metadata import version
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.io import read
@@ -17,9 +20,11 @@ from mlff_distiller.errors import ConfigError, ExportError
 from mlff_distiller.export import export, lammps_check
 from mlff_distiller.export.lammps import LAMMPS
 from mlff_distiller.export.lammps_files import write_data
-from mlff_distiller.students import read_nep, write_nep
+from mlff_distiller.kernels.nep import Shape
+from mlff_distiller.students import NEP, read_nep, write_nep
 
 HERE = find_spec("lammps") is not None and LAMMPS().missing() is None
+VERSION = HERE and "{}{:0>2}{:0>2}".format(*version("lammps").split("."))
 runs = pytest.mark.skipif(not HERE, reason='needs a C++ compiler and pip install "lammps[mpi]"')
 
 
@@ -65,6 +70,20 @@ def test_a_build_that_fails_says_why(tmp_path, monkeypatch):
         LAMMPS(source=out).build(out)
 
 
+def test_a_source_tree_says_which_lammps_it_is(tmp_path):
+    out = exported(random_nep(("Si",)), tmp_path).out
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "version.h").write_text('#define LAMMPS_VERSION "2 Aug 2023"\n')
+    command = [sys.executable, str(out / "build.py"), "--lammps-source", str(tmp_path)]
+    environment = {**os.environ, "CXX": "echo", "CXXFLAGS": "-DLAMMPS_BIGBIG"}
+    said = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    assert {"-DMLFFD_LAMMPS=20230802", f"-I{tmp_path / 'src'}", "-DLAMMPS_BIGBIG"} <= {
+        *said.split()
+    }
+
+
 def test_only_lammps_has_a_source(tmp_path):
     with pytest.raises(ConfigError, match="no such option"):
         export("lammps", tmp_path, tmp_path / "out", tree=tmp_path)
@@ -82,6 +101,14 @@ def built(tmp_path_factory):
 def disagreements(rows):
     """All but the drift of random potentials, which follow no femtosecond."""
     return [row for row in rows if not row.passed and "drift" not in row.what]
+
+
+@pytest.fixture
+def frames_only(monkeypatch):
+    """A check of some seconds: single points on two ranks."""
+    monkeypatch.setattr(lammps_check, "RANKS", (2,))
+    monkeypatch.setattr(lammps_check, "_dynamics", lambda model, atoms: "")
+    monkeypatch.setattr(lammps_check, "_dynamics_rows", lambda folder, atoms: [])
 
 
 def lammps(folder, text, ranks=1):
@@ -105,15 +132,26 @@ def test_everything_agrees_for_silicon(built):
 @pytest.mark.parametrize(
     "elements", [("Hf", "O"), ("Al", "Cu", "Ni"), ("C", "H", "O")], ids="-".join
 )
-def test_everything_agrees_for_several_elements(elements, built, tmp_path, monkeypatch):
-    monkeypatch.setattr(lammps_check, "RANKS", (2,))
-    monkeypatch.setattr(lammps_check, "_NVE_STEPS", 100)
+def test_everything_agrees_for_several_elements(elements, built, tmp_path, frames_only):
     student = random_nep(elements, seed=2)
     out = exported(student, tmp_path).out
     shutil.copy(built.out / "mlffdplugin.so", out)
     rows = lammps_check.compare(student, out, LAMMPS()._run)
-    assert any("elements at random" in row.what for row in rows)
+    assert len(rows) == 6
     assert disagreements(rows) == []
+
+
+@runs
+def test_other_sizes_agree_on_other_processors(tmp_path, monkeypatch, frames_only):
+    """Other blocks of sums, cutoffs of each element, and wider registers than most have."""
+    monkeypatch.setenv("CXXFLAGS", "-O0 -DMLFFD_WIDTH=8")
+    shape = Shape(3, 4, 4, 3, 3, True, False, 7)
+    student = NEP(("Hf", "O"), shape, ((6.0, 4.0), (4.5, 3.5)))
+    generator = torch.Generator().manual_seed(0)
+    for parameter in student.parameters():
+        parameter.data.normal_(0.0, 0.3, generator=generator)
+    student.scaler.fill_(0.3)
+    assert disagreements(exported(student.eval(), tmp_path, check=True).rows) == []
 
 
 @runs
@@ -162,15 +200,13 @@ def test_what_cannot_run_says_why(old, new, said, built, tmp_path):
 
 
 @runs
-def test_a_plugin_of_another_lammps_is_refused(built, tmp_path, monkeypatch):
-    shutil.copytree(built.out, tmp_path / "out")
-    (tmp_path / "version.h").write_text('#define LAMMPS_VERSION "2 Aug 2023"\n')
-    headers = Path(find_spec("lammps").submodule_search_locations[0], "include", "lammps")
-    mpi = next(file.locate().parent for file in files("mpich") if file.name == "mpi.h")
-    monkeypatch.setenv("CXXFLAGS", f"-O0 -I{headers} -I{mpi}")
-    LAMMPS(source=tmp_path).build(tmp_path / "out")
-    with pytest.raises(ExportError, match="built for LAMMPS 20230802, and this is 20250722: run"):
-        lammps(tmp_path / "out", SETUP)
+def test_a_plugin_of_another_lammps_is_refused(built, tmp_path):
+    now, then = (number.to_bytes(4, "little") for number in (int(VERSION), 20230802))
+    plugin = (built.out / "mlffdplugin.so").read_bytes()
+    assert now in plugin
+    (tmp_path / "mlffdplugin.so").write_bytes(plugin.replace(now, then))
+    with pytest.raises(ExportError, match=f"built for LAMMPS 20230802, and this is {VERSION}: run"):
+        lammps(tmp_path, SETUP)
 
 
 @runs

@@ -58,7 +58,7 @@ def main() -> None:
         *shlex.split(os.environ.get("CXX", "c++")),
         *("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math"),
         *("-shared", "-fPIC", "-Wno-psabi"),
-        *("-DLAMMPS_SMALLBIG", f"-DMLFFD_LAMMPS={version}"),
+        f"-DMLFFD_LAMMPS={version}",
         *(f"-I{folder}" for folder in [HERE, *includes]),
         *shlex.split(os.environ.get("CXXFLAGS", "")),
         *(str(HERE / name) for name in SOURCES),
