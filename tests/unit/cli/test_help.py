@@ -30,6 +30,7 @@ def test_commands_come_in_the_order_of_need():
         "plan",
         "validate",
         "md",
+        "export",
         "benchmark",
         "profile",
         "data",

@@ -1,0 +1,94 @@
+"""The files that a run of LAMMPS with a nep student begins with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+from ase.io import write
+
+from mlff_distiller.structure import default_time_step_fs
+from mlff_distiller.students import NEP
+
+
+def write_data(path: Path, atoms: Atoms, elements: tuple[str, ...]) -> None:
+    """A data file of LAMMPS, which has an atom type for each of ``elements``."""
+    boxed = atoms.copy()
+    for axis in np.flatnonzero(~atoms.pbc).tolist():
+        boxed.center(vacuum=10.0, axis=axis)
+    write(path, boxed, format="lammps-data", specorder=list(elements), masses=True)
+
+
+def sizes_header(student: NEP) -> str:
+    """The constants that the pair style is compiled for."""
+    shape = student.shape
+    flag = {True: "true", False: "false"}
+    return f"""// The sizes of the student in nep.txt, written by its export.
+
+#ifndef MLFFD_SIZES_H
+#define MLFFD_SIZES_H
+
+namespace mlffd {{
+
+constexpr int N_RADIAL = {shape.n_max_radial + 1}, N_ANGULAR = {shape.n_max_angular + 1};
+constexpr int K_RADIAL = {shape.basis_size_radial + 1}, K_ANGULAR = {shape.basis_size_angular + 1};
+constexpr int L_MAX = {shape.l_max};
+constexpr bool HAS_Q222 = {flag[shape.has_q222]}, HAS_Q1111 = {flag[shape.has_q1111]};
+constexpr bool HAS_ZBL = {flag[student.zbl is not None]};
+constexpr int NEURONS = {shape.neurons + 1};    // one holds the energies of lone atoms
+
+}}    // namespace mlffd
+
+#endif
+"""
+
+
+def boundary(atoms: Atoms) -> str:
+    """Periodic, or shrink-wrapped so that no atom is lost."""
+    return " ".join("p" if periodic else "s" for periodic in atoms.pbc)
+
+
+def input_text(student: NEP, atoms: Atoms) -> str:
+    """An input that runs as it is."""
+    return f"""# {len(atoms)} atoms, NVE from 300 K: mpiexec -n 2 lmp -in in.lammps
+units         metal
+newton        on
+boundary      {boundary(atoms)}
+atom_style    atomic
+read_data     structure.data
+
+plugin load   ./mlffdplugin.so
+pair_style    mlffd
+pair_coeff    * * nep.txt {" ".join(student.elements)}
+
+neighbor      1.0 bin
+neigh_modify  every 1 delay 0 check yes
+timestep      {default_time_step_fs(atoms) * 1e-3:g}
+velocity      all create 300 4928 mom yes rot yes dist gaussian
+fix           nve all nve
+
+thermo        100
+thermo_style  custom step temp pe etotal press
+thermo_modify lost error
+dump          frames all custom 100 frames.lammpstrj id element x y z
+dump_modify   frames element {" ".join(student.elements)} sort id
+run           1000
+"""
+
+
+def readme(student: NEP, install: str, source: Path | None) -> str:
+    """How to build and run, and what a pair style of a nep needs."""
+    build = "python build.py" + (f" --lammps-source {source}" if source else "")
+    return f"""# A nep student of {", ".join(student.elements)} in LAMMPS
+
+```bash
+{install}   # or a LAMMPS of yours with the package PLUGIN: build.py --lammps-source FOLDER
+{build}
+lmp -in in.lammps             # or mpiexec -n 4 lmp -in in.lammps
+```
+
+`in.lammps` begins with `structure.data`: replace it by your own. `pair_coeff * * nep.txt` names the
+element of each atom type. Needed: `units metal`, `newton on`. Give `pair_style` and `pair_coeff`
+again after `read_restart`. For `compute heat/flux` use `centroid/stress/atom`.
+"""

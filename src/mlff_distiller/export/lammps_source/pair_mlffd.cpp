@@ -1,0 +1,192 @@
+#include "pair_mlffd.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <fstream>
+#include <sstream>
+#include <stdexcept>
+
+#include "atom.h"
+#include "comm.h"
+#include "error.h"
+#include "force.h"
+#include "memory.h"
+#include "neigh_list.h"
+#include "neighbor.h"
+#include "update.h"
+
+using namespace LAMMPS_NS;
+
+PairMLFFD::PairMLFFD(LAMMPS *lmp) : Pair(lmp)
+{
+  single_enable = 0;
+  restartinfo = 0;
+  one_coeff = 1;
+  manybody_flag = 1;
+  centroidstressflag = CENTROID_AVAIL;
+}
+
+PairMLFFD::~PairMLFFD()
+{
+  if (allocated) {
+    memory->destroy(setflag);
+    memory->destroy(cutsq);
+  }
+}
+
+void PairMLFFD::settings(int narg, char **)
+{
+  if (narg != 0) error->all(FLERR, "pair_style mlffd takes no arguments");
+}
+
+/// pair_coeff * * nep.txt El1 El2 .., an element for each atom type
+void PairMLFFD::coeff(int narg, char **arg)
+{
+  const int n = atom->ntypes;
+  if (!allocated) {
+    allocated = 1;
+    memory->create(setflag, n + 1, n + 1, "pair:setflag");
+    memory->create(cutsq, n + 1, n + 1, "pair:cutsq");
+    map = new int[n + 1];
+  }
+  if (narg != 3 + n)
+    error->all(FLERR,
+               "pair_style mlffd: expected 'pair_coeff * * nep.txt' and the elements of {} atom "
+               "types, found {} words",
+               n, narg);
+  map_element2type(narg - 3, arg + 3);
+  try {
+    model_.read(read_file(arg[2]));
+  } catch (const std::runtime_error &wrong) {
+    error->all(FLERR, "{} cannot be used by pair_style mlffd: {}", arg[2], wrong.what());
+  }
+  const auto &known = model_.elements;
+  kind_.assign(n + 1, -1);
+  for (int type = 1; type <= n; type++) {
+    if (map[type] < 0) continue;
+    const auto found = std::find(known.begin(), known.end(), elements[map[type]]);
+    if (found == known.end()) {
+      std::string all;
+      for (const auto &element : known) all += " " + element;
+      error->all(FLERR, "the student in {} does not know {}; it knows{}", arg[2],
+                 elements[map[type]], all);
+    }
+    kind_[type] = found - known.begin();
+  }
+}
+
+/// The text of a file, read by rank 0 alone.
+std::string PairMLFFD::read_file(const char *name)
+{
+  std::string text;
+  int size = -1;
+  if (comm->me == 0) {
+    std::ifstream file(name);
+    if (file) {
+      text.assign(std::istreambuf_iterator<char>(file), {});
+      size = text.size();
+    }
+  }
+  MPI_Bcast(&size, 1, MPI_INT, 0, world);
+  if (size < 0) throw std::runtime_error("it cannot be read");
+  text.resize(size);
+  MPI_Bcast(&text[0], size, MPI_CHAR, 0, world);
+  return text;
+}
+
+void PairMLFFD::init_style()
+{
+  if (strcmp(update->unit_style, "metal") != 0)
+    error->all(FLERR, "pair_style mlffd needs 'units metal' (eV and Angstrom), found 'units {}'",
+               update->unit_style);
+  if (!force->newton_pair)
+    error->all(FLERR, "pair_style mlffd needs 'newton on', found newton off for pairs");
+  for (int k = 1; k <= 3; k++)
+    if (atom->molecular != 0 && force->special_lj[k] != 1.0)
+      error->all(FLERR,
+                 "pair_style mlffd needs 'special_bonds lj/coul 1 1 1': bonded atoms are "
+                 "neighbors as all others are");
+  neighbor->add_request(this, NeighConst::REQ_FULL);
+}
+
+double PairMLFFD::init_one(int i, int j)
+{
+  if (setflag[i][j] == 0) error->all(FLERR, "pair_style mlffd: not all pair coeffs are set");
+  return model_.cutoff(kind_[i], kind_[j]);
+}
+
+void PairMLFFD::compute(int eflag, int vflag)
+{
+  ev_init(eflag, vflag);
+  double **f = atom->f;
+  double total = 0.0;
+  for (int ii = 0; ii < list->inum; ii++) {
+    const int i = list->ilist[ii];
+    gather(i);
+    const double energy = model_.compute(kind_[atom->type[i]], around_);
+    total += energy;
+    if (eflag_atom) eatom[i] += energy;
+    double fx = 0.0, fy = 0.0, fz = 0.0;
+    for (int k = 0; k < around_.n; k++) {
+      double g[3], *const fj = f[around_.atom[k]];
+      model_.gradient(k, g);
+      fx += g[0];
+      fy += g[1];
+      fz += g[2];
+      fj[0] -= g[0];
+      fj[1] -= g[1];
+      fj[2] -= g[2];
+    }
+    f[i][0] += fx;
+    f[i][1] += fy;
+    f[i][2] += fz;
+    if (vflag_atom || cvflag_atom) tally();
+  }
+  if (!std::isfinite(total))
+    error->one(FLERR, "pair_style mlffd: the energy is not finite; atoms on top of each other?");
+  if (eflag_global) eng_vdwl += total;
+  if (vflag_fdotr) virial_fdotr_compute();
+}
+
+/// Neighbors of i within the cutoff.
+void PairMLFFD::gather(int i)
+{
+  const double *const *const x = atom->x;
+  const int *const type = atom->type, *const neighbors = list->firstneigh[i];
+  const int size = list->numneigh[i];
+  around_.reserve(size);
+  const double xi = x[i][0], yi = x[i][1], zi = x[i][2], *const within = cutsq[type[i]];
+  int n = 0;
+  for (int jj = 0; jj < size; jj++) {
+    const int j = neighbors[jj] & NEIGHMASK;
+    const double dx = x[j][0] - xi, dy = x[j][1] - yi, dz = x[j][2] - zi;
+    const double rsq = dx * dx + dy * dy + dz * dz;
+    // Written in any case, kept if it is near: a branch would be guessed wrong too often.
+    around_.x[n] = dx;
+    around_.y[n] = dy;
+    around_.z[n] = dz;
+    around_.rsq[n] = rsq;
+    around_.type[n] = kind_[type[j]];
+    around_.atom[n] = j;
+    n += rsq < within[type[j]];
+  }
+  around_.n = n;
+}
+
+/// The virial of what the neighbors feel of the energy of i, which counts as theirs:
+/// with W_j,ab = sum_i (r_j - r_i)_a F_j(i),b the heat flux of the potential is sum_j W_j v_j.
+void PairMLFFD::tally()
+{
+  for (int k = 0; k < around_.n; k++) {
+    const double r[3] = {around_.x[k], around_.y[k], around_.z[k]};
+    double g[3];
+    model_.gradient(k, g);
+    const int j = around_.atom[k];
+    constexpr int A[9] = {0, 1, 2, 0, 0, 1, 1, 2, 2}, B[9] = {0, 1, 2, 1, 2, 2, 0, 0, 1};
+    if (vflag_atom)
+      for (int c = 0; c < 6; c++) vatom[j][c] -= 0.5 * (r[A[c]] * g[B[c]] + r[B[c]] * g[A[c]]);
+    if (cvflag_atom)
+      for (int c = 0; c < 9; c++) cvatom[j][c] -= r[A[c]] * g[B[c]];
+  }
+}
