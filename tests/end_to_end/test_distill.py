@@ -415,7 +415,12 @@ def test_train_on_labels_that_are_there(bench, straight, tmp_path):
 
 
 def test_painn_goes_the_whole_line(bench):
-    words = ("--student", "painn-8x1", "painn.radial_functions=6", "painn.cutoff_A=3.3")
+    words = (
+        "student=painn-8x1",
+        "goal.max_turns=1",
+        "painn.radial_functions=6",
+        "painn.cutoff_A=3.3",
+    )
     words += ("training.epochs=150", "training.learning_rate=0.02", "training.validations=6")
     words += ("active.rounds=1", "dynamics.longest_fs=20")
     done = bench.run("painn", *words)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -59,6 +59,12 @@ class ZBL(nn.Module):
         self.register_buffer("charges", charges.double(), persistent=False)
         table = torch.tensor(self.pairs, dtype=torch.float64)
         self.register_buffer("table", table, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ZBL:
+        """Follow the student's device and type, with all digits that the type has."""
+        super()._apply(fn, recurse)
+        self.table = torch.tensor(self.pairs, dtype=torch.float64).to(self.table)
+        return self
 
     def outer(self, types: Tensor, others: Tensor, dtype: torch.dtype) -> Tensor:
         """Å: where the repulsion of ``types`` and ``others``, which broadcast, ends."""

@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import torch
 from ase import Atoms
 from ase.build import molecule
 from tests.helpers import random_nep, random_painn
@@ -64,3 +65,10 @@ def test_repulsion_ends_within_the_cutoff(model, reach):
 def test_a_pair_or_a_distance_that_is_none(word):
     with pytest.raises(ConfigError, match=r"repulsion_A\.H"):
         load_config(None, [word])
+
+
+def test_a_student_in_double_precision_repels_with_all_digits():
+    student = random_nep(("Si", "O"))
+    exact = torch.tensor(student.zbl, dtype=torch.float64)
+    assert (student.float().double().repulsion.table == exact).all()
+    assert student.float().repulsion.table.dtype == torch.float32

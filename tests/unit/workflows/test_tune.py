@@ -402,8 +402,8 @@ def test_real_presets_are_buildable(labels):
         name: sum(p.numel() for p in bench.student({"student": name}).parameters())
         for name in presets._presets(("nep", "painn"))
     }
-    assert presets._presets(("nep",)) == ["nep-small", "nep"]
-    assert sizes["nep-small"] < 0.5 * sizes["nep"]
+    assert presets._presets(("nep",)) == ["nep-small", "nep", "nep-large"]
+    assert sizes["nep-small"] < 0.5 * sizes["nep"] < 0.5 * sizes["nep-large"]
     assert sizes["painn-32x2"] < sizes["painn-64x2"] < sizes["painn-128x3"]
 
 
