@@ -15,7 +15,7 @@ from ase import Atoms
 
 from mlff_distiller.batch import check_structure
 from mlff_distiller.dataset.formats import Conventions, Frame, detect, read_frames
-from mlff_distiller.dataset.manifest import MANIFEST, read_manifest
+from mlff_distiller.dataset.manifest import MANIFEST, SHARD_NAME, read_manifest
 from mlff_distiller.dataset.merging import Contradictions
 from mlff_distiller.dataset.record import (
     OPTIONAL_STRUCTURE,
@@ -115,8 +115,9 @@ def _forget_what_holds_nothing(out: Path) -> None:
     """An import that kept no label binds no folder, whoever made it, and however it ended."""
     with suppress(DatasetError), Lock(out, in_use=DatasetInUseError, refused=DatasetError):
         if not read_manifest(out).shards:
-            for name in (MANIFEST, REJECTED):
-                (out / name).unlink(missing_ok=True)
+            unlisted = [path for path in out.glob("*.h5") if SHARD_NAME.fullmatch(path.name)]
+            for path in (*unlisted, out / MANIFEST, out / REJECTED):
+                path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -124,6 +124,10 @@ def decide(turns: Sequence[Turn], goal: Goal) -> Decision:
     last = turns[-1]
     if last.approved and last.error + last.own_uncertainty <= goal.error:
         return Decision(None, "every check passed")
+    passed = next((turn for turn in turns[:-1] if turn.approved), None)
+    if passed is not None:
+        words = f"turn {passed.number + 1} passed every check, within the uncertainty of its error"
+        return Decision(None, f"{words}; one more has not made that certain")
     noise = last.teacher_noise or 0.0
     if noise >= math.sqrt(2.0) * goal.error:  # each of two answers is off by 1/sqrt(2) of that
         words = f"the teacher is the limit: two answers to one question differ by {_percent(noise)}"
@@ -193,6 +197,8 @@ def _cheapest(turns: Sequence[Turn], goal: Goal, seconds_left: float) -> Decisio
         if offers:
             return Decision(None, f"{words}; no further turn fits into --max-hours")
         return Decision(None, f"{words}; every budget for this student is used up")
+    if last.error <= goal.error and affordable[0][0].kind == "labels" and not last.approved:
+        return Decision(affordable[0][0], f"{', '.join(last.failed)} failed; {words}")
     reach = _reach(turns, laws, fit, seconds_left)
     same = [offer for offer in affordable if offer[0].kind in ("labels", "longer")]
     if _stuck(turns) or reach > goal.error or not same:

@@ -44,6 +44,20 @@ def test_one_that_passes_within_its_uncertainty_goes_on():
     assert "uncertainty" in decision.diagnosis
 
 
+def test_one_more_turn_is_all_that_an_uncertain_pass_gets():
+    close = replace(turn(0.02, 0.0495), own_uncertainty=0.002)
+    decision = decide([close, turn(0.02, 0.051, number=1)], GOAL)
+    assert decision.step is None
+    assert "turn 1 passed every check" in decision.diagnosis
+
+
+def test_a_check_that_is_no_matter_of_forces_is_named():
+    failed = {"npt_volume_difference_percent": 3.0}
+    decision = decide([turn(0.02, 0.03, failed=failed)], GOAL)
+    assert decision.step.kind == "labels"
+    assert decision.diagnosis.startswith("npt_volume_difference_percent failed")
+
+
 def test_a_gap_asks_for_labels_and_enough_of_them():
     decision = decide([turn(0.02, 0.07)], GOAL)
     assert decision.step.kind == "labels"
