@@ -67,15 +67,17 @@ def _turns(goal: Mapping[str, Any] | None) -> list[Panel]:
     turns = goal["turns"]
     allowed = 100.0 * (1.0 - goal["forces_fidelity"])
     axes = {
-        "Error against labels": ("labels", [turn["n_labels"] for turn in turns]),
         "Error against training": (
             "seconds of training, all turns",
             np.cumsum([turn["train_seconds"] for turn in turns]).tolist(),
         ),
+        "Error against labels": ("labels", [turn["n_labels"] for turn in turns]),
     }
-    panels = []
+    panels: list[Panel] = []
     for title, (label, at) in axes.items():
         x = np.array(at, float)
+        if panels and x.min() == x.max():
+            continue
         traces = [
             plotting.line(x, 100.0 * column(turns, key), name, color).update(mode="lines+markers")
             for key, name, color in (*ERRORS, OWN)

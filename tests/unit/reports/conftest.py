@@ -175,3 +175,29 @@ def evidence() -> Evidence:
 @pytest.fixture
 def report(evidence: Evidence) -> dict[str, Any]:
     return make_report(evidence)
+
+
+def make_goal() -> dict[str, Any]:
+    """Two turns: labels helped."""
+
+    def turn(number: int, labels: int, own: float, step: dict[str, Any] | None) -> dict[str, Any]:
+        return {
+            "number": number,
+            "step": {"student": "nep", "updates": 8000, "why": "the first turn"},
+            "n_labels": labels,
+            "fit_error": 0.02,
+            "test_error": 0.03,
+            "own_error": own,
+            "train_seconds": 20.0,
+            "seconds": 80.0,
+            "next": {"step": step, "diagnosis": "labels are the limit" if step else "passed"},
+        }
+
+    return {
+        "forces_fidelity": 0.95,
+        "best": 1,
+        "ended": "passed",
+        "relaxed": ["structure 0 (SiO2): forces of up to 7.2 eV/Å were relaxed to 0.95"],
+        "advice": ["Take a faster student (--student nep-small)."],
+        "turns": [turn(0, 300, 0.07, {"why": "labels where it goes"}), turn(1, 900, 0.04, None)],
+    }

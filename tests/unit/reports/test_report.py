@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.unit.reports.conftest import make_goal
 from tests.unit.reports.pages import ATTACK, Page, assert_safe, browse
 
 from mlff_distiller.plotting import MAX_POINTS
@@ -43,6 +44,9 @@ def poisoned(report: dict[str, Any], evidence: Evidence) -> tuple[dict[str, Any]
     report["teacher"] = dict.fromkeys(report["teacher"], ATTACK)
     report["student"] |= {"architecture": ATTACK, "preset": ATTACK, "elements": [ATTACK]}
     report["observables"] = {ATTACK: 1.5}
+    report["goal"] = make_goal() | {"relaxed": [ATTACK], "advice": [ATTACK]}
+    for turn in report["goal"]["turns"]:
+        turn["step"]["student"] = turn["next"]["diagnosis"] = ATTACK
     report["verdict"]["checks"][0] = dict.fromkeys(("name", "value", "limit", "passed"), ATTACK)
     for row in report["speed"]:
         row |= {"system": ATTACK, "device": ATTACK}
@@ -74,6 +78,22 @@ def test_a_rejection_says_so_first_and_names_what_failed(tmp_path, report, evide
         page.text.replace("\xa0", " ")
     )
     assert "its molecular dynamics broke down ." in page.text
+
+
+def test_the_turns_are_told_and_drawn(tmp_path, report, evidence):
+    goal = make_goal()
+    page = render(tmp_path, report | {"goal": goal}, evidence)
+    for said in ("labels are the limit: labels where it goes", "2 (taken)", *goal["relaxed"]):
+        assert said in page.text.replace("\xa0", " ")
+    assert goal["advice"][0] in page.text
+    drawn = all_panels({"goal": goal}, evidence)["turns"]
+    assert [one.title for one in drawn] == ["Error against training", "Error against labels"]
+    errors = {trace.name: list(trace.y) for trace in drawn[1].figure.data}
+    assert errors["own MD"] == pytest.approx([7.0, 4.0])
+    assert errors["allowed"] == pytest.approx([5.0, 5.0])
+    alike = [{**turn, "n_labels": 300} for turn in goal["turns"]]
+    assert len(all_panels({"goal": goal | {"turns": alike}}, evidence)["turns"]) == 1
+    assert "How was the goal reached?" not in render(tmp_path, report, evidence).text
 
 
 def test_a_report_without_a_verdict_is_not_an_approval(tmp_path, report, evidence):
@@ -310,7 +330,7 @@ def test_a_browser_draws_every_plot_without_an_error(tmp_path, report, evidence,
     assert not re.findall(r".*(?:CONSOLE|Uncaught).*", messages)
     drawn = dict(re.findall(r'<div class="plot[^>]* id="([^"]+)"(.*?)</figure>', dom, re.S))
     assert drawn.keys() == figures.keys()
-    assert len(drawn) == 17
+    assert len(drawn) == (19 if attacked else 17)  # the turns of a run
     for name, plot in drawn.items():
         assert 'class="main-svg"' in plot
         assert plot.count('class="trace ') == len(figures[name]["data"]), name
