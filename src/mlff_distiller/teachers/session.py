@@ -18,7 +18,6 @@ from ase.data import chemical_symbols
 
 from mlff_distiller.errors import StructureError, TeacherError, UnknownElementError
 from mlff_distiller.properties import LABELS, add_up
-from mlff_distiller.structure import atomic_state
 from mlff_distiller.teachers.process import (
     Worker,
     WorkerDied,
@@ -299,6 +298,8 @@ class Session:
             )
         if self._uses is None:
             return
+        from mlff_distiller.structure import atomic_state  # torch comes with it
+
         said = {
             key: f"{key}={state[key]:g}"
             for key in STATE_IN_INFO
