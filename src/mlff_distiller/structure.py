@@ -25,7 +25,7 @@ STATE = ("charge", "spin")
 """Entries of ``info`` that define a structure's electronic state: total charge, multiplicity."""
 _ALSO_CALLED = {"charge": ("total_charge",), "spin": ("multiplicity", "spin_multiplicity")}
 ATOMIC_STATE = ("initial_charges", "initial_magmoms")
-"""Columns (n_atoms,) in ASE's names that calculators start from: charges (e), moments (µB)."""
+"""Columns in ASE's names, a number for each atom, that calculators start from, in e and µB."""
 _VELOCITIES = {"vel", "velo", "velocity", "velocities"}
 _RESULTS = {
     *("energy", "energies", "force", "forces", "stress", "stresses", "virial", "virials"),

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from mlff_distiller.labeling import Finding
+    from mlff_distiller.labeling import checks
 
 _FINDINGS = 10
 """Of each check, on the screen."""
@@ -84,7 +84,7 @@ def warn(text: str) -> None:
     console.print(f"[yellow]warning:[/] {text}", soft_wrap=True)
 
 
-def print_findings(findings: Sequence[Finding], out: Path) -> None:
+def print_findings(findings: Sequence[checks.Finding], out: Path) -> None:
     """What a check of labels found, and where the rest of it is."""
     for check in sorted({finding.check for finding in findings}):
         own = [finding for finding in findings if finding.check == check]

@@ -61,7 +61,7 @@ class State:
     listed: tuple[Array, Array] | None = None
     """Positions and cell when neighbours were last found, where forces depend on them."""
     seeds: NDArray[np.uint64] | None = None
-    """(n_systems,); None: as before."""
+    """One for each system, or None to go on with those in use."""
 
 
 class Simulation:
