@@ -391,6 +391,7 @@ def test_killed_again_and_again_and_continued(bench, straight, start):
 
 
 @pytest.mark.filterwarnings("ignore:some labels look wrong")  # so few, of so poor a student
+@pytest.mark.filterwarnings("ignore:.*are within 0.1 Å")  # four atoms at rest
 def test_train_on_labels_that_are_there(bench, straight, tmp_path):
     words = ["train", str(straight / "dataset"), "--device", "cpu", "--out"]
     sizes = [word for word in SMALL if word.startswith("nep.")]
