@@ -25,6 +25,8 @@ from typer.testing import CliRunner
 from mlff_distiller import StudentCalculator
 from mlff_distiller.cli.main import app
 from mlff_distiller.dataset import Dataset, verify
+from mlff_distiller.workflows.config import load_config
+from mlff_distiller.workflows.distill import distill
 
 COUNTED = '''
 import hashlib, os
@@ -244,10 +246,51 @@ def test_other_structures_are_refused(bench, straight):
     assert "inputs.structures" in refused.stderr
 
 
+TWO_TEMPERATURES = "sampling.temperature_K=[300, 400]"
+
+
+def interrupted(bench, out, when, *words):
+    """The run, interrupted at the first stage of progress that ``when`` is true of."""
+
+    def on_progress(stage, done, total, news):
+        if when(stage):
+            raise KeyboardInterrupt
+
+    config = load_config(None, [*SMALL, *words], device="cpu")
+    with contextlib.chdir(bench.folder), pytest.MonkeyPatch.context() as patched:
+        for name, value in bench.environment(out).items():
+            patched.setenv(name, value)
+        with pytest.raises(KeyboardInterrupt):
+            distill(["cu.extxyz"], "ase:counted:Counted", out, config, on_progress=on_progress)
+
+
+def test_a_run_interrupted_between_its_turns_has_not_ended(bench, straight):
+    seen = []
+
+    def in_the_second_turn(stage):
+        seen.append(stage)
+        return "turn" in seen and stage == "train"
+
+    interrupted(bench, "between", in_the_second_turn)
+    report = json.loads((bench.folder / "between" / "report.json").read_text())
+    assert len(report["goal"]["turns"]) == 1
+    assert report["goal"]["ended"] is None
+    done = bench.run("between")
+    assert "finished earlier" not in done.stdout
+    assert content(bench.folder / "between" / "dataset") == content(straight / "dataset")
+    weights = [
+        (folder / "student" / "weights.safetensors").read_bytes()
+        for folder in (straight, bench.folder / "between")
+    ]
+    assert weights[0] == weights[1]
+    assert "finished earlier" in bench.run("between").stdout
+
+
 def test_a_finished_run_goes_on_with_a_larger_budget(bench, straight):
     before = json.loads((straight / "report.json").read_text())["goal"]["turns"]
     shutil.copytree(straight, bench.folder / "more", ignore=shutil.ignore_patterns(".lock"))
-    done = bench.run("more", "goal.max_turns=3", "sampling.temperature_K=[300, 400]")
+    interrupted(bench, "more", lambda stage: True, "goal.max_turns=3", TWO_TEMPERATURES)
+    done = bench.run("more", "goal.max_turns=3", TWO_TEMPERATURES)
     assert done.returncode == 0, done.stderr
     goal = json.loads((bench.folder / "more" / "report.json").read_text())["goal"]
     kept = [{**turn, "next": None} for turn in goal["turns"]]
@@ -259,7 +302,7 @@ def test_a_finished_run_goes_on_with_a_larger_budget(bench, straight):
     assert (
         command("validate", "--verify", bench.folder / "more" / "certificate.json").returncode == 0
     )
-    again = bench.run("more", "goal.max_turns=3", "sampling.temperature_K=[300, 400]")
+    again = bench.run("more", "goal.max_turns=3", TWO_TEMPERATURES)
     assert "finished earlier" in again.stdout
 
 

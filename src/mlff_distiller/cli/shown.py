@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mlff_distiller.labeling import checks
 
 _FINDINGS = 10
-"""Of each check, on the screen."""
+"""How many findings of each check are printed."""
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)

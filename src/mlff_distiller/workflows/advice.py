@@ -52,11 +52,11 @@ def sentence(check: Mapping[str, Any], best: Turn, goal: Goal) -> str:
 
 def _more(best: Turn, goal: Goal) -> str:
     """More of what the student lacks most, as options to type."""
-    gap = best.error - (best.fit_error or 0.0)
-    if (best.fit_error or 0.0) > gap and best.step.student.startswith("nep"):
-        return "a more accurate student may reach it (--student painn-64x2)"
     settings = goal.settings
-    return (
-        f"go on with more labels and time (--max-labels {2 * settings.max_labels} "
-        f"--max-hours {2 * settings.max_hours:g})"
-    )
+    fit = best.fit_error or 0.0
+    if len(goal.ladder) == 1 and fit > best.error - fit:
+        return f"a more accurate student than {best.step.student} may reach it (--student auto)"
+    more = f"--max-hours {2 * settings.max_hours:g}"
+    if best.n_labels > 0.5 * settings.max_labels:
+        more = f"--max-labels {2 * settings.max_labels} {more}"
+    return f"the same command goes on with {more}"

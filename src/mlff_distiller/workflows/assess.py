@@ -54,7 +54,7 @@ class Assessment:
     own: Compared | None
     """Frames of the student's own dynamics, and both answers; None where there are none."""
     speed: Examined
-    """What was found of its speed, which is the same for every student of its architecture."""
+    """What was found of its speed, which is the same for every student of its name."""
 
 
 def assess(

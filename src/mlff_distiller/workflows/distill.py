@@ -84,8 +84,8 @@ def distill(
         if not is_begun(out):  # what cannot start binds no folder
             _start(source, on_progress)
         has_turn = (out / "turns" / "00" / "turn.json").exists() or (out / "report.json").exists()
-        grown = fix_inputs(out, config, inputs, _MAY_GROW if has_turn else ())
-        finished = {} if grown else _finished(out, on_progress)
+        fix_inputs(out, config, inputs, _MAY_GROW if has_turn else ())
+        finished = _finished(out, on_progress)
         if finished:
             on_progress("report", 1, 1, "finished earlier; nothing to do")
             return finished
@@ -95,8 +95,7 @@ def distill(
         for words in relaxed:
             on_progress("structures", 0, 0, words)
         turns = Turns(out, seeds, source, config, log, on_progress)
-        if grown:
-            turns.decide_again()
+        turns.decide_again()
         report: dict[str, Any] = {}
         while turns.decided is None or turns.decided.step is not None:
             turns.make_next()
@@ -115,15 +114,17 @@ def _start(source: TeacherCalculator, on_progress: OnProgress) -> None:
 
 
 def _finished(out: Path, on_progress: OnProgress) -> dict[str, Any]:
-    """What a run that is done reported; empty where the report is yet to be made, or made anew."""
+    """What a run that has ended reported; empty where it goes on, or has to report again."""
     check = {"name": "", "passed": True, "value": None, "limit": None}
     form = {"verdict": {"status": "", "checks": [check]}}
     try:
         report = read_json(out / "report.json", form)
     except ConfigError as damage:
-        on_progress("report", 0, 1, f"{damage.problem}; it is made anew")
+        on_progress("report", 0, 1, f"{damage.problem}; it is made again")
         return {}
-    return report if (out / "report.html").exists() else {}
+    # Earlier versions had one turn, and no goal to tell of.
+    ended = "goal" not in report or report["goal"]["ended"]
+    return report if ended and (out / "report.html").exists() else {}
 
 
 def _publish(turns: Turns) -> dict[str, Any]:

@@ -57,16 +57,16 @@ def read_inputs(out: Path) -> dict[str, Any]:
 
 def fix_inputs(
     out: Path, config: Config, inputs: Mapping[str, Any], may_change: Sequence[str] = ()
-) -> bool:
-    """Write config.yaml, or check that the one there says the same; whether it has changed.
+) -> None:
+    """Write config.yaml, or check that the one there says the same.
 
     One that says something else is replaced where nothing has been made with it yet, or where
-    only settings differ whose names begin as ``may_change`` says.
+    only settings differ whose names begin as ``may_change`` says. Then report.json, which tells
+    that the run has ended, goes first.
     """
     now: dict[str, Any] = {"schema": SCHEMA, "inputs": dict(inputs), "config": to_plain(config)}
     path = out / "config.yaml"
-    was_there = path.exists()
-    if was_there:
+    if path.exists():
         before = read_inputs(out)
         before.pop("versions", None)
         # What is new since counts as it is by default; which values labels had is not known.
@@ -78,7 +78,7 @@ def fix_inputs(
             line for line in differences(before, now) if not line.startswith(_CHANGES_NOTHING)
         ]
         if not changed:
-            return False
+            return
         may = tuple(f"config.{name}" for name in may_change)
         grown = bool(may) and all(line.startswith(may) for line in changed)
         paid_for = any(next(out.glob(paid), None) for paid in _PAID_FOR)
@@ -87,11 +87,10 @@ def fix_inputs(
                 f"{out} holds a run with other inputs:\n    " + "\n    ".join(changed),
                 remedy="give the same inputs to continue it, or another --out to begin anew",
             )
-        for left in () if grown else _LEFT:
+        for left in ("report.json",) if grown else _LEFT:
             (out / left).unlink(missing_ok=True)
     versions = {name: version(name) for name in ("mlff-distiller", "torch", "numpy", "ase")}
     write_text(path, yaml.safe_dump({**now, "versions": versions}, sort_keys=False))
-    return was_there and bool(may_change)
 
 
 def identity_of(labels: Dataset) -> dict[str, str]:

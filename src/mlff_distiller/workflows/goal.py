@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
@@ -34,7 +34,9 @@ _MOST_UPDATES = 32
 """Times the updates of the first turn: beyond it more training is no longer tried."""
 _STUDENT_COST = {"nep-small": 0.6, "nep": 1.0, "nep-large": 1.7}
 _COST_OF_OTHERS = 6.0
-"""Times that of `nep` in training, until a turn has measured it."""
+"""What an update costs, times that of `nep`: estimates, for students that no turn has trained."""
+_TIMES_AS_LONG = 2.0
+"""The first training of another student takes at most so many times that of the one before."""
 
 
 @validated(frozen=True, config=ConfigDict(extra="forbid"))
@@ -75,11 +77,15 @@ class Turn:
     own_uncertainty: float
     """Standard error of ``own_error`` over the frames."""
     failed: dict[str, float | None] = field(default_factory=dict)
-    """Checks that failed, with their values."""
+    """Checks that failed by the limits of now, with their values."""
     label_seconds: float = 0.0
     n_new_labels: int = 0
     train_seconds: float = 0.0
     seconds: float = 0.0
+    checks: dict[str, float | None] = field(default_factory=dict)
+    """All checks, with their values."""
+    temperature_K: tuple[float, ...] = ()
+    """Sampled so far."""
     teacher_noise: float | None = None
     """How far the teacher's answers to one question differ, relative to its forces."""
     committee_spread: float | None = None
@@ -109,6 +115,7 @@ class Goal:
     settings: GoalSettings
     ladder: tuple[str, ...]
     """Students that may be tried, the fastest first."""
+    temperature_K: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -122,6 +129,14 @@ class Decision:
 def decide(turns: Sequence[Turn], goal: Goal) -> Decision:
     """What to do after the last of ``turns``, which is not empty."""
     last = turns[-1]
+    if last.step.student not in goal.ladder:  # another one has been asked for since
+        wanted = goal.ladder[0]
+        return Decision(_with_student(wanted, last, wanted), "another student was asked for")
+    unseen = sorted({*goal.temperature_K} - {*last.temperature_K})
+    if unseen and _has_room(last, goal):
+        why = f"labels at {', '.join(f'{kelvin:g}' for kelvin in unseen)} K"
+        step = _step("labels", last, goal, _FACTORS["labels"][0], why)
+        return Decision(step, "other temperatures were asked for")
     if last.approved and last.error + last.own_uncertainty <= goal.error:
         return Decision(None, "every check passed")
     passed = next((turn for turn in turns[:-1] if turn.approved), None)
@@ -161,11 +176,10 @@ def _faster(turns: Sequence[Turn], goal: Goal) -> Decision:
     """After a student that is right but too slow."""
     last = turns[-1]
     tried = {turn.step.student for turn in turns}
-    place = goal.ladder.index(last.step.student) if last.step.student in goal.ladder else 0
+    place = goal.ladder.index(last.step.student)
     if place and goal.ladder[place - 1] not in tried:
         why = "accurate, but too slow: a smaller student"
-        smaller = goal.ladder[place - 1]
-        return Decision(replace(last.step, kind="larger", student=smaller, why=why), why)
+        return Decision(_with_student(goal.ladder[place - 1], last, why), why)
     return Decision(None, "the student is right, but not fast enough against this teacher")
 
 
@@ -181,7 +195,7 @@ def _unstable(turns: Sequence[Turn], goal: Goal) -> Decision:
     if following is None:
         return Decision(None, "its dynamics still breaks, and no other student is left to try")
     why = f"the dynamics of {last.step.student} still breaks: {following}"
-    return Decision(replace(last.step, kind="larger", student=following, why=why), why)
+    return Decision(_with_student(following, last, why), why)
 
 
 def _cheapest(turns: Sequence[Turn], goal: Goal, seconds_left: float) -> Decision:
@@ -204,8 +218,7 @@ def _cheapest(turns: Sequence[Turn], goal: Goal, seconds_left: float) -> Decisio
     if _stuck(turns) or reach > goal.error or not same:
         other = [offer for offer in affordable if offer[0].kind == "larger"]
         if other:
-            why = f"a larger student: {other[0][0].student}"
-            return Decision(replace(other[0][0], why=why), f"{words}; its capacity is the limit")
+            return Decision(other[0][0], f"{words}; its capacity is the limit")
         if _stuck(turns):
             why = "two turns in a row have not helped, and no larger student is left"
             return Decision(None, f"{words}; {why}{_of_committee(last, goal)}")
@@ -249,10 +262,9 @@ def _offers(
     following = _next_student(turns, goal)
     if following is not None:
         ratio = _cost_of(following) / _cost_of(last.step.student)
-        why = f"a larger student: {following}"
-        step = replace(last.step, kind="larger", student=following, labels=last.n_labels, why=why)
-        promised = gap + fit * ratio ** -laws["larger"]
-        yield step, promised, ratio * train_seconds + examine
+        step = _with_student(following, last, f"a larger student: {following}")
+        train = ratio * train_seconds * step.updates / last.step.updates
+        yield step, gap + fit * ratio ** -laws["larger"], train + examine
 
 
 def _has_room(last: Turn, goal: Goal) -> bool:
@@ -269,6 +281,13 @@ def _step(kind: Kind, last: Turn, goal: Goal, factor: float, why: str) -> Step:
     else:
         updates = _rounded(factor * updates)
     return Step(kind, last.step.student, labels, updates, why)
+
+
+def _with_student(student: str, last: Turn, why: str) -> Step:
+    """Another student on the same labels, with no more updates than it can pay for."""
+    ratio = _cost_of(student) / _cost_of(last.step.student)
+    updates = _rounded(last.step.updates * min(1.0, _TIMES_AS_LONG / ratio))
+    return Step("larger", student, last.n_labels, updates, why)
 
 
 def _reach(
@@ -319,8 +338,9 @@ def _stuck(turns: Sequence[Turn]) -> bool:
 
 def _next_student(turns: Sequence[Turn], goal: Goal) -> str | None:
     """The fastest one that is slower than every one tried; None if none is left."""
-    tried = [goal.ladder.index(t.step.student) for t in turns if t.step.student in goal.ladder]
-    left = goal.ladder[max(tried, default=len(goal.ladder)) + 1 :]
+    tried = {turn.step.student for turn in turns}
+    places = [place for place, name in enumerate(goal.ladder) if name in tried]
+    left = goal.ladder[max(places) + 1 :]
     return left[0] if left else None
 
 
@@ -361,6 +381,12 @@ def of_plain(content: Mapping[str, Any]) -> tuple[Turn, Decision]:
     following = dict(own.pop("next"))
     step = following["step"] and Step(**following["step"])
     return (
-        Turn(**{**own, "step": Step(**own["step"])}),
+        Turn(
+            **{
+                **own,
+                "step": Step(**own["step"]),
+                "temperature_K": tuple(own.get("temperature_K", ())),
+            }
+        ),
         Decision(step, following["diagnosis"]),
     )

@@ -56,7 +56,7 @@ def ready_seeds(
     path = out / "seeds.traj"
     known = log.rows("seeds")
     if path.exists() and known:
-        return [bare(atoms) for atoms in read(path, index=":")], list(known[-1]["words"])
+        return read_structures(path), list(known[-1]["words"])
     ready, words = [], []
     for index, atoms in enumerate(given):
         relaxed, said = _relaxed(atoms, teacher, settings.relax_above_eV_per_A)

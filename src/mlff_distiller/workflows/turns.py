@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from mlff_distiller.students import Student, load_student
 from mlff_distiller.teachers import TeacherCalculator
 from mlff_distiller.validation.accuracy import Compared, student_errors
 from mlff_distiller.validation.validate import Examined
+from mlff_distiller.validation.verdict import Finding, judge
 from mlff_distiller.workflows.assess import Assessment, assess
 from mlff_distiller.workflows.config import Config
 from mlff_distiller.workflows.goal import (
@@ -64,13 +65,22 @@ class Turns:
     def __post_init__(self) -> None:
         while (path := self.folder(len(self.history)) / "turn.json").exists():
             try:
-                self.history.append(of_plain(read_json(path)))
+                turn, decision = of_plain(read_json(path))
             except (KeyError, TypeError, ValueError) as error:
                 raise DatasetError(
                     f"{path} is damaged",
                     found=f"{type(error).__name__}: {error}",
                     remedy="remove its folder and those after it: these turns are then repeated",
                 ) from error
+            self.history.append(
+                (dataclasses.replace(turn, failed=self._failed(turn.checks)), decision)
+            )
+
+    def _failed(self, checks: Mapping[str, float | None]) -> dict[str, float | None]:
+        """Those that fail by the limits of now, which may have changed since."""
+        limits = self.config.evaluation.limits.by_check()
+        verdict = judge({name: Finding(value) for name, value in checks.items()}, limits)
+        return {own["name"]: own["value"] for own in verdict["checks"] if not own["passed"]}
 
     @property
     def done(self) -> list[Turn]:
@@ -84,19 +94,21 @@ class Turns:
     @property
     def goal(self) -> Goal:
         fidelity = self.config.evaluation.limits.forces_fidelity
-        return Goal(1.0 - fidelity, self.config.goal, self.config.ladder)
+        temperatures = self.config.sampling.temperature_K
+        return Goal(1.0 - fidelity, self.config.goal, self.config.ladder, temperatures)
 
     @property
     def best(self) -> Turn:
-        """The approved one, or the one that comes nearest."""
-        return min(self.done, key=lambda turn: turn.badness)
+        """The approved one, or the nearest; of the students asked for, if one has had a turn."""
+        wanted = [turn for turn in self.done if turn.step.student in self.config.ladder]
+        return min(wanted or self.done, key=lambda turn: turn.badness)
 
     def folder(self, number: int) -> Path:
         return self.out / "turns" / f"{number:02d}"
 
     def decide_again(self) -> None:
-        """After the last turn, with the settings of now: a budget may have grown."""
-        if self.history:
+        """Where the run had ended, with the settings of now: a budget may have grown."""
+        if self.decided is not None and self.decided.step is None:
             self._decide()
 
     def make_next(self) -> None:
@@ -119,6 +131,7 @@ class Turns:
             step = dataclasses.replace(step, updates=int(rows[-1]["updates"]))
         n_before = self.done[-1].n_labels if self.done else 0
         own = done.own
+        checks = {one["name"]: one["value"] for one in done.report["verdict"]["checks"]}
         turn = Turn(
             number,
             step,
@@ -127,11 +140,9 @@ class Turns:
             test_error=_error(done.report["accuracy"]["test"]),
             own_error=_error(done.report["accuracy"]["student_md"]),
             own_uncertainty=_uncertainty(own),
-            failed={
-                check["name"]: check["value"]
-                for check in done.report["verdict"]["checks"]
-                if not check["passed"]
-            },
+            failed=self._failed(checks),
+            checks=checks,
+            temperature_K=tuple(self.config.sampling.temperature_K),
             label_seconds=max(label_seconds, _teacher_seconds(labels, n_before)),
             n_new_labels=len(labels) - n_before,
             train_seconds=float(rows[-1]["seconds"]) if rows else 0.0,

@@ -138,6 +138,28 @@ def test_budgets_end_the_run(settings, words):
     assert words in decision.diagnosis
 
 
+def test_another_student_is_taken_when_it_is_asked_for():
+    asked = replace(GOAL, ladder=("painn-64x2",))
+    decision = decide([turn(0.02, 0.03, updates=64000)], asked)
+    assert decision.step.student == "painn-64x2"
+    assert decision.step.updates == 21000  # whose training takes twice as long as the last
+
+
+def test_other_temperatures_are_sampled_when_they_are_asked_for():
+    known = turn(0.02, 0.03, temperature_K=(300.0,))
+    assert decide([known], replace(GOAL, temperature_K=(300.0,))).step is None
+    decision = decide([known], replace(GOAL, temperature_K=(300.0, 600.0)))
+    assert decision.step.kind == "labels"
+    assert "600 K" in decision.step.why
+
+
+def test_a_larger_student_does_not_inherit_a_training_that_it_cannot_pay_for():
+    turns = [turn(0.15, 0.16, student="nep-large", updates=64000)]
+    step = decide(turns, GOAL).step
+    assert (step.student, step.updates) == ("painn-32x2", 36000)
+    assert decide([turn(0.15, 0.16)], GOAL).step.updates == 8000
+
+
 def test_labels_never_exceed_the_budget():
     goal = replace(GOAL, settings=GoalSettings(max_labels=400))
     assert decide([turn(0.02, 0.07)], goal).step.labels <= 400
