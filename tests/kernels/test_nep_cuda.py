@@ -98,5 +98,5 @@ def test_energy_is_conserved(shared):
         dynamics.advance(50)
         seen = dynamics.observables()
         energies.append(float(seen.potential_energy[0] + seen.kinetic_energy[0]) / 64)
-    assert np.ptp(energies) < 1e-3  # eV an atom
+    assert np.ptp(energies) < 1e-3  # eV per atom
     assert seen.temperature_K[0] > 200.0

@@ -94,7 +94,7 @@ def _checked_labels(record: Record, name: str) -> dict[str, np.ndarray]:
     if not np.isnan(energies).all() and not add_up(energies, energy):
         raise DatasetError(
             f"{name}: label 'energies' does not sum to the energy",
-            expected=f"{energy} eV, within {SUM_WITHIN} eV an atom",
+            expected=f"{energy} eV, within {SUM_WITHIN} eV per atom",
             found=float(energies.sum()),
             remedy="leave 'energies' out",
         )

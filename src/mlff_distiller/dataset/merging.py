@@ -28,7 +28,7 @@ class Contradictions:
 
     n: int = 0
     largest: dict[str, float] = field(default_factory=dict)
-    """Differences in eV an atom, eV/Å and eV/Å³, by the label's name."""
+    """Differences in eV per atom, eV/Å and eV/Å³, by the label's name."""
 
     def see(self, first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> str:
         """Count two labels of one structure; how they differ, '' if they do not."""

@@ -26,7 +26,7 @@ from mlff_distiller.students import NEP, Student, write_nep
 
 _EXAMPLE_ATOMS = 200
 _DIGITS = 16
-"""With the seven of GPUMD's files, energies would differ by some 1e-8 eV an atom."""
+"""With the seven of GPUMD's files, energies would differ by some 1e-8 eV per atom."""
 _MANY = (655, 655)
 """Neighbours, for others who read the file: the most that GPUMD makes room for."""
 

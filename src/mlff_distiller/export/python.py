@@ -36,7 +36,7 @@ _SECONDS = 600
 _TOLERANCE = 1e-6
 """eV and eV/Å: both compute in float64, from coordinates that units were converted of."""
 _DRIFT = 1.0
-"""meV an atom in a few hundred steps, which a wrong sign or unit exceeds a hundredfold."""
+"""meV per atom in a few hundred steps, which a wrong sign or unit exceeds a hundredfold."""
 
 Floats = NDArray[np.float64]
 

@@ -19,12 +19,12 @@ LARGEST_FORCE = 1e3
 """eV/Å: atoms closer than any core; no simulation comes there, and one such label spoils a fit."""
 _FAR = 15.0
 """Robust standard deviations of an outlier; of a thousand normal ones the farthest is at 3.3."""
-_ALWAYS_NEAR = 1.0  # eV an atom: hot or strained, but matter
+_ALWAYS_NEAR = 1.0  # eV per atom: hot or strained, but matter
 _REWEIGHTED = 20  # times
 _FEWEST = 20  # records whose median and spread mean something
 _SHORT_STEP = 0.2
 """Å an atom moved at most: along longer ways forces are not monotonic."""
-_ROUNDING = 2e-5  # eV an atom: sums in float32
+_ROUNDING = 2e-5  # eV per atom: sums in float32
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _outliers(energies: np.ndarray, counts: np.ndarray, names: list[str]) -> lis
         weights = 1.0 / np.sqrt(np.maximum(np.abs(rest), 1e-6))
     far = np.abs(rest - np.median(rest)) > max(_ALWAYS_NEAR, _FAR * _spread(rest))
     return [
-        Finding("outlier", int(k), names[k], f"energy is off by {rest[k]:+.3g} eV an atom")
+        Finding("outlier", int(k), names[k], f"energy is off by {rest[k]:+.3g} eV per atom")
         for k in np.flatnonzero(far)
     ]
 

@@ -71,7 +71,7 @@ NVE at {stability["temperature_K"]:g} K, {stability["n_steps"]} steps of
 drift {_number(stability["nve_drift_meV_per_atom_per_ps"], 5)} meV/atom/ps, fluctuation
 {_number(stability["nve_fluctuation_meV_per_atom"], 4)} meV/atom.
 
-## Speed (ASE velocity Verlet, ms a step)
+## Speed (ASE velocity Verlet, ms per step)
 
 | atoms | device | teacher | student | ratio |
 |---|---|---|---|---|

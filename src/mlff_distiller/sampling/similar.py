@@ -26,7 +26,7 @@ def find_similar(
     Compared are composition and `descriptors`, which rotation, translation, order of atoms and
     choice of cell do not change. They are means, in which one atom among many would not show, so
     where they agree every atom's environment must be as frequent in one structure as in the other.
-    Cost: some 2 ms a structure of 64 atoms, then n log n, and n_atoms² for each pair that agrees.
+    Cost: some 2 ms per structure of 64 atoms, then n log n, and n_atoms² for each pair that agrees.
     """
     everything = [*frames, *(others or ())]
     if len(everything) < 2:

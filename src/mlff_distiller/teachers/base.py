@@ -204,7 +204,7 @@ class TeacherCalculator(Calculator):
 
         The energy is the one whose derivative the forces are (ASE's ``free_energy``). Where the
         teacher knows batches, a label may differ from that of the same structure alone by float
-        noise, in float32 by some 1e-6 eV an atom and 1e-5 eV/Å; either is a valid answer.
+        noise, in float32 by some 1e-6 eV per atom and 1e-5 eV/Å; either is a valid answer.
 
         Parameters
         ----------

@@ -236,7 +236,7 @@ def _species_lists(form: Any) -> Iterator[set[str]]:
 def _exact_constants(model: Any) -> dict[str, Any]:
     """Weights with per-element constants as in the model's definition, not as rounded to float32.
 
-    The rounding alone is up to 1e-4 eV an atom. Constants that were trained since stay as they are.
+    The rounding alone is up to 1e-4 eV per atom. Constants that were trained since stay.
     """
     import jax.numpy as jnp
 

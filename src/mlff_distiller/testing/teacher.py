@@ -40,7 +40,7 @@ class Tolerance:
     """How well a teacher can be expected to keep the laws in its precision."""
 
     energy: float
-    """eV an atom, between two ways to ask the same."""
+    """eV per atom, between two ways to ask the same."""
     forces: float
     """eV/Å; for stress, eV/Å³."""
     slope: float

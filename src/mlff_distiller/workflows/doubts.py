@@ -34,7 +34,7 @@ def warn_of_labels(labels: Dataset, split: Split) -> None:
     near = np.setdiff1d(near_copies(test, train), equal)
     for found, words in (
         (np.unique(equal), "are trained on too, but for rotation, order or cell"),
-        (near, "are within 0.1 Å an atom of one that is trained on"),
+        (near, "are within 0.1 Å per atom of one that is trained on"),
     ):
         if len(found):
             warnings.warn(

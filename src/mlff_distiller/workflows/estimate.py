@@ -12,6 +12,7 @@ from typing import Any
 from ase import Atoms
 
 from mlff_distiller.dataset import Dataset, Frames
+from mlff_distiller.errors import TeacherError
 from mlff_distiller.labeling import Labeler, open_labels
 from mlff_distiller.structure import enlarge
 from mlff_distiller.teachers import TeacherCalculator
@@ -38,6 +39,11 @@ def estimate(
 
     Times are seconds; nothing is written. How many turns it takes is not known before the first
     has ended: ``most_label_seconds`` is what all labels of the budget would take.
+
+    Raises
+    ------
+    TeacherError
+        The teacher cannot be started, or fails on every probe.
     """
     config = config or Config()
     config = dataclasses.replace(config, student=config.ladder[0])
@@ -63,7 +69,10 @@ def estimate(
             began = time.monotonic()
             label(probes[1:], origins[1:])
             per_label = (time.monotonic() - began) / (_PROBES - 1)
-        frames = Frames.of(Dataset(Path(folder) / "dataset").read(range(_PROBES)).systems())
+        known = Dataset(Path(folder) / "dataset")
+        if not len(known):
+            raise TeacherError("the teacher gave no label for any probe", found=label.news)
+        frames = Frames.of(known.read(range(len(known))).systems())
         took = []
         for updates in _UPDATES:
             began = time.monotonic()

@@ -87,7 +87,7 @@ class HardCutoff(Pairs):
 
 
 class Float32Sum(Pairs):
-    """Energies of 100 eV an atom, added up in float32."""
+    """Energies of 100 eV per atom, added up in float32."""
 
     def spoil(self, atoms):
         own = np.full(len(atoms), self.results["energy"] / len(atoms) - 100.0, dtype=np.float32)

@@ -19,7 +19,7 @@ from mlff_distiller.validation.validate import validate
 
 
 class Off(EMT):
-    """Wrong in known ways: gold's forces along z by 0.1 eV/Å, energies by 2 meV an atom."""
+    """Wrong in known ways: gold's forces along z by 0.1 eV/Å, energies by 2 meV per atom."""
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=("positions",)):
         super().calculate(atoms, properties, system_changes)

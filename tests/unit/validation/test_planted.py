@@ -191,7 +191,7 @@ def jump(times: float) -> Finding:
 
 
 class Dented(Pairs):
-    """The wall has a dent: ``depth`` deep (eV a pair) and 0.05 Å wide."""
+    """The wall has a dent: ``depth`` deep (eV per pair) and 0.05 Å wide."""
 
     def __init__(self, depth: float, at: float):
         super().__init__()
