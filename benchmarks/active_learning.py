@@ -32,7 +32,8 @@ from mlff_distiller.dataset import Dataset, split_by_group
 from mlff_distiller.durable import EventLog, write_json
 from mlff_distiller.labeling import Labeler, open_labels
 from mlff_distiller.sampling import DynamicsSettings, RattleSettings, walk, walkers
-from mlff_distiller.sampling.dynamics import relative_error, run_segment
+from mlff_distiller.sampling.dynamics import relative_error
+from mlff_distiller.sampling.segments import run_segment
 from mlff_distiller.students import load_student, save_student
 from mlff_distiller.training import train
 from mlff_distiller.workflows.config import Config
@@ -73,7 +74,7 @@ def settings(strategy: str) -> Config:
 
 def label(teachers: Path, water: Path, work: Path, only: str | None) -> None:
     from mlff_distiller.teachers import TeacherCalculator
-    from mlff_distiller.workflows.distill import label_stage
+    from mlff_distiller.workflows.labels import label_stage
 
     committee, member = teacher_specs(teachers)
 

@@ -24,6 +24,7 @@ from mlff_distiller.reports.evidence import (
     Sampling,
     Trajectory,
 )
+from mlff_distiller.reports.turns import turn_panels
 
 SETS = {
     "test": ("Held-out test frames", BLUE, "circle"),
@@ -41,7 +42,7 @@ SPLITS = {
 def all_panels(report: Mapping[str, Any], evidence: Evidence) -> dict[str, list[Panel]]:
     """Every plot of the report, by section."""
     return {
-        "turns": _turns(report.get("goal")),
+        "turns": turn_panels(report.get("goal")),
         "parity": [_parity(evidence.parity, quantity) for quantity in PARITY],
         "errors": [_error_against_force(evidence.parity), _error_by_element(evidence.parity)],
         "learning": [_learning(evidence.learning, *what) for what in LEARNING],
@@ -54,39 +55,6 @@ def all_panels(report: Mapping[str, Any], evidence: Evidence) -> dict[str, list[
         ],
         "observables": [_rdf(evidence.rdf), _msd(evidence.msd)],
     }
-
-
-ERRORS = (("fit_error", "trained on", GREY), ("test_error", "held out", BLUE))
-OWN = ("own_error", "own MD", ORANGE)
-
-
-def _turns(goal: Mapping[str, Any] | None) -> list[Panel]:
-    """Errors against labels and against time of training, turn by turn, with what is allowed."""
-    if goal is None:
-        return []
-    turns = goal["turns"]
-    allowed = 100.0 * (1.0 - goal["forces_fidelity"])
-    axes = {
-        "Error against training": (
-            "seconds of training, all turns",
-            np.cumsum([turn["train_seconds"] for turn in turns]).tolist(),
-        ),
-        "Error against labels": ("labels", [turn["n_labels"] for turn in turns]),
-    }
-    panels: list[Panel] = []
-    for title, (label, at) in axes.items():
-        x = np.array(at, float)
-        if panels and x.min() == x.max():
-            continue
-        traces = [
-            plotting.line(x, 100.0 * column(turns, key), name, color).update(mode="lines+markers")
-            for key, name, color in (*ERRORS, OWN)
-        ]
-        ends = np.array([x.min(), x.max()])
-        traces.append(plotting.line(ends, np.full(2, allowed), "allowed", GREY, "dash"))
-        y = {"title": "relative force error (%)", "rangemode": "tozero"}
-        panels.append(Panel(title, plotting.figure(traces, {"title": label}, y, showlegend=True)))
-    return panels
 
 
 def rows(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:

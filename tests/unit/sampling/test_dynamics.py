@@ -11,7 +11,8 @@ from tests.helpers import random_nep
 from mlff_distiller import StudentCalculator
 from mlff_distiller.errors import DistillerError
 from mlff_distiller.sampling import DynamicsSettings, explore, walk, walkers
-from mlff_distiller.sampling.dynamics import relative_error, run_segment, run_segments
+from mlff_distiller.sampling.dynamics import relative_error
+from mlff_distiller.sampling.segments import run_segment, run_segments
 
 
 def copper(n=2):
@@ -192,7 +193,7 @@ def test_walkers_of_a_student_move_as_one_batch(monkeypatch, ensemble):
             walker.reach_fs = reach
         return made
 
-    alone = "mlff_distiller.sampling.dynamics.run_segment"
+    alone = "mlff_distiller.sampling.segments.run_segment"
     with monkeypatch.context() as nothing:
         nothing.setattr(alone, lambda *_, **__: pytest.fail("each moved on its own"))
         ends = run_segments(group(), student, settings, 5)
