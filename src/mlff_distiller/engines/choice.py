@@ -40,7 +40,7 @@ def choose_engine(
         raise StudentError("unknown backend", expected="auto, warp or torch", found=backend)
     if skin is not None and not 0 < skin <= _WIDEST_SKIN:
         raise DynamicsError(
-            "the skin is no sensible one",
+            "the skin is not a sensible one",
             expected=f"more than 0, and at most {_WIDEST_SKIN:g} Å",
             found=skin,
             remedy="leave it out: some 1 Å is fastest",
