@@ -18,7 +18,8 @@ from mlff_distiller import run_md
 from mlff_distiller.md.ase import ase_dynamics
 from mlff_distiller.md.ensemble import Ensemble, seeds_of
 from mlff_distiller.md.record import ForceField, simulate
-from mlff_distiller.sampling import dynamics
+from mlff_distiller.sampling import segments
+from mlff_distiller.sampling.walkers import DynamicsSettings, walkers
 from mlff_distiller.validation.settings import ValidationSettings
 from mlff_distiller.validation.subject import Subject
 
@@ -127,14 +128,14 @@ def test_a_walk_has_random_numbers_of_its_own(monkeypatch):
     """The teacher's and the student's from one structure; walks that begin elsewhere."""
     drawn = []
     monkeypatch.setattr(
-        dynamics, "thermalise", lambda atoms, kelvin, rng: drawn.append(rng.random())
+        segments, "thermalise", lambda atoms, kelvin, rng: drawn.append(rng.random())
     )
-    copper, settings = bulk("Cu", cubic=True), dynamics.DynamicsSettings()
+    copper, settings = bulk("Cu", cubic=True), DynamicsSettings()
     for start in (copper, rattled(copper)):
         for seed in (0, 1):
-            for walker in dynamics.walkers([start], [300.0, 600.0], settings):
+            for walker in walkers([start], [300.0, 600.0], settings):
                 for until in (False, True):
-                    dynamics.run_segment(walker, EMT(), settings, seed, until_decorrelated=until)
+                    segments.run_segment(walker, EMT(), settings, seed, until_decorrelated=until)
     assert len(set(drawn)) == len(drawn) == 16
 
 
