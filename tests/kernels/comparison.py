@@ -19,7 +19,7 @@ from mlff_distiller.students import NEP
 
 FORCE_TOLERANCE = {"float64": 1e-9, "float32": 5e-5}  # eV/Å
 
-LANES = [1, WARP]  # on a CPU the lanes of a warp take turns
+LANES = [1, WARP]  # on a CPU; there the lanes of a warp take turns
 
 
 def engine(student: NEP, dtype: str = "float64", device: str = "cpu", **settings) -> NEPEngine:

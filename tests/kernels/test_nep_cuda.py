@@ -6,7 +6,6 @@ from ase.build import bulk
 from tests.helpers import random_nep, rattled, structures
 from tests.kernels.comparison import (
     FORCE_TOLERANCE,
-    LANES,
     assert_same,
     engine,
     expected,
@@ -29,10 +28,9 @@ def student():
     return random_nep()
 
 
-@pytest.mark.parametrize("lanes", LANES)
 @pytest.mark.parametrize("dtype", FORCE_TOLERANCE)
-def test_same_as_reference(student, dtype, lanes):
-    one = engine(student, dtype, device=DEVICE, lanes=lanes)
+def test_same_as_reference(student, dtype):
+    one = engine(student, dtype, device=DEVICE)
     for atoms in [*structures().values(), many_atoms()]:
         for amount in (0.0, 0.08):
             moved = rattled(atoms, amount)
@@ -48,15 +46,14 @@ def test_same_as_reference_for_published_models(shared, file, dtype):
         assert_same(run(one, atoms), expected(student, atoms), dtype)
 
 
-@pytest.mark.parametrize("lanes", LANES)
-def test_repeats_are_identical_whatever_the_list(student, lanes):
+def test_repeats_are_identical_whatever_the_list(student):
     atoms, rng = many_atoms(4), np.random.default_rng(7)
-    one = engine(student, "float32", device=DEVICE, skin=2.0, lanes=lanes)
+    one = engine(student, "float32", device=DEVICE, skin=2.0)
     for _ in range(4):
         atoms.positions += rng.normal(0.0, 0.05, atoms.positions.shape)
         found = run(one, atoms)
         assert (found[2].sum(0) == 0).all()
-        fresh = engine(student, "float32", device=DEVICE, skin=0.3, lanes=lanes)
+        fresh = engine(student, "float32", device=DEVICE, skin=0.3)
         for other in (run(one, atoms), run(fresh, atoms)):
             for a, b in zip(found, other, strict=True):
                 assert np.array_equal(a, b)

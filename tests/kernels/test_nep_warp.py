@@ -16,8 +16,10 @@ from tests.kernels.comparison import (
 )
 from tests.kernels.published import FILES, crystals
 
+from mlff_distiller.engines import nep
 from mlff_distiller.engines.nep import NEPEngine
 from mlff_distiller.errors import DeviceMemoryError
+from mlff_distiller.kernels.nep import warp, warp_simd
 from mlff_distiller.kernels.nep.warp_lanes import N_NEAR, WARP
 from mlff_distiller.students import NEP, read_nep
 
@@ -55,6 +57,21 @@ def test_same_as_reference_for_published_models(shared, file, dtype, lanes):
         largest.append(np.abs(wanted[2]).max())
         assert_same(run(one, atoms), wanted, dtype)
     assert max(largest) > 1.0
+
+
+@pytest.mark.parametrize(("size", "stack"), [(16, 1 << 18), (64, 0)])
+def test_other_vectors_and_memory(monkeypatch, student, size, stack):
+    """As wide as those of a plain x86 or ARM core, and as AVX-512's; neighbours on the heap."""
+    flags = f"-march=native -DMLFFD_BYTES={size} -DMLFFD_STACK={stack}"
+
+    def of_other(*args, **settings):
+        return warp_simd.build_options(*args, **settings) | {"cpu_compiler_flags": flags}
+
+    monkeypatch.setattr(warp, "build_options", of_other)
+    monkeypatch.setattr(nep, "build", warp.build.__wrapped__)
+    dtype = "float32" if size == 64 else "float64"
+    atoms = many_atoms(3)
+    assert_same(run(engine(student, dtype), atoms), expected(student, atoms), dtype)
 
 
 @pytest.mark.parametrize("lanes", LANES)

@@ -19,6 +19,7 @@ from mlff_distiller.kernels.nep.reference import ZBL_COULOMB, ZBL_LENGTH
 from mlff_distiller.kernels.nep.warp import Kernels, Specialization, build
 from mlff_distiller.kernels.nep.warp_functions import ZBL_SIZE
 from mlff_distiller.kernels.nep.warp_lanes import WARP
+from mlff_distiller.kernels.nep.warp_simd import packed_networks, packed_pairs
 from mlff_distiller.kernels.systems import Systems
 from mlff_distiller.kernels.types import vec6d, vec7d
 from mlff_distiller.students.nep import NEP
@@ -37,7 +38,7 @@ class NEPEngine(Engine):
     Parameters
     ----------
     lanes
-        Threads that share an atom: 1 or ``WARP``; what suits the device if None.
+        Threads that share an atom: ``WARP``, or 1 on a CPU; what suits the device if None.
     """
 
     capturable = True
@@ -121,7 +122,7 @@ class NEPEngine(Engine):
         self._kernels: Kernels = build(spec)
         load(self._kernels.module, self.device)
         self._model = _upload(self._kernels, self.student, present, self.device)
-        cutoff = float(self._model["cutoffs"].numpy().max())
+        cutoff = float(self._model["cutoff"])
         self.neighbors = VerletList(cutoff, self.skin, self.device, self.n_threads)
         self._present = present
         self._sizes = np.empty(0, dtype=np.int64)
@@ -163,9 +164,8 @@ class NEPEngine(Engine):
         self._g = None  # before there are twice as many
         self._g = wp.zeros((n, near.capacity), dtype=k.types.vec3, device=self.device)
         edges = (near.inside, near.shifts, types, n_types, near.counts, near.neighbors, near.images)
-        model = (m["cutoffs"], m["c_radial"], m["c_angular"], m["zbl"], *m["network"])
         results = (self._g, self.energies, self._virials)
-        gradients = (k.gradients, (skip, *edges, *model, *results))
+        gradients = (k.gradients, (skip, *edges, *m["parameters"], *results))
         pairs = (near.counts, near.neighbors, near.reverse)
         forces = (k.forces, (skip, *pairs, self._g, self.forces))
         chunk = (skip, systems.chunks, self.energies, self._virials, self._partial)
@@ -232,17 +232,11 @@ def _upload(
         chosen: Array = own(values)[:, present]
         return chosen.reshape(n_types**2, *chosen.shape[2:])
 
-    def network() -> tuple[wp.array, ...]:
-        w0 = own(p.w0) * p.scaler.detach().cpu().double().numpy()  # (types, neurons, descriptors)
-        rest = (array(own(p.b0), types.real), array(own(p.w1), types.real))
-        reference = wp.array(own(student.reference_energies) - b1, dtype=wp.float64, device=device)
-        if kernels.lanes == 1:
-            return array(w0, types.descriptors), *rest, reference
-        by_input = w0.transpose(0, 2, 1)
-        return array(w0, types.real), array(by_input, types.real), *rest, reference
-
-    cutoffs = np.stack([pairs(p.cutoff_radial), pairs(p.cutoff_angular)], 1)
+    w0 = own(p.w0) * p.scaler.detach().cpu().double().numpy()  # (types, neurons, descriptors)
+    b0, w1 = own(p.b0), own(p.w1)
     b1 = float(p.b1.detach())
+    reference = wp.array(own(student.reference_energies) - b1, dtype=wp.float64, device=device)
+    cutoffs = np.stack([pairs(p.cutoff_radial), pairs(p.cutoff_angular)], 1)
     zbl = np.zeros((n_types**2, ZBL_SIZE))
     if p.zbl is not None:
         table, charges = pairs(p.zbl.table), own(p.zbl.charges)
@@ -252,13 +246,21 @@ def _upload(
         zbl[:, 2] = 0.5 * ZBL_COULOMB * zi * zj
         zbl[:, 3::2] = table[:, 2::2]
         zbl[:, 4::2] = table[:, 3::2] * ((zi**0.23 + zj**0.23) * ZBL_LENGTH)[:, None]
-    return {
-        "cutoffs": array(cutoffs, types.vec2),
-        "c_radial": array(pairs(p.c_radial).transpose(0, 2, 1), types.radial),
-        "c_angular": array(pairs(p.c_angular).transpose(0, 2, 1), types.angular),
-        "network": network(),
-        "zbl": array(zbl, types.zbl),
-    }
+    c_radial, c_angular = pairs(p.c_radial), pairs(p.c_angular)
+    if kernels.lanes == 1:
+        packed = packed_networks(w0, b0, w1, float64=real is np.float64)
+        numbers = packed_pairs(cutoffs, zbl, c_radial, c_angular), packed
+        parameters = (*(array(np.ravel(one), types.real) for one in numbers), reference)
+    else:
+        parameters = (
+            array(cutoffs, types.vec2),
+            array(c_radial.transpose(0, 2, 1), types.radial),
+            array(c_angular.transpose(0, 2, 1), types.angular),
+            array(zbl, types.zbl),
+            *(array(one, types.real) for one in (w0, w0.transpose(0, 2, 1), b0, w1)),
+            reference,
+        )
+    return {"cutoff": cutoffs.max(), "parameters": parameters}
 
 
 ENGINE = NEPEngine

@@ -6,9 +6,9 @@ Two passes, and no atomics, so results repeat bit for bit:
    g_ij = dU_i/dr_ij of each slot; s_{n,lm} and dU_i/ds_{n,lm} never leave the core.
 2. ``forces``: F_i = sum_j (g_ij - g_ji), where g_ji is in the slot that ``reverse`` names.
 
-The first has two forms of the same functions: a thread an atom (``warp_threads``, for CPUs) and a
-warp an atom (``warp_lanes``, for GPUs). g_ij are rounded to a grid, so that float64 sums of them
-are exact: forces do not depend on the order of slots, and add up to zero.
+The first has two forms of the same formulas: C++ with neighbours in vectors (``warp_simd``, for
+CPUs) and a warp per atom (``warp_lanes``, for GPUs). g_ij are rounded to a grid, so that float64
+sums of them are exact: forces do not depend on the order of slots, and add up to zero.
 
 ``first`` is the first atom of a launch: a CPU gives each core a range of atoms. Where ``skip`` is
 set nothing is done: steps that were sent to the device before it was known that neighbours must be
@@ -23,7 +23,7 @@ import warp as wp
 from mlff_distiller.kernels.nep.reference import Shape
 from mlff_distiller.kernels.nep.warp_functions import Types, atom_functions, edge_functions
 from mlff_distiller.kernels.nep.warp_lanes import WARP, gradients_by_warps, warps_a_block
-from mlff_distiller.kernels.nep.warp_threads import gradients_by_threads
+from mlff_distiller.kernels.nep.warp_simd import build_options, gradients_by_vectors
 from mlff_distiller.kernels.types import vec6d, vec7d
 
 # A CPU sums in vectors only with leave to reorder; NaN and infinity keep their meaning.
@@ -31,6 +31,7 @@ CPU_FLAGS = (
     "-march=native -mreassociate -fno-signed-zeros -freciprocal-math -ffp-contract=fast"
     " -mllvm=-slp-recursion-max-depth=4"
 )
+"""For kernels whose vectors the compiler finds itself."""
 BLOCKS = 4
 """On a multiprocessor at once: as many as its registers hold almost without spills."""
 
@@ -44,7 +45,7 @@ class Specialization:
     has_zbl: bool
     float64: bool
     device: str  # "cpu" or "cuda"
-    lanes: int  # that share an atom: 1, or WARP; on a CPU they take turns
+    lanes: int  # that share an atom: WARP, or 1 on a CPU, where those of a warp take turns
 
     @property
     def name(self) -> str:
@@ -80,24 +81,27 @@ def build(spec: Specialization) -> Kernels:
         block_dim=1 if on_cpu else WARP * warps_a_block(shape, float64=spec.float64),
         default_grid_stride=False,
     )
-    if on_cpu:
+    if spec.lanes == 1:
+        own = build_options(shape, has_zbl=spec.has_zbl, float64=spec.float64)
+        module.options.update(own)
+    elif on_cpu:
         module.options["cpu_compiler_flags"] = CPU_FLAGS
-    elif spec.lanes > 1 and not spec.float64:
+    elif not spec.float64:
         module.options["launch_bounds"] = (module.options["block_dim"], BLOCKS)
     func, kernel = wp.func(module=module), wp.kernel(module=module)
     # Out of line on the CPU these sums run in vectors, and compile in half the time.
     outlined = wp.func(module=module, inline=False if on_cpu else None)
 
     vec3, threads = types.vec3, 1 if on_cpu else spec.lanes
-    of_atom = atom_functions(func, outlined, types, shape)
-    one_type = spec.one_type
-    of_edge = edge_functions(
-        func, outlined, of_atom, types, shape, one_type=one_type, has_zbl=spec.has_zbl
-    )
-    functions = (of_atom, of_edge, types, shape)
     if spec.lanes == 1:
-        gradients = gradients_by_threads(outlined, kernel, *functions, one_type=one_type)
+        gradients = gradients_by_vectors(kernel, types)
     else:
+        of_atom = atom_functions(func, outlined, types, shape)
+        one_type = spec.one_type
+        of_edge = edge_functions(
+            func, outlined, of_atom, types, shape, one_type=one_type, has_zbl=spec.has_zbl
+        )
+        functions = (of_atom, of_edge, types, shape)
         gradients = gradients_by_warps(func, kernel, *functions, one_type=one_type, on_cpu=on_cpu)
 
     @wp.func_native(
