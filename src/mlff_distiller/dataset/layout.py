@@ -161,7 +161,7 @@ def other_schema(name: str, found: int, newest: int) -> DatasetError:
     newer = "this dataset was written by a newer version of MLFF Distiller: upgrade"
     older = "this dataset was written by an older version of MLFF Distiller: read it with that one"
     return DatasetError(
-        f"{name} is of another schema",
+        f"{name} has another schema",
         expected=f"schema {newest}",
         found=f"schema {found}",
         remedy=newer if found > newest else older,

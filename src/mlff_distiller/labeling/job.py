@@ -158,7 +158,7 @@ def _run(
             raise
         except Exception as error:
             raise TeacherError(
-                f"the worker that labelled {asked[0].name} failed, again and again",
+                f"the worker that labelled {asked[0].name} failed repeatedly",
                 found=f"{type(error).__name__}: {error}",
                 remedy="see the workers' logs; the same command continues",
             ) from error

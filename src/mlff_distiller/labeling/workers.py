@@ -140,7 +140,9 @@ def cluster_workers(cluster: Cluster, folder: Path) -> Iterator[Executor]:
         from distributed import Client, LocalCluster, Security
     except ImportError as error:
         raise ConfigError(
-            "a cluster needs dask", found=error, remedy="pip install 'mlff-distiller[cluster]'"
+            "a cluster needs dask",
+            found=error,
+            remedy="pip install cryptography dask-jobqueue distributed",
         ) from error
     folder.mkdir(parents=True, exist_ok=True)
     folder = folder.absolute()  # jobs start elsewhere

@@ -47,7 +47,7 @@ def build_system(spec: str) -> System:
         name, size = spec, ""
     n_atoms = int(float(size)) if size else 0
     if size and not 1 <= n_atoms <= LARGEST:
-        raise ConfigError(f"{spec!r} has no sensible size", expected=f"1 to {LARGEST} atoms")
+        raise ConfigError(f"the size in {spec!r} is out of range", expected=f"1 to {LARGEST} atoms")
     if name in BUILT_IN:
         return BUILT_IN[name](n_atoms)
     if not Path(name).is_file():

@@ -73,7 +73,7 @@ def walk(
             fruitless += 5 if walker.failure else 1
             if fruitless >= 20 * len(group):
                 raise DistillerError(
-                    f"the teacher's dynamics stopped at {n} labels: every walker breaks down",
+                    f"the teacher's dynamics stopped at {n} labels: every walker broke down",
                     expected=f"{n_labels} labels",
                     found=walker.failure or None,
                     remedy="choose structures the teacher can evaluate"

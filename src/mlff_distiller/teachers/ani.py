@@ -43,7 +43,7 @@ def _resolve(name: str, argument: str | None) -> tuple[str, dict[str, Any]]:
 FAMILY = Family(
     name="ani",
     package="torchani",
-    install='"mlff-distiller[ani]"',
+    install='"torchani==2.2.4" "setuptools<81"',
     requirements='"torchani==2.2.4" "setuptools<81"',
     licence="MIT",
     usage="",

@@ -136,7 +136,7 @@ class Session:
         if self._identity is None:
             self.start()
         if self._identity is None:
-            raise TeacherError(f"teacher {self.source.name!r} did not say who it is")
+            raise TeacherError(f"teacher {self.source.name!r} did not identify itself")
         return self._identity
 
     @property
@@ -210,7 +210,7 @@ class Session:
         identity = TeacherIdentity(name=self.source.name, family=self.source.family, **told)
         if self._identity and self._identity.fingerprint() != identity.fingerprint():
             raise TeacherError(
-                f"teacher {self.source.name!r} is another since it was first started",
+                f"teacher {self.source.name!r} has changed since it was first started",
                 expected=self._identity,
                 found=identity,
                 remedy="make a new calculator for it; do not mix their labels",
@@ -373,7 +373,7 @@ def _state(atoms: Atoms) -> dict[str, float]:
             state[key] = np.nan
         if not np.isfinite(state[key]):
             raise StructureError(
-                f"{key} of {_named(atoms)} is no number",
+                f"{key} of {_named(atoms)} is not a number",
                 expected=f"a finite number, or no atoms.info[{key!r}]",
                 found=repr(value),
             )

@@ -69,7 +69,7 @@ def read_frame(
     try:
         header = json.loads(text)
     except ValueError as error:
-        raise FrameError(f"the header is no JSON: {error}") from error
+        raise FrameError(f"the header is not JSON: {error}") from error
     if not isinstance(header, dict):
         raise FrameError(f"expected the header to be an object, found {type(header).__name__}")
     described = _checked(header.pop("arrays", None), largest_arrays)

@@ -183,7 +183,7 @@ def _evaluate(loaded: Any, header: dict[str, Any], arrays: dict[str, Any]) -> tu
     seconds = time.perf_counter() - started
     if len(answers) != len(frames):
         raise TeacherError(
-            "the teacher answered for another number of structures",
+            "the teacher answered for a different number of structures",
             expected=len(frames),
             found=len(answers),
         )
@@ -233,7 +233,7 @@ def _number(name: str, value: Any) -> float:
     array = np.asarray(value)
     if array.size != 1 or array.dtype.kind not in "fiu":
         raise TeacherError(
-            f"the teacher's {name} is no real number",
+            f"the teacher's {name} is not a real number",
             expected="a float, eV",
             found=f"{type(value).__name__} of dtype {array.dtype}, shape {array.shape}",
         )

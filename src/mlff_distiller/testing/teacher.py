@@ -114,7 +114,7 @@ def _known_to(teacher: TeacherCalculator) -> list[Atoms]:
     frames = [atoms for atoms in chosen if atoms is not None]
     if not frames:
         raise StructureError(
-            f"no structure is at hand to try teacher {teacher.spec!r} on",
+            f"there is no structure to try teacher {teacher.spec!r} on",
             expected="a teacher that says which elements it knows, C, O, Na or Cu among them",
             remedy="pass structures=[...]",
         )
@@ -290,8 +290,8 @@ def assert_bad_structures_are_harmless(
         wrong = atoms is not unknown or bool(strange)
         assert not wrong or answer.labels is None, f"{law}: {atoms.symbols} got a label"
     for answer in (first, last):
-        assert answer.labels is not None, f"{law}: a good structure beside them: {answer.error}"
-        _same(f"{law}: a good structure beside them", answer.labels, before, tolerance)
+        assert answer.labels is not None, f"{law}: a good structure next to them: {answer.error}"
+        _same(f"{law}: a good structure next to them", answer.labels, before, tolerance)
     if strange:
         try:
             teacher.calculate(unknown)

@@ -167,7 +167,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise ConfigError(
-            f"{path} is no mapping", expected="lines of 'key: value'", found=type(content).__name__
+            f"{path} is not a mapping",
+            expected="lines of 'key: value'",
+            found=type(content).__name__,
         )
     return content
 

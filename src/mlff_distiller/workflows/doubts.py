@@ -33,7 +33,7 @@ def warn_of_labels(labels: Dataset, split: Split) -> None:
     equal = find_similar(test, train)[:, 0]
     near = np.setdiff1d(near_copies(test, train), equal)
     for found, words in (
-        (np.unique(equal), "are trained on too, but for rotation, order or cell"),
+        (np.unique(equal), "are trained on too, up to rotation, order or cell"),
         (near, "are within 0.1 Å per atom of one that is trained on"),
     ):
         if len(found):

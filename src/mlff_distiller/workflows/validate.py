@@ -280,7 +280,7 @@ class _Making:
         try:
             content = certified(self.folder / "certificate.json", asked, one.files, self._made())
         except ConfigError as damage:
-            on_progress("resume", 0, 1, f"{damage.problem}: validating anew")
+            on_progress("resume", 0, 1, f"{damage.problem}: validating again")
             return None
         if content is None:
             return None

@@ -142,9 +142,9 @@ def test_joined_outputs_are_refused(tmp_path: Path) -> None:
     step = (2, "because EDIFF is reached", -7.0)
     parts = [outcar(atoms, step) for atoms in (bulk("Cu"), bulk("Si"))]
     (tmp_path / "OUTCAR").write_text("".join(parts))
-    with pytest.raises(StructureError, match="several outputs joined"):
+    with pytest.raises(StructureError, match="several joined outputs"):
         list(read_frames(tmp_path / "OUTCAR"))
-    with pytest.raises(StructureError, match="several outputs joined"):
+    with pytest.raises(StructureError, match="several joined outputs"):
         read_structures(tmp_path / "OUTCAR")
 
 

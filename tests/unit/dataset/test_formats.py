@@ -114,7 +114,7 @@ def test_a_pickled_array_is_refused(tmp_path):
     write_records(tmp_path / "dp", [make(bulk("Cu"))], "deepmd")
     target = tmp_path / "dp" / "Cu" / "set.000" / "energy.npy"
     np.save(target, np.array([Marker(tmp_path / "marker")]), allow_pickle=True)
-    with pytest.raises(DatasetError, match=r"energy\.npy is no plain NumPy array"):
+    with pytest.raises(DatasetError, match=r"energy\.npy is not a plain NumPy array"):
         list(read_frames(tmp_path / "dp"))
     assert not (tmp_path / "marker").exists()
     np.save(target, np.zeros(3))
@@ -130,7 +130,7 @@ def test_an_archive_is_no_array(tmp_path, content):
         np.savez(stream, a=np.zeros((1, 3)))
     if content == "torn archive":
         target.write_bytes(target.read_bytes()[:50])
-    with pytest.raises(DatasetError, match=r"coord\.npy is no plain NumPy array"):
+    with pytest.raises(DatasetError, match=r"coord\.npy is not a plain NumPy array"):
         list(read_frames(tmp_path / "dp"))
 
 
@@ -366,7 +366,7 @@ def test_a_virial_is_an_energy(tmp_path):
     how = Conventions(virial_key="virial", stress_unit="eV", stress_sign="compression")
     [frame] = read_frames(path, how)
     np.testing.assert_allclose(np.diag(frame.labels["stress"]), [-1, -2, -3])
-    with pytest.raises(DatasetError, match=r"GPa is no unit of a virial"):
+    with pytest.raises(DatasetError, match=r"GPa is not a unit of a virial"):
         list(
             read_frames(
                 path, Conventions(virial_key="virial", stress_unit="GPa", stress_sign="tension")

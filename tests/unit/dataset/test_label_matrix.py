@@ -360,7 +360,7 @@ REJECTED = {
     ),
     "pbc": (xyz(pbc='pbc="None"'), {}, "is not three of T and F"),
     "no cell that repeats": (xyz(lattice=""), {}, "lattice vector 0, which is zero"),
-    "dummy": (xyz().replace("Na ", "X "), {}, "atom 0 is no element"),
+    "dummy": (xyz().replace("Na ", "X "), {}, "the number of atom 0 is not that of an element"),
     "charge": (xyz("charge=plus"), {}, "charge"),
 }
 

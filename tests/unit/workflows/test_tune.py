@@ -297,7 +297,7 @@ def test_a_student_that_came_out_too_slow_is_no_success(labels, tmp_path, monkey
     monkeypatch.setattr(Bench, "ms_per_step", ms)
     monkeypatch.setattr(front, "train_and_test", becomes_slow)
     one = replace(SETTINGS, trials=1, max_ms_per_step=5.0)
-    with pytest.raises(TrainingError, match=r"(?s)slower than asked.*5 ms.*9 ms"):
+    with pytest.raises(TrainingError, match=r"(?s)slower than the limit.*5 ms.*9 ms"):
         tune(labels, tmp_path, config(), one)
     monkeypatch.setattr(front, "train_and_test", real)
     slow = False
@@ -331,7 +331,7 @@ def test_other_inputs_are_refused(labels, straight, tmp_path):
 
 def test_missing_optuna_is_explained_before_anything_is_written(labels, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(ConfigError, match=r"pip install 'mlff-distiller\[tune\]'"):
+    with pytest.raises(ConfigError, match="pip install optuna"):
         tune(labels, tmp_path / "out", config(), SETTINGS)
     assert not (tmp_path / "out").exists()
 

@@ -65,10 +65,10 @@ def refuse_guesses(path: Path, kind: str) -> None:
         runs = sum(bool(re.search(_ONCE[kind], line)) for line in _lines(path))
         if runs > 1:
             raise StructureError(
-                f"{path} is several outputs joined, of which the first has the elements",
-                expected="one run in a file",
+                f"{path} holds several joined outputs, and only the first gives the elements",
+                expected="one run per file",
                 found=f"{runs} runs",
-                remedy="give the outputs as files of their own, as many as you like",
+                remedy="give each output as a separate file",
             )
 
 
@@ -113,7 +113,7 @@ def _refuse_types(path: Path, masses: set[float] | None) -> None:
     odd = [mass for mass in sorted(masses or ()) if np.abs(atomic_masses - mass).min() > _SAME_MASS]
     if masses is None or odd:
         raise StructureError(
-            f"{path} does not say which elements its types are",
+            f"{path} does not assign elements to its types",
             expected="a column 'element', or masses of elements",
             found=f"a mass of {odd[0]:g} u" if odd else "types alone, which would become H, He ...",
             remedy="write element names (`dump_modify ID element Al Cu`), or convert it to "
@@ -159,14 +159,14 @@ def _check_pdb(path: Path) -> None:
             places |= {line[16:17]} - {b" "}
             if not line[76:78].strip():
                 raise StructureError(
-                    f"{path} does not say of which element an atom is",
+                    f"{path} does not give the element of an atom",
                     expected="element symbols in columns 77 and 78",
                     found=repr(line[:27].decode("utf-8", "replace")),
                     remedy="add them: a name alone may be an alpha carbon or calcium",
                 )
     if len(places) > 1:
         raise StructureError(
-            f"{path} has atoms in several alternate places at once",
+            f"{path} has atoms in several alternate locations",
             expected="one location indicator in column 17",
             found=", ".join(sorted(place.decode("utf-8", "replace") for place in places)),
             remedy="keep one of them (`pdb_selaltloc` of pdb-tools)",

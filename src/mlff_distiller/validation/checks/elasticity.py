@@ -104,7 +104,7 @@ def at_zero_stress(force_field: ForceField, atoms: Atoms) -> Atoms:
     left = float(np.abs(force_field.stress(copy)).max() / units.GPa) if near else np.inf
     if not left < _ENOUGH_GPa:
         raise DistillerError(
-            f"{force_field.name} finds no cell of {atoms.get_chemical_formula()} without stress",
+            f"{force_field.name} found no cell of {atoms.get_chemical_formula()} without stress",
             expected=f"stress below {_ENOUGH_GPa} GPa within {_MOST_STEPS} steps",
             found=f"{left:.3g} GPa" if near else f"{grown:.2f} of the volume",
         )

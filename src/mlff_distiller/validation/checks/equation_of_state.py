@@ -51,7 +51,7 @@ def relaxed(force_field: ForceField, atoms: Atoms) -> Atoms:
         left = float(np.linalg.norm(copy.get_forces(), axis=1).max())
     if not left < _ENOUGH:
         raise DistillerError(
-            f"{force_field.name} finds no minimum of {atoms.get_chemical_formula()}",
+            f"{force_field.name} found no minimum of {atoms.get_chemical_formula()}",
             expected=f"forces below {_ENOUGH} eV/Å within {_MOST_STEPS} steps",
             found=f"{left:.3g} eV/Å",
         )

@@ -77,9 +77,7 @@ def phonon_frequencies(
         from phonopy.structure.atoms import PhonopyAtoms
         from phonopy.structure.cells import guess_primitive_matrix
     except ImportError as error:
-        raise DistillerError(
-            "phonons need phonopy", remedy="pip install 'mlff-distiller[phonons]'"
-        ) from error
+        raise DistillerError("phonons need phonopy", remedy="pip install phonopy") from error
     crystal = relaxed(force_field, atoms)
     cell = PhonopyAtoms(
         symbols=crystal.get_chemical_symbols(),
