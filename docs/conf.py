@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,13 +25,21 @@ release = importlib.metadata.version("mlff-distiller")
 version = release
 
 extensions = [
-    "myst_parser",
+    "myst_nb",  # pages of Markdown, and the tutorials, which are run
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
 exclude_patterns = ["_build", "generated/commands.md", "generated/criteria.md"]
+nb_execution_in_temp = True
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+nb_merge_streams = True
+nb_output_stderr = "remove"
+# The tutorials call the program by its name.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+os.environ.update(NO_COLOR="1", COLUMNS="96")
 templates_path = ["_templates"]
 html_theme = "furo"
 html_title = f"{project} {release}"
