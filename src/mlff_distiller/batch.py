@@ -23,7 +23,7 @@ _LARGEST_POSITION = 1e6
 
 
 DENSEST = 50.0
-"""Atoms in 1 Å³ that are no structure: real matter has some 0.2."""
+"""More atoms in 1 Å³ than any structure has: real matter has some 0.2."""
 
 
 def refuse_density(atoms_per_A3: float, densest: float = DENSEST) -> None:

@@ -99,7 +99,7 @@ def answer(request: Request, frames: Sequence[Atoms]) -> list[Labelled]:
 def local_workers(n_workers: int, device: str) -> Iterator[Executor]:
     """Threads of this process; ``cuda`` gives each a device, in turn.
 
-    Left by an exception, it ends the teachers, whatever they are at.
+    Left by an exception, it ends the teachers at once.
     """
     started: list[TeacherCalculator] = []
     devices = itertools.cycle(_devices(device))

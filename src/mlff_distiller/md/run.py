@@ -47,7 +47,7 @@ class MDResult:
     n_steps: int
     """In all, of this run and those that it continued."""
     seconds: float
-    """Of this run's steps, without start-up."""
+    """Wall time of this run's steps, without start-up."""
     ns_per_day: float
     seed: int
     """What repeats it, given again: drawn, if none was given."""

@@ -59,7 +59,7 @@ def read_result(path: str | Path) -> Result:
 
 
 def key_of(case: dict[str, Any]) -> Key:
-    """Of a case, or of a row of a baseline."""
+    """The key of a case, or of a row of a baseline."""
     return tuple(case[name] for name in KEY)
 
 
@@ -86,7 +86,7 @@ class Comparison:
 
     @property
     def verdict(self) -> Literal["slower", "faster", "same"]:
-        """Of B; "same" where the interval holds 1."""
+        """What B is relative to A; "same" where the interval holds 1."""
         return "slower" if self.low > 1 else "faster" if self.high < 1 else "same"
 
 

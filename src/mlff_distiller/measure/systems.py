@@ -153,4 +153,4 @@ BUILT_IN: dict[str, Callable[[int], System]] = {
     "copper-slab": _slab("copper-slab", lambda: fcc111("Cu", (4, 4, 4), orthogonal=True), 64),
     "silicon-slab": _slab("silicon-slab", lambda: diamond100("Si", (2, 2, 8)), 32),
 }
-"""Of at least so many atoms, or, asked for 0, of a usual size."""
+"""By name: makes a system of at least the given number of atoms; 0 means the usual size."""

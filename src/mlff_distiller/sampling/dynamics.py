@@ -69,7 +69,7 @@ def walk(
         walker.segment += 1
         [labels] = label([moved], [origin]) if moved is not None else [None]
         if labels is None or moved is None:
-            # A teacher that fails may have to be started anew each time.
+            # A teacher that fails may have to be restarted each time.
             fruitless += 5 if walker.failure else 1
             if fruitless >= 20 * len(group):
                 raise DistillerError(

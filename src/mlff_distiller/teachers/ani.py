@@ -95,7 +95,7 @@ def load(arguments: dict[str, Any], device: str, allow_download: bool) -> Loaded
     indices = torchani.utils.ChemicalSymbolsToInts(constants.species)
 
     def gradients(energies: Any, *variables: Any) -> list[Any]:
-        """Of each network's energies (n_frames,), summed: a pass each, for the spread of forces."""
+        """Gradients of each network's summed energies (n_frames,); a pass each, for the spread."""
         return [
             torch.autograd.grad(energy.sum(), variables, retain_graph=True) for energy in energies
         ]

@@ -23,14 +23,14 @@ _PREFIX = struct.Struct("<4sI")
 _LARGEST_HEADER = 1 << 20
 _LARGEST_RANK = 4
 _DTYPES = {"<f8": 8, "<i8": 8, "|b1": 1}
-"""dtype -> bytes an element."""
+"""dtype -> bytes per element."""
 
 LARGEST_ARRAYS = 1 << 31
 """Bytes of all arrays of one frame, where the reader cannot say anything tighter."""
 
 
 class FrameError(ValueError):
-    """The bytes that arrived are no frame of ours."""
+    """The bytes that arrived are not one of our frames."""
 
 
 def write_frame(

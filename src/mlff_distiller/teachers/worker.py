@@ -22,7 +22,7 @@ from typing import Any
 
 _TEACHERS = Path(__file__).resolve().parent
 _LEAST_DESCRIPTOR = 64
-"""Of our pipes: low numbers are closed, or written to, by libraries that guess."""
+"""Lowest descriptor of our pipes: libraries close or write to low ones."""
 
 MARK = "MLFF_DISTILLER_TEACHER"
 """The variable that a worker, and whatever it starts, can be told by."""
@@ -46,7 +46,7 @@ class _Package(ModuleType):
 
 
 def _isolate() -> None:
-    """Make our light modules importable, and nothing beside them.
+    """Make our light modules importable, and nothing else.
 
     Run by path, Python puts this folder first on ``sys.path``, where a family's file would hide
     the library it is named after.

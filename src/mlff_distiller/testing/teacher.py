@@ -1,4 +1,4 @@
-"""What every teacher must do, whoever wrote it: physics, ASE's conventions, and bad days.
+"""What every teacher must do, whatever its origin: physics, ASE's conventions, and bad days.
 
 >>> from mlff_distiller.testing import assert_teacher
 >>> assert_teacher("7net-0")  # doctest: +SKIP
@@ -44,7 +44,7 @@ class Tolerance:
     forces: float
     """eV/Å; for stress, eV/Å³."""
     slope: float
-    """Of finite differences: relative, and absolute in eV/Å; a tenth of it in eV/Å³."""
+    """Tolerance of finite differences: relative, and absolute in eV/Å (a tenth of it in eV/Å³)."""
     step: float
     """Å, and a tenth of it as strain: wide enough for the energy's rounding."""
 
@@ -62,7 +62,7 @@ def assert_teacher(
     tolerance: Tolerance | None = None,
     direct: bool = False,
 ) -> None:
-    """All of ``TEACHER_LAWS``; some 40 evaluations a structure and one start of its process.
+    """All of ``TEACHER_LAWS``; some 40 evaluations per structure and one start of its process.
 
     Parameters
     ----------

@@ -12,7 +12,7 @@ from mlff_distiller.labeling import check_labels
 from mlff_distiller.sampling import find_similar, near_copies
 
 _MOST_TESTED, _MOST_TRAINED = 500, 5000
-"""Structures compared, evenly taken: some 2 ms each, and 1 µs a pair."""
+"""Structures compared, evenly taken: some 2 ms each, and 1 µs per pair."""
 
 
 def warn_of_labels(labels: Dataset, split: Split) -> None:

@@ -33,7 +33,7 @@ _LEFT = (
     *("dataset/manifest.json", "dataset/quarantine.jsonl"),
     *("log.jsonl", "fastest.json", "trials.jsonl"),
 )
-"""What such a run may have written, beside its config.yaml."""
+"""What such a run may have written, besides its config.yaml."""
 
 
 def is_begun(out: Path) -> bool:

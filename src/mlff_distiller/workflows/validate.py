@@ -273,7 +273,7 @@ class _Making:
     def kept(self, on_progress: OnProgress) -> Validated | None:
         """What was found before for the same files, teacher and settings, if anything was.
 
-        What is damaged is named, and made anew.
+        What is damaged is named, and made again.
         """
         one = self.candidate
         asked = {**one.about, "settings": asdict(one.settings), **self.identity, "profile": "full"}

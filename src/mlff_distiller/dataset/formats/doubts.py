@@ -1,6 +1,6 @@
 """Where a reader of ASE would guess, or believe what the file takes back; here it does neither.
 
-LAMMPS numbers atom types, and a type is no element. A log that holds two runs is read with the
+LAMMPS numbers atom types, and a type is not an element. A log that holds two runs is read with the
 elements of the first. A PDB file may give an atom two places, or its name alone. Sites may be
 occupied in part. An SCF that stopped unconverged prints an energy all the same.
 """
@@ -73,7 +73,7 @@ def refuse_guesses(path: Path, kind: str) -> None:
 
 
 def problem_of(atoms: Atoms) -> str:
-    """Why ``atoms`` are no structure though the reader made one; '' if they are."""
+    """Why ``atoms`` are not a valid structure although the reader made them; '' if they are."""
     told = atoms.info.get("occupancy")
     shares = [
         share
@@ -91,7 +91,7 @@ def problem_of(atoms: Atoms) -> str:
 
 
 def unconverged(path: Path, kind: str) -> Iterator[bool]:
-    """Of frame after frame, whether its SCF stopped before it converged, as far as is said."""
+    """Yield for each frame whether its SCF stopped unconverged, as far as the file says."""
     if kind == "vasp-out":
         yield from _of_outcar(path)
     elif kind == "vasp-xml":

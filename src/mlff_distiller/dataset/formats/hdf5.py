@@ -1,4 +1,4 @@
-"""HDF5 of others, read without trust: SPICE's one group a molecule, and MACE's one a structure.
+"""HDF5 of others, read without trust: SPICE's one group per molecule, and MACE's one per structure.
 
 SPICE (Eastman et al., Sci. Data 10, 11 (2023)): ``atomic_numbers`` (n_atoms,), ``conformations``
 (n, n_atoms, 3) bohr, ``dft_total_energy`` (n,) hartree, ``dft_total_gradient`` (n, n_atoms, 3)

@@ -99,7 +99,7 @@ def _answered(*questions: Callable[[], Any]) -> list[Any]:
 def _of_atoms(
     atoms: Atoms, results: Mapping[str, Any], energy: np.ndarray, conventions: Conventions
 ) -> dict[str, np.ndarray]:
-    """What the file says of each atom beside forces, in the units of energy and forces.
+    """What the file says of each atom besides forces, in the units of energy and forces.
 
     ``energies`` that do not sum to the energy belong to another one. A column ``forces_spread`` is
     ours.
@@ -163,7 +163,7 @@ def _unit(label: str) -> str:
 
 
 def _candidates(label: str, results: Mapping[str, Any], places: Mapping[str, Any]) -> list[str]:
-    """Names under which ``label`` may be meant; one left in ``info`` by nobody knows whom is not.
+    """Names under which ``label`` may be meant, but not those of unknown origin in ``info``.
 
     Energies of the calculator come first. ``free_energy`` counts only if it differs.
     """

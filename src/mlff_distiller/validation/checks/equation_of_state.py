@@ -43,7 +43,7 @@ def relaxed(force_field: ForceField, atoms: Atoms) -> Atoms:
     """Positions at a minimum, in the cell as it is; `DistillerError` if there is none near."""
     copy: Atoms = atoms.copy()
     copy.calc = force_field.calculator
-    # Forces that are no gradient can run away, and the estimated curvature with them.
+    # Forces that are not a gradient can run away, and the estimated curvature with them.
     descent: Any = BFGS if len(atoms) <= _DENSE else LBFGS
     with descent(copy, logfile=None) as optimizer, np.errstate(all="ignore"):
         with suppress(np.linalg.LinAlgError):

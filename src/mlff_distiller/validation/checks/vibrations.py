@@ -131,7 +131,7 @@ def _panels(measured: Tree, series: Tree) -> list[Panel]:
 
 
 def _drawn(both: Sequence[Any] | None) -> list[Panel]:
-    """Each frequency beside the teacher's, and how many there are at each."""
+    """Each frequency and the teacher's, and how many there are at each."""
     titles = ("Frequencies, one by one", "Density of frequencies")
     mine, theirs = (plotting.array(one) for one in both or [[], []])
     if not mine.size or mine.shape != theirs.shape:

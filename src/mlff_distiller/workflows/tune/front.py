@@ -169,7 +169,7 @@ def _best(bench: Bench, found: Mapping[str, Any]) -> int:
     """Number of the most accurate trial within the limit.
 
     Of many noisy measurements those that lie just below a limit are too low more often than not,
-    so the limit is checked anew.
+    so the limit is checked again.
     """
     limit = found["limit_ms_per_step"]
     complete = [row for row in found["trials"] if row["status"] == "complete"]
