@@ -126,3 +126,14 @@ def test_the_figure_of_the_readme_shows_the_committed_results(monkeypatch):
     assert len(rows) == 5
     for _, _, speed, _ in rows:
         assert f"{speed:,.{1 if speed < 10 else 0}f} ns/day" in shown
+
+
+def test_the_table_of_the_readme_shows_the_committed_results():
+    rows = json.loads((ROOT / "benchmarks/results/suite_h200.json").read_text())["rows"]
+    readme = (ROOT / "README.md").read_text()
+    for row in rows:
+        shown = f"| {row['fidelity_test']:.3f} | {row['fidelity_own']:.3f} | `{row['student']}` |"
+        shown += (
+            f" {row['labels']} | {row['seconds']:.0f} | {row['speedup']:.0f} × | {row['status']}"
+        )
+        assert shown in readme

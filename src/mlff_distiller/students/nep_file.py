@@ -1,4 +1,4 @@
-"""``nep.txt``: the file that GPUMD, LAMMPS (``pair_style nep``) and calorine read."""
+"""``nep.txt``: the file that GPUMD and calorine read."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def _zbl_table(
 def export_nep(student: NEP, folder: Path, frames: Sequence[Batch]) -> dict[str, str]:
     """Write ``nep.txt`` into ``folder``, with tables as large as ``frames`` need."""
     write_nep(student, folder / "nep.txt", max_neighbors=most_neighbors(frames, student))
-    return {"nep.txt": "GPUMD, LAMMPS (`pair_style nep`) and calorine"}
+    return {"nep.txt": "GPUMD and calorine; `mlff-distiller export` writes what LAMMPS needs"}
 
 
 def most_neighbors(frames: Sequence[Batch], student: NEP) -> tuple[int, int]:
