@@ -409,7 +409,7 @@ def test_real_presets_are_buildable(labels):
 
 @pytest.mark.parametrize("target", [0.0, 1.0, 97.0])
 def test_a_target_that_is_no_fidelity(labels, tmp_path, target):
-    with pytest.raises(ConfigError, match="no fidelity"):
+    with pytest.raises(ConfigError, match="not a fidelity"):
         fastest(labels, tmp_path, config(), target)
 
 
@@ -425,7 +425,7 @@ def test_a_target_that_is_no_fidelity(labels, tmp_path, target):
         (["--tune", "3", "--probes", "x"], "without --probes"),
         (["--target-fidelity", "0.9", "--also", "x"], "without --also"),
         (["--tune", "3", "--max-us-per-atom", "-1"], "max_us_per_atom"),
-        (["--tune", "3", "--max-us-per-atom", "1", "--max-ms-per-step", "1"], "two limits"),
+        (["--tune", "3", "--max-us-per-atom", "1", "--max-ms-per-step", "1"], "two speed limits"),
     ],
 )
 def test_what_makes_no_sense_is_refused(labels, tmp_path, words, shown):
