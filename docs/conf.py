@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from dataclasses import asdict
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, fields, is_dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import typer
 import yaml
 
-from mlff_distiller import cli
+import mlff_distiller
+from mlff_distiller import cli, testing
+from mlff_distiller.students.registry import architectures
 from mlff_distiller.validation.criteria import CRITERIA, SHARE, YES_NO
 from mlff_distiller.validation.settings import ValidationSettings
 from mlff_distiller.workflows.config import Config, to_plain
@@ -23,21 +29,26 @@ release = importlib.metadata.version("mlff-distiller")
 version = release
 
 extensions = [
-    "myst_parser",
+    "myst_nb",  # pages of Markdown, and the tutorials, which are run
     "sphinx.ext.autodoc",
-    "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
-exclude_patterns = ["_build", "generated/commands.md", "generated/criteria.md"]
-templates_path = ["_templates"]
+exclude_patterns = ["_build", "generated/*.md"]
+nb_execution_in_temp = True
+nb_execution_raise_on_error = True
+nb_execution_timeout = 900
+nb_merge_streams = True
+nb_output_stderr = "remove"
+# The tutorials call the program by its name.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+os.environ.update(NO_COLOR="1", COLUMNS="96")
 html_theme = "furo"
 html_title = f"{project} {release}"
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
-autosummary_generate = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
@@ -101,12 +112,40 @@ def _shown(command: Any, kind: str) -> list[Any]:
     ]
 
 
+def _public(title: str, names: Iterable[str], home: str) -> list[str]:
+    """A section with the docstrings of ``names`` of the module ``home``."""
+    lines = [f"## {title}", "", "```{eval-rst}"]
+    for name in names:
+        public = getattr(import_module(home), name)
+        if not callable(public):
+            continue
+        kind = "class" if isinstance(public, type) else "function"
+        lines += [f".. auto{kind}:: {home}.{name}"]
+        lines += ["   :members:", "   :show-inheritance:"] if kind == "class" else []
+        lines += [""]
+    return [*lines, "```", ""]
+
+
+def _api_page() -> list[str]:
+    """The public names, the sections of settings, and the conformance kit."""
+    lines = _public("Functions and classes", mlff_distiller.__all__, "mlff_distiller")
+    sections = [type(getattr(Config(), field.name)) for field in fields(Config)]
+    sections += [architecture.settings for architecture in architectures().values()]
+    for own in [Config, *(own for own in sections if is_dataclass(own)), ValidationSettings]:
+        lines += _public(own.__name__, [own.__name__], own.__module__)
+    kit = [name for name in testing.__all__ if name.startswith("assert")]
+    lines += _public("For your own teachers and students", kit, "mlff_distiller.testing")
+    lines += _public("An architecture", ["Architecture"], "mlff_distiller.students.architecture")
+    return lines
+
+
 def _write_generated_pages() -> None:
-    """What cli.md, configuration.md and validation.md include, taken from the program itself."""
+    """What api, cli, configuration and validation include, taken from the program itself."""
     folder = Path(__file__).parent / "generated"
     folder.mkdir(exist_ok=True)
     commands = _command_pages(typer.main.get_command(cli.app), "mlff-distiller")
     (folder / "commands.md").write_text("\n".join(commands) + "\n", encoding="utf-8")
+    (folder / "api.md").write_text("\n".join(_api_page()) + "\n", encoding="utf-8")
     settings = yaml.safe_dump(to_plain(Config()), sort_keys=False)
     (folder / "settings.yaml").write_text(settings, encoding="utf-8")
     rows = ["| Check | Limit | A failure means | Why this limit |", "|---|---|---|---|"]

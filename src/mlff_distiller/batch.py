@@ -23,7 +23,7 @@ _LARGEST_POSITION = 1e6
 
 
 DENSEST = 50.0
-"""Atoms in 1 Å³ that are no structure: real matter has some 0.2."""
+"""More atoms in 1 Å³ than any structure has: real matter has some 0.2."""
 
 
 def refuse_density(atoms_per_A3: float, densest: float = DENSEST) -> None:
@@ -71,7 +71,7 @@ def check_structure(atoms: Atoms, name: str = "structure") -> None:
     if numbers.min() < 1 or numbers.max() > 118:
         atom = int(np.flatnonzero((numbers < 1) | (numbers > 118))[0])
         raise StructureError(
-            f"{name}: atom {atom} is no element",
+            f"{name}: the number of atom {atom} is not that of an element",
             expected="atomic numbers from 1 to 118",
             found=int(numbers[atom]),
         )

@@ -56,7 +56,7 @@ class Lock:
     """The right to write ``path``, a file or an existing folder; taken at once or not at all.
 
     A context manager. It is an exclusive ``flock`` on ``FOLDER/.lock``, or on ``.FILE.lock``
-    beside a file, which is removed when the lock is freed. The kernel frees it when the process
+    next to a file, which is removed when the lock is freed. The kernel frees it when the process
     ends, however it ends. A forked child does not share it.
 
     Parameters
@@ -310,7 +310,7 @@ def sha256_of_file(path: Path) -> str:
 
 
 class EventLog:
-    """JSON lines, one event a line; what is no event, such as a line torn by a crash, is left out.
+    """JSON lines, one event per line; what is not an event, as a torn line, is left out.
 
     It is a record for people and plots: nothing that was paid for is in it alone.
     """

@@ -28,7 +28,7 @@ _CANDIDATES_AT_ONCE = 2**22
 _FEW_ATOMS = 256
 """So few are not counted in cubes of 1 Å, as their pairs are few."""
 PADDING_ATOMS = 16
-"""At least so many share the edges of ``padding``."""
+"""At least this many systems share the edges of ``padding``."""
 _EDGES_ROUND = 256
 
 

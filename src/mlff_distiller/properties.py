@@ -48,7 +48,7 @@ LABELS: dict[str, Property] = {
 """
 
 SUM_WITHIN = 1e-6
-"""eV per atom by which ``energies`` may miss ``energy``; else they are no shares of it."""
+"""eV per atom by which ``energies`` may miss ``energy``; else they are not shares of it."""
 
 
 def add_up(energies: np.ndarray, energy: float) -> bool:

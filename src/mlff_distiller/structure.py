@@ -74,7 +74,7 @@ def warn_of_what_labels_lack(frames: Sequence[Atoms], source: object) -> None:
     for index, atoms in enumerate(frames):
         where = f"structure {index}"
         if atoms.get_initial_magnetic_moments().ndim > 1:
-            found.setdefault("directions of magnetic moments, only one number an atom", where)
+            found.setdefault("directions of magnetic moments, only one number per atom", where)
         if "total_spin" in atoms.info and "spin" not in bare(atoms).info:
             found.setdefault("info['total_spin']: give the multiplicity as 'spin'", where)
     for what, where in found.items():

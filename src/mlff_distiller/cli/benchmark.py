@@ -88,7 +88,7 @@ def run_benchmark(
     words = [_named(word) for word in [*(student or []), *(teacher or [])]]
     if out is None or not words:
         raise ConfigError(
-            "what is to be measured, and where do the results go?",
+            "nothing to measure, or no folder for the results",
             expected="--student or --teacher, and --out FOLDER",
         )
     _check_students(student or [])
@@ -166,7 +166,7 @@ def _print_cases(result: Result) -> None:
             if (case["memory"][where] or {}).get("grows"):
                 rate = case["memory"][where]["growth_bytes_per_step"]
                 console.print(
-                    f"[bold red]memory grows[/] ({where}) by {rate:.0f} bytes a step: "
+                    f"[bold red]memory grows[/] ({where}) by {rate:.0f} bytes per step: "
                     + escape(f"{case['model']} {case['engine']} {case['system']}"),
                     soft_wrap=True,
                 )

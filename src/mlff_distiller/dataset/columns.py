@@ -29,7 +29,7 @@ class Column:
     shape: tuple[int, ...]
     dtype: np.dtype
     optional: bool = False
-    """Of atoms, and lacking, all NaN, in records of most teachers."""
+    """A per-atom column that most teachers lack: all NaN, and then not stored."""
 
     @cached_property
     def row_bytes(self) -> int:
@@ -55,7 +55,7 @@ COLUMNS: dict[str, Column] = {
     "group": Column("system", (), np.dtype("<i8")),
     "info": Column("byte", (), np.dtype("u1")),
 }
-"""In the order of the checksum, but for the rule given at ``Rows.checksums``."""
+"""In the order of the checksum, except for the rule given at ``Rows.checksums``."""
 
 OPTIONAL = tuple(name for name, column in COLUMNS.items() if column.optional)
 

@@ -32,7 +32,7 @@ REJECTED = "rejected.jsonl"
 _EVENTS = ("rejected", "contradicts")
 _AT_ONCE = 512
 _NEXT_FRAME = 0.1
-"""Å an atom moved at most from one frame of a trajectory to the next, but for decorrelated ones."""
+"""Å an atom moved at most from one frame of a trajectory to the next, except decorrelated ones."""
 
 OnProgress = Callable[[float, int], None]
 """Called with the share of the source that is read, from 0 to 1, and the frames so far."""
@@ -112,7 +112,7 @@ def import_frames(
 
 
 def _forget_what_holds_nothing(out: Path) -> None:
-    """An import that kept no label binds no folder, whoever made it, and however it ended."""
+    """An import that kept no label does not bind a folder, however it ended."""
     with suppress(DatasetError), Lock(out, in_use=DatasetInUseError, refused=DatasetError):
         if not read_manifest(out).shards:
             unlisted = [path for path in out.glob("*.h5") if SHARD_NAME.fullmatch(path.name)]
@@ -151,7 +151,7 @@ class Kin:
         self._last = Atoms()
 
     def group(self, source: int, atoms: Atoms, name: str = "") -> int:
-        """Of the next frame of the ``source``-th file; must be asked in order."""
+        """Group of the next frame of the ``source``-th file; frames must come in order."""
         if name:
             if (source, name) not in self._named:
                 self._number += 1
@@ -215,7 +215,7 @@ def _metadata(
 
 
 def _sha256(path: Path) -> str:
-    """Of a file; of a folder, of the names and digests of what is in it."""
+    """SHA-256 of a file, or of the names and digests of a folder's files."""
     if path.is_file():
         return sha256_of_file(path)
     listed = {

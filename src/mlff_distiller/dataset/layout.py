@@ -26,7 +26,7 @@ SCHEMA, _LEAST_WRITTEN = 4, 3
 is: those of ``LAYOUTS`` are read, others refused."""
 
 INDEX = ("offsets", "info_offsets")
-"""Datasets beside the tables: (n + 1,) int64."""
+"""Datasets next to the tables: (n + 1,) int64."""
 
 _CHECKSUM = Column("system", (), np.dtype("<u8"))
 
@@ -119,7 +119,7 @@ def _pack(table: Table, columns: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def size_of_shard(descriptor: int) -> int:
-    """Bytes; refuses what is no file of this format before HDF5 sees it."""
+    """Bytes; refuses what is not a file of this format before HDF5 sees it."""
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         raise DatasetError("not a regular file")
@@ -161,7 +161,7 @@ def other_schema(name: str, found: int, newest: int) -> DatasetError:
     newer = "this dataset was written by a newer version of MLFF Distiller: upgrade"
     older = "this dataset was written by an older version of MLFF Distiller: read it with that one"
     return DatasetError(
-        f"{name} is of another schema",
+        f"{name} has another schema",
         expected=f"schema {newest}",
         found=f"schema {found}",
         remedy=newer if found > newest else older,
@@ -169,7 +169,7 @@ def other_schema(name: str, found: int, newest: int) -> DatasetError:
 
 
 def tables_of(file: h5py.File, schema: int) -> dict[str, Table]:
-    """Those of the schema, but for optional ones that are not there."""
+    """Those of the schema, except optional ones that are absent."""
     return {
         name: table
         for name, table in LAYOUTS[schema].items()

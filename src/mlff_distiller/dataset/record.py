@@ -106,9 +106,9 @@ def provenance_of(rows: Rows, number: int) -> dict[str, Any]:
     try:
         provenance = json.loads(rows.columns["info"][span].tobytes())
     except (ValueError, RecursionError) as error:
-        raise DatasetError(f"provenance of record {number} is no JSON", found=error) from error
+        raise DatasetError(f"provenance of record {number} is not JSON", found=error) from error
     if not isinstance(provenance, dict):
-        raise DatasetError(f"provenance of record {number} is no JSON object", found=provenance)
+        raise DatasetError(f"provenance of record {number} is not a JSON object", found=provenance)
     return provenance
 
 

@@ -42,7 +42,7 @@ _MOST_READ = 1 << 30  # bytes one system call is asked for; Linux gives 2 GiB at
 class Shard:
     """A shard open for reading; ``DatasetError`` names it if it is not one of ours or damaged.
 
-    Raises ``FileNotFoundError`` if it is gone. Memory: 16 bytes a record.
+    Raises ``FileNotFoundError`` if it is gone. Memory: 16 bytes per record.
     """
 
     tables: dict[str, Table]  # those it has of its schema
@@ -149,7 +149,7 @@ class Shard:
 def read(parts: Sequence[tuple[Shard, np.ndarray]]) -> Rows:
     """Strictly ascending records of each shard, one part after another, checksums verified.
 
-    Cost: a system call for each table and run of neighbouring records, and 5 µs a record.
+    Cost: a system call for each table and run of neighbouring records, and 5 µs per record.
     """
     rows, damaged = inspect(parts)
     if len(damaged):

@@ -45,7 +45,7 @@ def split_by_group(
         raise DatasetError(
             f"{len(groups)} records cannot be split into training, validation and test parts",
             expected=f"at least {FEWEST_GROUPS} groups of related structures",
-            found=f"{len(free)}" + (" beside those kept for training" if always_train else ""),
+            found=f"{len(free)}" + (", apart from those kept for training" if always_train else ""),
             remedy="sample more: more seed structures, or more labels for each of them",
         )
     largest = free[sizes[free].argmax()]

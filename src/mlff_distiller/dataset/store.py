@@ -81,7 +81,7 @@ class Dataset:
     def read(self, indices: Sequence[int] | np.ndarray) -> Batch:
         """Records ``indices`` (m,) in that order, repetitions allowed; missing labels are NaN.
 
-        Every record's checksum is verified. Cost: some 35 µs a record at random, 4 in runs.
+        Every record's checksum is verified. Cost: some 35 µs per record at random, 4 in runs.
         """
         return to_batch(self._rows(indices))
 
@@ -109,7 +109,7 @@ class Dataset:
     def label_set_hash(self) -> str:
         """SHA-256 of the set of (key, labels): equal whatever order, shards and provenance are.
 
-        Some 20 µs a record.
+        Some 20 µs per record.
         """
         digests = []
         for record in self.iterate():

@@ -26,7 +26,7 @@ _ATTEMPTS = 5
 
 @dataclass
 class VerifyReport:
-    """``problems`` are losses, one a line; ``notes`` are leftovers that cost nothing."""
+    """``problems`` are losses, one per line; ``notes`` are leftovers that cost nothing."""
 
     path: Path
     n_records: int = 0

@@ -1,9 +1,9 @@
 """The one writer of a dataset.
 
-An append writes one new shard, then replaces the manifest, each durably; whoever dies at any
+An append writes one new shard, then replaces the manifest, each durably; a crash at any
 instant costs at most the batch in flight. When the last thirty-two shards are of one tier, as many
 of them as give at most 128 MiB are merged into one of the next. So the files are some 31 for each
-of about four tiers and one for each 64 to 128 MiB, and each record is rewritten once a tier.
+of about four tiers and one for each 64 to 128 MiB, and each record is rewritten once per tier.
 Record numbers never change.
 """
 

@@ -1,6 +1,6 @@
-"""``StudentCalculator``: a student as an ASE calculator that costs next to nothing beside it.
+"""``StudentCalculator``: a student as an ASE calculator that costs next to nothing.
 
-ASE asks a calculator for several properties a step, and for each compares the atoms with a copy
+ASE asks a calculator for several properties per step, and for each compares the atoms with a copy
 in Python objects: that is most of a fast step. Here ``get_property`` compares bytes, once.
 """
 
@@ -210,7 +210,7 @@ class _Snapshot:
 
     @classmethod
     def of(cls, atoms: Atoms, last: _Snapshot | None = None) -> _Snapshot:
-        """Of ``atoms``; all but the positions is that of ``last``, itself, where it is equal."""
+        """A snapshot of ``atoms``; whatever equals ``last``, except positions, is taken from it."""
         state = _state(atoms)
         positions = np.array(atoms.arrays["positions"], dtype=np.float64, order="C")
         if last is not None and last.state[1:] == state[1:]:

@@ -28,7 +28,7 @@ from mlff_distiller.students import Student
 try:
     from ipi.pes.dummy import Dummy_driver
 except ImportError as error:
-    raise ImportError("i-PI cannot be imported: pip install 'mlff-distiller[ipi]'") from error
+    raise ImportError("i-PI cannot be imported: pip install ipi") from error
 
 Floats = NDArray[np.float64]
 

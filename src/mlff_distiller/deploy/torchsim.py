@@ -19,7 +19,7 @@ try:
 except ImportError as error:
     raise ImportError(
         "TorchSim cannot be imported: it needs Python 3.12 or later, and "
-        "pip install 'mlff-distiller[torchsim]'"
+        "pip install torch-sim-atomistic"
     ) from error
 
 

@@ -40,10 +40,10 @@ def choose_engine(
         raise StudentError("unknown backend", expected="auto, warp or torch", found=backend)
     if skin is not None and not 0 < skin <= _WIDEST_SKIN:
         raise DynamicsError(
-            "the skin is not a sensible one",
+            "the skin is out of range",
             expected=f"more than 0, and at most {_WIDEST_SKIN:g} Å",
             found=skin,
-            remedy="leave it out: some 1 Å is fastest",
+            remedy="leave it out: about 1 Å is fastest",
         )
     # Imported when chosen: each brings kernels of its own.
     engine: Engine
@@ -53,7 +53,7 @@ def choose_engine(
     elif backend == "warp":
         raise StudentError(
             "there are no compiled kernels for this student",
-            expected="a student that has some; 'mlff-distiller students' lists them",
+            expected="a student with kernels; 'mlff-distiller students' lists them",
             found=student.architecture,
             remedy="take backend='auto' or 'torch'",
         )

@@ -52,7 +52,7 @@ _VOIGT = (0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)
 
 
 def pays_to_compile(n_steps: int, n_atoms: int, *, on_gpu: bool) -> bool:
-    """Whether the time that so many steps save is longer than compiling takes, by and large."""
+    """Whether this many steps save, roughly, more time than compiling takes."""
     return n_steps >= _LONG_ON_GPU if on_gpu else n_steps * n_atoms >= _LONG_ON_CPU
 
 
@@ -161,7 +161,7 @@ class TorchEngine(Engine):
         return True
 
     def compute(self) -> None:
-        """Totals as well. Worthless once an atom has left its skin: that waits for nobody."""
+        """Totals as well. Worthless once an atom has left its skin, which is not checked."""
         if self.device.is_cpu and self.neighbors.moved.numpy()[0]:
             return
         with self._memory(self.systems.n_atoms), self._on_stream(), torch.no_grad():

@@ -53,7 +53,7 @@ def target_of(engine: str, **options: Any) -> Target:
     """
     if engine not in TARGETS:
         raise ConfigError(
-            f"there is no engine {engine!r} to export to",
+            f"unknown engine {engine!r}",
             expected=f"one of {', '.join(TARGETS)}",
         )
     kind: type[Target] = import_module(f"{__name__}.{engine}").TARGET
@@ -61,7 +61,7 @@ def target_of(engine: str, **options: Any) -> Target:
         return kind(**options)
     except TypeError:
         raise ConfigError(
-            f"{engine} has no such option", found=", ".join(options), remedy="leave it out"
+            f"{engine} does not have this option", found=", ".join(options), remedy="leave it out"
         ) from None
 
 

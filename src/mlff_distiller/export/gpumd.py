@@ -34,7 +34,7 @@ class GPUMD(Target):
     install: ClassVar[str] = "pip install calorine"
 
     def missing(self) -> str | None:
-        return None if find_spec("calorine") else "there is no calorine, which reads the same file"
+        return None if find_spec("calorine") else "calorine is not installed"
 
     def write(self, student: Student, folder: Path, out: Path) -> list[Path]:
         nep = cast(NEP, student)

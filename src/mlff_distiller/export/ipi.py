@@ -26,7 +26,7 @@ class IPI(PythonTarget):
     """An input with 8 beads, and the file by which i-PI finds `StudentDriver`."""
 
     name = "ipi"
-    install = "pip install 'mlff-distiller[ipi]'"
+    install = "pip install ipi"
     modules = ("ipi",)
 
     def evaluate(self, out: Path, atoms: Atoms) -> Found:

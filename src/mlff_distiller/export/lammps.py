@@ -84,7 +84,7 @@ class LAMMPS(Target):
         return out / "mlffdplugin.so"
 
     def _program(self, name: str) -> str | None:
-        """Of the source tree or of this Python's environment, else of the PATH."""
+        """Found in the source tree or this Python's environment, else on the PATH."""
         tree = [] if self.source is None else [self.source / "build", self.source / "src"]
         folders = [*tree, Path(sys.executable).parent]
         path = os.pathsep.join([*map(str, folders), os.environ.get("PATH", os.defpath)])

@@ -22,7 +22,7 @@ from mlff_distiller.structure import default_time_step_fs, enlarge
 from mlff_distiller.students import Student
 
 Run = Callable[[Path, int], None]
-"""Runs an input of LAMMPS, in its own folder, on so many ranks."""
+"""Runs an input of LAMMPS, in its own folder, on the given number of ranks."""
 _Array = NDArray[np.float64]
 RANKS = (1, 2, 4)
 _LIMITS = {
@@ -116,7 +116,7 @@ def _frames(structure: Atoms, elements: tuple[str, ...]) -> Iterator[tuple[str, 
 
 
 def _expected(student: Student, data: Path, frame: Atoms) -> _Results:
-    """Of the structure as the data file has it: LAMMPS turns cells."""
+    """The student's results for the structure in the data file: LAMMPS turns cells."""
     atoms = cast(Atoms, read(data, format="lammps-data", atom_style="atomic", sort_by_id=True))
     atoms.numbers, atoms.pbc = frame.numbers, frame.pbc
     batch = Batch.from_atoms([atoms])

@@ -20,7 +20,7 @@ class OpenMM(PythonTarget):
     """A script around ``MLPotential("mlffd")``."""
 
     name = "openmm"
-    install = "pip install 'mlff-distiller[openmm]'"
+    install = "pip install openmm openmmml"
     modules = ("openmm", "openmmml")
 
     def start(self, atoms: Atoms) -> Atoms:

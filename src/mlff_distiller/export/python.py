@@ -29,7 +29,7 @@ from mlff_distiller.students import Student
 from mlff_distiller.students.registry import architecture_names
 
 LEAST_ATOMS = 32
-"""Of a periodic structure to begin with."""
+"""Atoms of a periodic example structure, at least."""
 VACUUM = 10.0
 """Å, on either side, along vectors that are not periodic."""
 _SECONDS = 600

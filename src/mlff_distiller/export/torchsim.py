@@ -18,7 +18,7 @@ class TorchSim(PythonTarget):
     """A script around `MLFFDModel`."""
 
     name = "torchsim"
-    install = "pip install 'mlff-distiller[torchsim]'"
+    install = "pip install torch-sim-atomistic"
     modules = ("torch_sim",)
 
     def missing(self) -> str | None:

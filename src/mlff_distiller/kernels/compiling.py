@@ -37,10 +37,10 @@ _configuration = threading.Lock()
 
 @cache
 def cache_folder() -> Path:
-    """A folder for compiled kernels that nobody else can write to, nor read.
+    """A folder for compiled kernels that only this user can read and write.
 
     Machine code found there is run. Where the user's cache is not private, kernels go to a new
-    temporary folder, and are compiled once a process.
+    temporary folder, and are compiled once per process.
     """
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = root / "mlff-distiller" / "kernels"

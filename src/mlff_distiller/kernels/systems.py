@@ -37,7 +37,7 @@ class Systems:
 
     @classmethod
     def of_sizes(cls, sizes: NDArray[np.int64], device: wp.Device) -> Systems:
-        """Systems of so many atoms each, none empty."""
+        """Systems with the given numbers of atoms, none empty."""
         sizes = np.asarray(sizes, dtype=np.int64)
         ends = np.cumsum(sizes)
         starts = ends - sizes

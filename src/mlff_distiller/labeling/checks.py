@@ -50,7 +50,7 @@ def write_findings(folder: Path) -> list[Finding]:
 
 
 def check_labels(dataset: Dataset) -> list[Finding]:
-    """Every breach in ``dataset``; reads it twice, some 10 µs a record.
+    """Every breach in ``dataset``; reads it twice, some 10 µs per record.
 
     Net force: forces must sum to zero. Large force: no simulation comes there. Outlier: energy an
     atom, less one energy an element that fits most, far from all others. Energy and forces:

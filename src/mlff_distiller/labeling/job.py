@@ -158,7 +158,7 @@ def _run(
             raise
         except Exception as error:
             raise TeacherError(
-                f"the worker that labelled {asked[0].name} failed, again and again",
+                f"the worker that labelled {asked[0].name} failed repeatedly",
                 found=f"{type(error).__name__}: {error}",
                 remedy="see the workers' logs; the same command continues",
             ) from error
@@ -232,7 +232,7 @@ def _refuse_other_parts(out: Path, teacher: TeacherIdentity, inputs: Mapping[str
 def _collect(
     out: Path, n_shards: int, teacher: TeacherIdentity, inputs: Mapping[str, Any], own: Outcome
 ) -> Outcome:
-    """Copy all parts into ``out``, if all are done and nobody else is at it; then remove them."""
+    """Copy all parts into ``out``, if all are done and no one else copies; then remove them."""
     pending = Outcome(**{**asdict(own), "collected": False})
     if len(_outcomes(out)) < n_shards:
         return pending
@@ -273,7 +273,7 @@ def _collect(
 
 
 def _outcomes(out: Path) -> dict[Path, Outcome]:
-    """Of each part that is done."""
+    """Outcome of each finished part."""
     paths = sorted(out.glob(f"{PARTS}/*-of-*/{_OUTCOME}"))
     remedy = "remove it, and label that part again: nothing is asked for twice"
     return {path.parent: Outcome(**read_json(path, _COUNTS, remedy=remedy)) for path in paths}

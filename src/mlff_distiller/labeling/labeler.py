@@ -41,7 +41,7 @@ def metadata_of_labels(
 
 
 class LabelStore:
-    """Labels by one teacher, each kept once; what it failed on is quarantined beside them."""
+    """Labels by one teacher, each kept once; what it failed on goes to quarantine."""
 
     def __init__(self, writer: DatasetWriter, teacher: TeacherIdentity) -> None:
         self.writer, self.fingerprint = writer, teacher.fingerprint()
@@ -56,7 +56,7 @@ class LabelStore:
         return f"{len(self.failed)} failed: {why}" if self.failed else ""
 
     def keys(self, frames: Sequence[Atoms]) -> list[str]:
-        """Of the labels of ``frames``."""
+        """Keys of the labels of ``frames``."""
         return [label_key(atoms, self.fingerprint) for atoms in frames]
 
     def unknown(self, keys: Sequence[str]) -> list[int]:

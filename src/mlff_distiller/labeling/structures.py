@@ -20,7 +20,7 @@ from mlff_distiller.errors import StructureError
 from mlff_distiller.structure import bare, warn_of_what_labels_lack
 
 _KIN = ("seed", "branch", "walker", "segment", "step", "probe")
-"""What ``sample`` writes beside a structure."""
+"""What ``sample`` writes with a structure."""
 
 
 @dataclass(frozen=True)

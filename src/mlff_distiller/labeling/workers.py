@@ -99,7 +99,7 @@ def answer(request: Request, frames: Sequence[Atoms]) -> list[Labelled]:
 def local_workers(n_workers: int, device: str) -> Iterator[Executor]:
     """Threads of this process; ``cuda`` gives each a device, in turn.
 
-    Left by an exception, it ends the teachers, whatever they are at.
+    Left by an exception, it ends the teachers at once.
     """
     started: list[TeacherCalculator] = []
     devices = itertools.cycle(_devices(device))
@@ -140,7 +140,9 @@ def cluster_workers(cluster: Cluster, folder: Path) -> Iterator[Executor]:
         from distributed import Client, LocalCluster, Security
     except ImportError as error:
         raise ConfigError(
-            "a cluster needs dask", found=error, remedy="pip install 'mlff-distiller[cluster]'"
+            "a cluster needs dask",
+            found=error,
+            remedy="pip install cryptography dask-jobqueue distributed",
         ) from error
     folder.mkdir(parents=True, exist_ok=True)
     folder = folder.absolute()  # jobs start elsewhere

@@ -70,7 +70,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             remedy="put it back from a copy, or start again (overwrite)",
         ) from error
     if header["schema"] != SCHEMA:
-        raise DynamicsError(f"{path} is of another schema", expected=SCHEMA, found=header["schema"])
+        raise DynamicsError(f"{path} has another schema", expected=SCHEMA, found=header["schema"])
     return header, arrays
 
 
@@ -127,7 +127,7 @@ def check_same(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> Non
     ]
     if names:
         raise ConfigError(
-            f"{path} is of another simulation: {', '.join(names)}",
+            f"{path} belongs to another simulation: {', '.join(names)}",
             expected={name: found.get(name) for name in names},
             found={name: wanted.get(name) for name in names},
             remedy="repeat the first command, choose another name, or overwrite",

@@ -13,7 +13,7 @@ from mlff_distiller.md.record import ForceField
 from mlff_distiller.structure import bonds_of
 
 _SQUEEZE = 0.01
-"""Of all lengths: the cells that resistance is measured between."""
+"""Strain of the two cells between which the resistance is measured."""
 _MODULI_GPA = (1.0, 1000.0)
 """From liquid argon to twice diamond."""
 

@@ -25,7 +25,7 @@ Array = NDArray[np.float64]
 OnStep = Callable[[int, int], None]
 
 _BURST = 2.0
-"""A volume so much larger or smaller than the first is another phase, or none."""
+"""A volume this much larger or smaller than the first is another phase, or none."""
 _LONGEST = 2048
 """Steps of one sample of the clock."""
 
@@ -53,7 +53,7 @@ class ForceField:
     name: str
     calculator: BaseCalculator
     dtype: Literal["float32", "float64"] = "float32"
-    """Of a student's dynamics."""
+    """Precision of a student's dynamics."""
 
     @property
     def student(self) -> Student | None:

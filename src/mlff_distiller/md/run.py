@@ -47,7 +47,7 @@ class MDResult:
     n_steps: int
     """In all, of this run and those that it continued."""
     seconds: float
-    """Of this run's steps, without start-up."""
+    """Wall time of this run's steps, without start-up."""
     ns_per_day: float
     seed: int
     """What repeats it, given again: drawn, if none was given."""
@@ -169,7 +169,9 @@ def _settings(ensemble: dict[str, Any]) -> Ensemble:
 
 def _n_steps(n_steps: int | None, time_ps: float | None, time_step_fs: float) -> int:
     if (n_steps is None) == (time_ps is None):
-        raise ConfigError("how long?", expected="either time_ps or n_steps")
+        raise ConfigError(
+            "the length of the run is not given", expected="either time_ps or n_steps"
+        )
     if n_steps is not None:
         return whole_number("n_steps", n_steps, 0)
     if not isinstance(time_ps, int | float | np.number) or not 0 <= time_ps < np.inf:
@@ -182,7 +184,7 @@ def whole_number(name: str, value: object, least: int) -> int:
     if isinstance(value, int | float | np.number) and value >= least and float(value).is_integer():
         return int(value)
     raise ConfigError(
-        f"{name} is no number of steps", expected=f"a whole number, {least} or more", found=value
+        f"{name} is not a number of steps", expected=f"a whole number, {least} or more", found=value
     )
 
 

@@ -40,7 +40,7 @@ _MODES = {
 
 @dataclass(frozen=True)
 class Observables:
-    """Of each system (n_systems,); energies in eV. Pressure and volume are NaN without a volume."""
+    """Values (n_systems,), energies in eV. Pressure and volume are NaN without a volume."""
 
     potential_energy: Array
     kinetic_energy: Array
@@ -265,7 +265,7 @@ class Simulation:
 
     @property
     def n_rebuilds(self) -> int:
-        """How often neighbours were found anew."""
+        """How often neighbours were searched again."""
         return self._n_rebuilds
 
     def advance(self, n_steps: int) -> None:
@@ -343,7 +343,7 @@ class Simulation:
         return now
 
     def _find_neighbors(self, step: int) -> None:
-        """Find neighbours anew, and finish the step that an atom's leaving its skin has halted."""
+        """Rebuild neighbours, and finish the step that an atom's leaving its skin has halted."""
         broken = int(self._broken.numpy()[0])
         if broken >= integrators.CELL_BROKE:
             system = broken - integrators.CELL_BROKE

@@ -20,7 +20,7 @@ Array = NDArray[np.float64]
 N_BLOCKS = 10
 """Ten blocks know their own scatter to within 1/sqrt(2·9) = 24 %."""
 _WINDOW = 5.0
-"""Sokal's: the sum over the autocorrelation ends at so many correlation times."""
+"""Sokal's: the sum over the autocorrelation ends after this many correlation times."""
 N_MEDIANS = 20
 N_QUANTILES = 101
 _N_DRAWS = 1000
@@ -109,7 +109,7 @@ def correlation_time(series: Array) -> float:
 
 
 def growth(steps: Array, memory_bytes: Array) -> dict[str, Any]:
-    """Slope in bytes a step, its standard error, and whether that is a leak.
+    """Slope in bytes per step, its standard error, and whether that is a leak.
 
     A leak grows by 256 KiB in all, steadily: at least three of four quarters of the run each bring
     a tenth of it, and the slope half. A cache fills once. Below 500 steps nobody knows (None). The
@@ -197,7 +197,7 @@ def quiet(block_medians: Sequence[float]) -> float:
 def noise(repeats: Sequence[Sequence[float]]) -> float:
     """By how much the quietest repeat could be off, relative; from the block medians of each.
 
-    It is its distance to the next (for want of one, the scatter of its blocks), or half of what
+    It is its distance to the next (without one, the scatter of its blocks), or half of what
     disturbs its usual step, if that is more: where hardly any part was quiet, who knows.
     """
     levels = [quiet(blocks) for blocks in repeats]

@@ -1,4 +1,4 @@
-"""The thermodynamic log of a simulation: CSV or JSON lines, a row for each system and instant."""
+"""The thermodynamic log of a simulation: CSV or JSON lines, one row per system and instant."""
 
 from __future__ import annotations
 

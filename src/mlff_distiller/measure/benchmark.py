@@ -126,7 +126,7 @@ class MDBenchmark:
         for words, known in ((ensembles, ("nve", "nvt", "npt")), (engines, ("ase", "run_md"))):
             for word in words:
                 if word not in known:
-                    raise ConfigError(f"unknown: {word!r}", expected=", ".join(known))
+                    raise ConfigError(f"unknown name {word!r}", expected=", ".join(known))
         self.ensembles, self.engines = tuple(ensembles), tuple(engines)
         if not self.contenders or not self.systems or not self.ensembles or not self.engines:
             raise ConfigError("nothing to measure", expected="a model, a system and an ensemble")

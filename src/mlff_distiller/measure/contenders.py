@@ -31,7 +31,7 @@ class Contender:
     device: str
     student: Student | None = None
     spec: str = ""
-    """Of a teacher."""
+    """The teacher's SPEC; '' for other models."""
     load_s: float = 0.0
     """What it took until it could be asked: reading weights, starting a teacher's process."""
     compile: bool = False
@@ -139,7 +139,7 @@ def contenders_of(
 
 
 def _usual_name(path: Path) -> str:
-    """Of RUN and RUN/student the run's, of a file the file's."""
+    """The run's name for RUN and RUN/student, a file's name for a file."""
     resolved = path.resolve()
     return resolved.parent.name if resolved.name == "student" else resolved.stem
 

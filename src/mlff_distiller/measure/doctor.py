@@ -287,7 +287,7 @@ def _triton(device: str | None) -> Check:
         )
     release = installed(("triton",)).get("triton", "")
     if device is None:
-        return Check("triton", "ok", f"{release}; not run, for want of a GPU")
+        return Check("triton", "ok", f"{release}; not run, because there is no GPU")
     began = time.perf_counter()
     try:
         off = triton_probe.run(device)

@@ -76,7 +76,7 @@ def installed(names: tuple[str, ...]) -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """Of the checkout this package runs from, "+" if it was changed; None if it is installed."""
+    """Commit of the checkout this runs from, with "+" if changed; None if it is installed."""
     root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
         return None

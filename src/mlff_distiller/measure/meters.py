@@ -1,4 +1,4 @@
-"""What is read beside the steps: memory of the processes, and the GPU's state over time."""
+"""What is read during the steps: memory of the processes, and the GPU's state over time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mlff_distiller.md.statistics import growth
 from mlff_distiller.measure.nvml import Nvml, Reading, open_nvml
 
 MOST_POINTS = 200
-"""Of a series that is kept."""
+"""Points kept of a series."""
 SECONDS_BETWEEN_READINGS = 0.1
 
 

@@ -21,7 +21,7 @@ _THROTTLES = {
 
 @dataclass(frozen=True)
 class Reading:
-    """Of one moment; None where this GPU does not say."""
+    """What the GPU reports at one moment; None where it does not say."""
 
     utilisation_percent: float | None
     power_W: float | None

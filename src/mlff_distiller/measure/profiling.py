@@ -118,7 +118,7 @@ def profile(
     teachers = [one for one in contenders if one.kind == "teacher"]
     if len(teachers) > 1:
         raise ConfigError(
-            "one teacher at a time: in one process they spoil each other",
+            "only one teacher can be profiled at a time",
             found=", ".join(one.name for one in teachers),
         )
     for one in teachers:

@@ -59,7 +59,7 @@ def read_result(path: str | Path) -> Result:
 
 
 def key_of(case: dict[str, Any]) -> Key:
-    """Of a case, or of a row of a baseline."""
+    """The key of a case, or of a row of a baseline."""
     return tuple(case[name] for name in KEY)
 
 
@@ -86,7 +86,7 @@ class Comparison:
 
     @property
     def verdict(self) -> Literal["slower", "faster", "same"]:
-        """Of B; "same" where the interval holds 1."""
+        """What B is relative to A; "same" where the interval holds 1."""
         return "slower" if self.low > 1 else "faster" if self.high < 1 else "same"
 
 
@@ -221,14 +221,14 @@ def check(result: Result, against: str | Path) -> list[Verdict]:
     baseline = _read(path, _BASELINE, _WORDS)
     if baseline["machine"] != machine_of(result):
         raise ConfigError(
-            f"{path} is of another machine",
+            f"{path} belongs to another machine",
             expected=machine_of(result),
             found=baseline["machine"],
         )
     found = list(_verdicts(result, {key_of(row): row for row in baseline["cases"]}))
     if not found:
         raise ConfigError(
-            f"{path} has none of these cases",
+            f"{path} holds none of these cases",
             expected="; ".join(name_of(key_of(row)) for row in baseline["cases"]),
             found="; ".join(name_of(key_of(case)) for case in result.cases) or "no case at all",
         )

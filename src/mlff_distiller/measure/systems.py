@@ -47,7 +47,7 @@ def build_system(spec: str) -> System:
         name, size = spec, ""
     n_atoms = int(float(size)) if size else 0
     if size and not 1 <= n_atoms <= LARGEST:
-        raise ConfigError(f"{spec!r} has no sensible size", expected=f"1 to {LARGEST} atoms")
+        raise ConfigError(f"the size in {spec!r} is out of range", expected=f"1 to {LARGEST} atoms")
     if name in BUILT_IN:
         return BUILT_IN[name](n_atoms)
     if not Path(name).is_file():
@@ -153,4 +153,4 @@ BUILT_IN: dict[str, Callable[[int], System]] = {
     "copper-slab": _slab("copper-slab", lambda: fcc111("Cu", (4, 4, 4), orthogonal=True), 64),
     "silicon-slab": _slab("silicon-slab", lambda: diamond100("Si", (2, 2, 8)), 32),
 }
-"""Of at least so many atoms, or, asked for 0, of a usual size."""
+"""By name: makes a system of at least the given number of atoms; 0 means the usual size."""

@@ -24,8 +24,8 @@ EnsembleName = Literal["nve", "nvt", "npt"]
 
 LOOK_EVERY = 10
 """Steps between two looks at energy and memory; the clock stands meanwhile."""
-STEPS_A_SAMPLE = 100
-"""Of ``run_md``, which does not come back to the host after each; its log's interval too."""
+STEPS_PER_SAMPLE = 100
+"""Steps per sample of ``run_md``, which rarely returns to the host; its log's interval too."""
 _PILOT_SECONDS = 0.5
 
 
@@ -145,7 +145,7 @@ def run_student(
     A short run comes first: it tells how many steps fill ``least_seconds``, and whether ten
     samples fit into ``most_seconds``; if not, they are of fewer steps.
     """
-    sample = max(1, min(STEPS_A_SAMPLE, plan.n_steps // 10))
+    sample = max(1, min(STEPS_PER_SAMPLE, plan.n_steps // 10))
     pilot = max(1, sample // 10)
     frames, trial, settings = [atoms.copy() for atoms in start], Trial(), asdict(plan.settings)
     memory.mark(-1)

@@ -69,11 +69,11 @@ def walk(
         walker.segment += 1
         [labels] = label([moved], [origin]) if moved is not None else [None]
         if labels is None or moved is None:
-            # A teacher that fails may have to be started anew each time.
+            # A teacher that fails may have to be restarted each time.
             fruitless += 5 if walker.failure else 1
             if fruitless >= 20 * len(group):
                 raise DistillerError(
-                    f"the teacher's dynamics stopped at {n} labels: every walker breaks down",
+                    f"the teacher's dynamics stopped at {n} labels: every walker broke down",
                     expected=f"{n_labels} labels",
                     found=walker.failure or None,
                     remedy="choose structures the teacher can evaluate"

@@ -10,7 +10,7 @@ from ase import Atoms
 from mlff_distiller.sampling.select import densities, descriptors
 
 _SAME = 1e-3
-"""Of the spread of features; rounding is at 1e-6, and atoms displaced by 0.01 Å are at 1e-2."""
+"""Share of the features' spread; rounding gives 1e-6, atoms displaced by 0.01 Å give 1e-2."""
 _AT_ONCE = 512
 """Atoms whose distances to all others are in memory together."""
 

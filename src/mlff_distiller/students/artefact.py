@@ -116,7 +116,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     config = read_json(file, {"schema": 0}, error=StudentError, remedy=remedy)
     if not config:
         raise StudentError(
-            f"{path} is no student",
+            f"{path} is not a student",
             expected="a folder with config.json and weights.safetensors, or a nep.txt",
             found="no config.json there",
         )

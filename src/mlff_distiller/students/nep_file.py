@@ -1,4 +1,4 @@
-"""``nep.txt``: the file that GPUMD, LAMMPS (``pair_style nep``) and calorine read."""
+"""``nep.txt``: the file that GPUMD and calorine read."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def read_nep(path: str | Path) -> NEP:
     path = Path(path)
     try:
         if path.stat().st_size > _LARGEST_FILE:
-            raise StudentError(f"{path} is no NEP file", found=f"{path.stat().st_size} bytes")
+            raise StudentError(f"{path} is not a NEP file", found=f"{path.stat().st_size} bytes")
         lines = path.read_text(encoding="ascii").splitlines()
         return _parse(lines)
     except (ValueError, IndexError, KeyError, StopIteration) as error:
         raise StudentError(
             f"{path} is not a readable NEP4 potential",
             expected="a header of nep4[_zbl], [zbl], cutoff, n_max, basis_size, l_max, ANN; "
-            "then one number a line",
+            "then one number per line",
             found=f"{type(error).__name__}: {error}",
         ) from error
     except OSError as error:
@@ -163,7 +163,7 @@ def _zbl_table(
 def export_nep(student: NEP, folder: Path, frames: Sequence[Batch]) -> dict[str, str]:
     """Write ``nep.txt`` into ``folder``, with tables as large as ``frames`` need."""
     write_nep(student, folder / "nep.txt", max_neighbors=most_neighbors(frames, student))
-    return {"nep.txt": "GPUMD, LAMMPS (`pair_style nep`) and calorine"}
+    return {"nep.txt": "GPUMD and calorine; `mlff-distiller export` writes what LAMMPS needs"}
 
 
 def most_neighbors(frames: Sequence[Batch], student: NEP) -> tuple[int, int]:

@@ -144,7 +144,7 @@ def _decided(student: NEP) -> dict[str, float]:
 
 ARCHITECTURE = Architecture(
     NEP,
-    "the form NEP4: fast, and read by GPUMD and LAMMPS",
+    "the form NEP4: fast, and runs in GPUMD and LAMMPS",
     NEPSettings,
     nep_for,
     presets={

@@ -27,7 +27,7 @@ _HIGHEST_OF_FIRST = 4
 _RATE_OF = 64, 2
 """Channels and layers up to which the learning rate is the given one."""
 _FIRST_NORM_WIDTH = 1e-3
-"""Of students whose ``config`` does not say: what they were trained with."""
+"""For students whose ``config`` does not say: what they were trained with."""
 
 
 class PaiNN(Student):

@@ -24,13 +24,13 @@ UNIVERSAL = tuple(number for term in ZBL_TERMS for number in term)
 """a1, b1 .. a4, b4 of Ziegler, Biersack and Littmark."""
 
 ZBL_REACH = 1.1
-"""Of the shortest distance seen: what saturates below ZBL's radius then stays within the data."""
+"""Times the shortest distance seen: so messages saturate within the data."""
 _RARE = 1e-3
 """Share of atoms that may feel the repulsion of a kind: its curvature jumps where it ends."""
 _NEARER = 0.95
-"""Of the distance up to which so few are."""
+"""Times the distance within which only that share of atoms comes."""
 _CONTACT = 1.75
-"""Of the sum of covalent radii: as close as molecules come to each other, about."""
+"""Times the sum of covalent radii: about as close as molecules come to each other."""
 _CONTACT_FRAMES = 4096
 _ATOMS_AT_ONCE = 4096
 _BIN = 1e-3  # Å
@@ -39,7 +39,7 @@ _BIN = 1e-3  # Å
 class ZBL(nn.Module):
     """Screened Coulomb repulsion, full below a pair's inner radius and gone beyond its outer one.
 
-    Its tensors follow the student's device and type but are no weights: ``pairs`` are part of the
+    Its tensors follow the student's device and type but are not weights: ``pairs`` are part of the
     student's ``config``.
 
     Parameters

@@ -43,7 +43,7 @@ def _resolve(name: str, argument: str | None) -> tuple[str, dict[str, Any]]:
 FAMILY = Family(
     name="ani",
     package="torchani",
-    install='"mlff-distiller[ani]"',
+    install='"torchani==2.2.4" "setuptools<81"',
     requirements='"torchani==2.2.4" "setuptools<81"',
     licence="MIT",
     usage="",
@@ -95,7 +95,7 @@ def load(arguments: dict[str, Any], device: str, allow_download: bool) -> Loaded
     indices = torchani.utils.ChemicalSymbolsToInts(constants.species)
 
     def gradients(energies: Any, *variables: Any) -> list[Any]:
-        """Of each network's energies (n_frames,), summed: a pass each, for the spread of forces."""
+        """Gradients of each network's summed energies (n_frames,); a pass each, for the spread."""
         return [
             torch.autograd.grad(energy.sum(), variables, retain_graph=True) for energy in energies
         ]

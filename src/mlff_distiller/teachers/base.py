@@ -129,7 +129,7 @@ class TeacherCalculator(Calculator):
 
     @property
     def pid(self) -> int | None:
-        """Of the teacher's process; None while none runs."""
+        """The teacher's process id; None while none runs."""
         return self._session.pid
 
     @property

@@ -48,7 +48,7 @@ def _resolve(name: str, argument: str | None) -> tuple[str, dict[str, Any]]:
 FAMILY = Family(
     name="chgnet",
     package="chgnet",
-    install='"mlff-distiller[chgnet]"',
+    install="chgnet",
     requirements="chgnet",
     licence="Modified BSD (BSD-3-Clause)",
     usage="chgnet:PATH",
@@ -78,7 +78,7 @@ def _tensors(path: Path) -> dict[str, Any]:
             f"the CHGNet checkpoint {path} cannot be read",
             expected="tensors, numbers and text alone, as the library's own have them",
             found=f"{type(error).__name__}: {str(error).splitlines()[0]}",
-            remedy="if you trust whoever made it, load it with CHGNet.from_file, and save "
+            remedy="if you trust its source, load it with CHGNet.from_file, and save "
             "{'model': model.as_dict()} with torch.save",
         ) from error
 

@@ -113,7 +113,7 @@ def no_argument(name: str, argument: str | None) -> None:
 
 
 def digest(paths: Sequence[Path]) -> str | None:
-    """SHA-256 of one file; of several, that of their digests, one a line, in order."""
+    """SHA-256 of one file; of several, that of their digests, one per line, in order."""
     digests = []
     for path in paths:
         content = hashlib.sha256()

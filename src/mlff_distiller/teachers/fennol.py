@@ -38,10 +38,10 @@ def _resolve(name: str, argument: str | None) -> tuple[str, dict[str, Any]]:
     for path in paths:
         if not path.endswith(".fnx"):  # the library reads some others as pickles, which run code
             raise TeacherError(
-                f"teacher {spec!r}: {path} is no .fnx file",
+                f"teacher {spec!r}: {path} is not a .fnx file",
                 expected="a model that FeNNol saved as .fnx",
                 found=Path(path).suffix or "no suffix",
-                remedy="if you trust whoever made it, save it anew: "
+                remedy="if you trust its source, save it again: "
                 "FENNIX.load('model.pkl').save('model.fnx')",
             )
     return "fennol:" + ",".join(Path(path).name for path in paths), {"paths": paths}
@@ -50,7 +50,7 @@ def _resolve(name: str, argument: str | None) -> tuple[str, dict[str, Any]]:
 FAMILY = Family(
     name="fennol",
     package="fennol",
-    install='"mlff-distiller[fennol]"',
+    install="fennol jax",
     requirements='fennol "jax[cpu]" ase',
     licence="see the model's source",
     usage="fennol:PATH[,PATH...]",

@@ -85,13 +85,13 @@ def _resolve(name: str, argument: str | None) -> tuple[str, dict[str, Any]]:
             )
     if options.get("precision", _PRECISIONS[0]) not in _PRECISIONS:
         raise TeacherError(
-            f"teacher {spec!r}: there is no such precision",
+            f"teacher {spec!r}: unknown precision",
             expected=" or ".join(_PRECISIONS),
             found=options["precision"],
         )
     if name == "mace" and not paths:
         raise TeacherError(
-            "teacher 'mace' has many models; name one, or a file",
+            "teacher 'mace' has many models, and none is named",
             expected="mace:PATH or one of " + ", ".join(PUBLIC),
             found=spec,
         )
@@ -105,7 +105,7 @@ def _resolve(name: str, argument: str | None) -> tuple[str, dict[str, Any]]:
 FAMILY = Family(
     name="mace",
     package="mace",
-    install='"mlff-distiller[mace]"',
+    install="mace-torch",
     requirements="mace-torch",
     licence="MIT; weights MIT or ASL",
     usage="mace:PATH[,PATH...][,KEY=VALUE...]",
@@ -232,7 +232,7 @@ def _check_kind(path: str, model: Any) -> None:
     kind = type(model).__name__
     if not isinstance(model, MACE) or kind == "PolarMACE":
         raise TeacherError(
-            f"{path} is no MACE that this teacher understands",
+            f"{path} is not a MACE model that this teacher can read",
             expected="MACE or ScaleShiftMACE, as saved by training (not compiled)",
             found=kind,
             remedy="use it through the library's calculator: ase:package.module:factory",

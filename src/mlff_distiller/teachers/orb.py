@@ -74,7 +74,7 @@ def _resolve(name: str, argument: str | None) -> tuple[str, dict[str, Any]]:
     spec = name if argument is None else f"{name}:{argument}"
     if name == "orb":
         raise TeacherError(
-            "teacher 'orb' has many models; say which",
+            "teacher 'orb' has many models, and none is named",
             expected="one of " + ", ".join(_TEACHERS),
             found=spec,
         )
@@ -92,13 +92,13 @@ def _resolve(name: str, argument: str | None) -> tuple[str, dict[str, Any]]:
             ) from error
     if arguments.get("precision", _PRECISIONS[0]) not in _PRECISIONS:
         raise TeacherError(
-            f"teacher {spec!r}: there is no such precision",
+            f"teacher {spec!r}: unknown precision",
             expected=" or ".join(_PRECISIONS),
             found=arguments["precision"],
         )
     if arguments.get("edge_method", _EDGES[0]) not in _EDGES:
         raise TeacherError(
-            f"teacher {spec!r}: there is no such edge method",
+            f"teacher {spec!r}: unknown edge method",
             expected=" or ".join(_EDGES),
             found=arguments["edge_method"],
         )
@@ -109,7 +109,7 @@ def _resolve(name: str, argument: str | None) -> tuple[str, dict[str, Any]]:
 FAMILY = Family(
     name="orb",
     package="orb_models",
-    install='"mlff-distiller[orb]"',
+    install="orb-models",
     requirements="orb-models",
     licence="Apache-2.0",
     usage="ORB-NAME:PATH[,KEY=VALUE...]",

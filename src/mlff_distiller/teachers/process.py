@@ -181,7 +181,7 @@ class Worker:
         largest_answer: int = LARGEST_ARRAYS,
         seconds: float = math.inf,
     ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Send, and wait for so many seconds. If this raises, the process is gone."""
+        """Send, and wait for this many seconds. If this raises, the process is gone."""
         requests: Any = self._process.stdin
         replies: Any = _Replies(self._process, time.monotonic() + seconds)
         self._asked += 1

@@ -34,10 +34,10 @@ _LOADING_S = 3600.0
 _FIRST_S = 6 * 3600.0
 _LEAST_S = 3600.0
 _TIMES_THE_LONGEST = 100.0
-"""A question may take so many times the longest answer so far, by the cube of the atoms."""
+"""A question may take this many times the longest answer so far, by the cube of the atoms."""
 _PATIENCE = 50
 _COSTS = ((WorkerHung, 17), (WorkerDied, 5), (TeacherError, 1))
-"""Of `_PATIENCE`: three questions in a row without an answer, ten deaths, or fifty failures."""
+"""Limits of `_PATIENCE`: three unanswered questions in a row, ten deaths, or fifty failures."""
 
 _NEUTRAL = {"charge": (0,), "spin": (0, 1)}
 _ANSWER_BYTES_PER_ATOM = 4096
@@ -46,14 +46,14 @@ _ANSWER_BYTES_PER_ATOM = 4096
 
 @dataclass(frozen=True)
 class TeacherIdentity:
-    """What a label depends on, beside the structure. ``device`` is told, but is no part of it."""
+    """What a label depends on, besides the structure. ``device`` is only reported."""
 
     name: str
     family: str
     version: str
-    """Of the teacher's library."""
+    """Version of the teacher's library."""
     weights_sha256: str | None
-    """Of the weight file, or over the digests of several; None if there are no weights."""
+    """SHA-256 of the weight file, or of the digests of several; None without weights."""
     licence: str
     device: str
     settings: dict[str, Any]
@@ -77,7 +77,7 @@ class Answer:
     energies: np.ndarray | None  # (n_atoms,) eV; None unless they sum to free_energy
     extra: dict[str, np.ndarray]
     seconds: float
-    """Of several structures asked at once, its share of the time by number of atoms."""
+    """Seconds it took; in a batch, its share of the time by number of atoms."""
 
 
 class TeacherGaveUp(TeacherError):
@@ -136,7 +136,7 @@ class Session:
         if self._identity is None:
             self.start()
         if self._identity is None:
-            raise TeacherError(f"teacher {self.source.name!r} did not say who it is")
+            raise TeacherError(f"teacher {self.source.name!r} did not identify itself")
         return self._identity
 
     @property
@@ -210,7 +210,7 @@ class Session:
         identity = TeacherIdentity(name=self.source.name, family=self.source.family, **told)
         if self._identity and self._identity.fingerprint() != identity.fingerprint():
             raise TeacherError(
-                f"teacher {self.source.name!r} is another since it was first started",
+                f"teacher {self.source.name!r} has changed since it was first started",
                 expected=self._identity,
                 found=identity,
                 remedy="make a new calculator for it; do not mix their labels",
@@ -257,7 +257,7 @@ class Session:
         return answers
 
     def _patience(self, n_atoms: int) -> float:
-        """Seconds that an answer for so many atoms may take."""
+        """Seconds that an answer for ``n_atoms`` atoms may take."""
         seconds, known = self._longest
         if self._timeout_s is not None:
             return self._timeout_s
@@ -361,7 +361,7 @@ def _arrays(atoms: Atoms) -> dict[str, np.ndarray]:
 
 
 def _state(atoms: Atoms) -> dict[str, float]:
-    """What ``info`` says of charge and spin; `StructureError` if that is no number."""
+    """What ``info`` says of charge and spin; `StructureError` if that is not a number."""
     state = {}
     for key in STATE_IN_INFO:
         value = atoms.info.get(key)
@@ -373,7 +373,7 @@ def _state(atoms: Atoms) -> dict[str, float]:
             state[key] = np.nan
         if not np.isfinite(state[key]):
             raise StructureError(
-                f"{key} of {_named(atoms)} is no number",
+                f"{key} of {_named(atoms)} is not a number",
                 expected=f"a finite number, or no atoms.info[{key!r}]",
                 found=repr(value),
             )

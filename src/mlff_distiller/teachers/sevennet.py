@@ -39,7 +39,7 @@ def _resolve(name: str, argument: str | None) -> tuple[str, dict[str, Any]]:
     if name == "7net-mf-0":
         if argument not in _MODALS:
             raise TeacherError(
-                "teacher '7net-mf-0' has several surfaces; say which",
+                "teacher '7net-mf-0' has several surfaces, and none is named",
                 expected=" or ".join(f"7net-mf-0:{modal}" for modal in _MODALS),
                 found=name if argument is None else f"{name}:{argument}",
                 remedy="names of surfaces are written in capitals",
@@ -59,7 +59,7 @@ def _resolve(name: str, argument: str | None) -> tuple[str, dict[str, Any]]:
 FAMILY = Family(
     name="sevennet",
     package="sevenn",
-    install='"mlff-distiller[sevennet]"',
+    install="sevenn",
     requirements="sevenn",
     licence="MIT",
     usage="sevennet:PATH[:MODAL]",

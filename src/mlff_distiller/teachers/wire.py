@@ -23,14 +23,14 @@ _PREFIX = struct.Struct("<4sI")
 _LARGEST_HEADER = 1 << 20
 _LARGEST_RANK = 4
 _DTYPES = {"<f8": 8, "<i8": 8, "|b1": 1}
-"""dtype -> bytes an element."""
+"""dtype -> bytes per element."""
 
 LARGEST_ARRAYS = 1 << 31
 """Bytes of all arrays of one frame, where the reader cannot say anything tighter."""
 
 
 class FrameError(ValueError):
-    """The bytes that arrived are no frame of ours."""
+    """The bytes that arrived are not one of our frames."""
 
 
 def write_frame(
@@ -69,7 +69,7 @@ def read_frame(
     try:
         header = json.loads(text)
     except ValueError as error:
-        raise FrameError(f"the header is no JSON: {error}") from error
+        raise FrameError(f"the header is not JSON: {error}") from error
     if not isinstance(header, dict):
         raise FrameError(f"expected the header to be an object, found {type(header).__name__}")
     described = _checked(header.pop("arrays", None), largest_arrays)

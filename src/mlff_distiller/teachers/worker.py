@@ -22,7 +22,7 @@ from typing import Any
 
 _TEACHERS = Path(__file__).resolve().parent
 _LEAST_DESCRIPTOR = 64
-"""Of our pipes: low numbers are closed, or written to, by libraries that guess."""
+"""Lowest descriptor of our pipes: libraries close or write to low ones."""
 
 MARK = "MLFF_DISTILLER_TEACHER"
 """The variable that a worker, and whatever it starts, can be told by."""
@@ -46,7 +46,7 @@ class _Package(ModuleType):
 
 
 def _isolate() -> None:
-    """Make our light modules importable, and nothing beside them.
+    """Make our light modules importable, and nothing else.
 
     Run by path, Python puts this folder first on ``sys.path``, where a family's file would hide
     the library it is named after.
@@ -183,7 +183,7 @@ def _evaluate(loaded: Any, header: dict[str, Any], arrays: dict[str, Any]) -> tu
     seconds = time.perf_counter() - started
     if len(answers) != len(frames):
         raise TeacherError(
-            "the teacher answered for another number of structures",
+            "the teacher answered for a different number of structures",
             expected=len(frames),
             found=len(answers),
         )
@@ -233,7 +233,7 @@ def _number(name: str, value: Any) -> float:
     array = np.asarray(value)
     if array.size != 1 or array.dtype.kind not in "fiu":
         raise TeacherError(
-            f"the teacher's {name} is no real number",
+            f"the teacher's {name} is not a real number",
             expected="a float, eV",
             found=f"{type(value).__name__} of dtype {array.dtype}, shape {array.shape}",
         )

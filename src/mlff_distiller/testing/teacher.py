@@ -1,4 +1,4 @@
-"""What every teacher must do, whoever wrote it: physics, ASE's conventions, and bad days.
+"""What every teacher must do, whatever its origin: physics, ASE's conventions, and bad days.
 
 >>> from mlff_distiller.testing import assert_teacher
 >>> assert_teacher("7net-0")  # doctest: +SKIP
@@ -44,7 +44,7 @@ class Tolerance:
     forces: float
     """eV/Å; for stress, eV/Å³."""
     slope: float
-    """Of finite differences: relative, and absolute in eV/Å; a tenth of it in eV/Å³."""
+    """Tolerance of finite differences: relative, and absolute in eV/Å (a tenth of it in eV/Å³)."""
     step: float
     """Å, and a tenth of it as strain: wide enough for the energy's rounding."""
 
@@ -62,7 +62,7 @@ def assert_teacher(
     tolerance: Tolerance | None = None,
     direct: bool = False,
 ) -> None:
-    """All of ``TEACHER_LAWS``; some 40 evaluations a structure and one start of its process.
+    """All of ``TEACHER_LAWS``; some 40 evaluations per structure and one start of its process.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ def _known_to(teacher: TeacherCalculator) -> list[Atoms]:
     frames = [atoms for atoms in chosen if atoms is not None]
     if not frames:
         raise StructureError(
-            f"no structure is at hand to try teacher {teacher.spec!r} on",
+            f"there is no structure to try teacher {teacher.spec!r} on",
             expected="a teacher that says which elements it knows, C, O, Na or Cu among them",
             remedy="pass structures=[...]",
         )
@@ -290,8 +290,8 @@ def assert_bad_structures_are_harmless(
         wrong = atoms is not unknown or bool(strange)
         assert not wrong or answer.labels is None, f"{law}: {atoms.symbols} got a label"
     for answer in (first, last):
-        assert answer.labels is not None, f"{law}: a good structure beside them: {answer.error}"
-        _same(f"{law}: a good structure beside them", answer.labels, before, tolerance)
+        assert answer.labels is not None, f"{law}: a good structure next to them: {answer.error}"
+        _same(f"{law}: a good structure next to them", answer.labels, before, tolerance)
     if strange:
         try:
             teacher.calculate(unknown)

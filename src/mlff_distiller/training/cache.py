@@ -16,9 +16,9 @@ from torch import Tensor
 
 _Made = TypeVar("_Made")
 _OF_A_TENSOR = 600
-"""Bytes that a small tensor takes beside its values, measured."""
+"""Bytes that a small tensor takes besides its values, measured."""
 _SHARE = 0.5
-"""Of the memory that is free: the rest is for updates, and for others."""
+"""Share of the free memory to take: the rest is for updates, and for other programs."""
 
 
 class Room:
@@ -49,7 +49,7 @@ class Cache(Generic[_Made]):
         self._thread: ThreadPoolExecutor | None = None
 
     def get(self, numbers: Sequence[int]) -> list[_Made]:
-        """Of each of ``numbers``, in their order; what is missing is made in one call."""
+        """What is made of each of ``numbers``, in order; missing items are made in one call."""
         self.wait()
         missing = [n for n in numbers if n not in self._kept and n not in self._ready]
         if missing:
@@ -59,7 +59,7 @@ class Cache(Generic[_Made]):
         return found
 
     def all_of(self, n: int) -> list[_Made] | None:
-        """Of 0 .. n - 1, if all are kept and there is room for as much again, which is taken."""
+        """All of 0 .. n - 1 if they are kept and there is room for a copy, which is reserved."""
         self.wait()
         if len(self._kept) < n:
             return None
@@ -130,6 +130,6 @@ def _cgroup_limits() -> list[int]:
             kind, file = ("memory", "memory.limit_in_bytes") if controllers else ("", "memory.max")
             own = Path("/sys/fs/cgroup", kind, path.lstrip("/"))
             for folder in (own, *own.parents[: len(Path(path).parts) - 1]):
-                with suppress(OSError, ValueError):  # "max" is no limit
+                with suppress(OSError, ValueError):  # "max": no limit
                     found.append(int((folder / file).read_text(encoding="ascii")))
     return found

@@ -80,14 +80,14 @@ def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def load_checkpoint(path: Path, updater: Updater) -> tuple[Progress, dict[str, Tensor]]:
     """Restore the updater in place; returns the progress and the best weights so far."""
-    remedy = "delete it; training starts anew from the same labels"
+    remedy = "delete it; training starts again from the same labels"
     try:
         with safe_open(path, framework="pt") as stream:
             header = stream.metadata() or {}
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
         if header["schema"] != _SCHEMA:
             raise TrainingError(
-                f"the checkpoint {path} is of another version",
+                f"the checkpoint {path} was written by another version",
                 expected=f"schema {_SCHEMA}",
                 found=header["schema"],
                 remedy=remedy,

@@ -21,7 +21,7 @@ from mlff_distiller.training.minibatch import Minibatch
 
 Weight = Annotated[float, Field(ge=0)]
 _OUTLIER = 3.0
-"""Interquartile ranges beside the median, 4 standard deviations of a normal distribution."""
+"""Interquartile ranges from the median, 4 standard deviations of a normal distribution."""
 _ATOMS_OF_SPREAD = 2**20
 KINDS = ("forces", "energies", "energy", "stress", "curvature")
 
@@ -51,7 +51,7 @@ class LossSettings:
     disagreement: Weight = 0.0
 
     def weights(self, fraction: float, *, curvature: bool) -> list[float]:
-        """Of ``KINDS``, when ``fraction`` of the updates are done."""
+        """Weights of ``KINDS`` when ``fraction`` of the updates are done."""
         late = fraction >= 1.0 - self.late_fraction
         return [
             self.forces,
@@ -109,7 +109,7 @@ class Spread:
 
 
 def _deviation(values: Sequence[Tensor], smallest: float) -> float:
-    """Of what is known; 1 if nothing is. A few outliers, as of compressed cells, do not set it."""
+    """Robust deviation of the known values, 1 without any: a few outliers do not set it."""
     known = torch.cat([torch.full((1,), torch.nan), *values]).double()
     known = known[~known.isnan()]
     if not len(known):

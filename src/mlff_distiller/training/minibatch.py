@@ -79,7 +79,7 @@ class Minibatch:
     def split(
         self, n_systems: Sequence[int], n_atoms: Sequence[int], n_edges: Sequence[int]
     ) -> list[Minibatch]:
-        """Parts of so many each, whose indices count from 0 in each already; memory is shared."""
+        """Parts of the given sizes, whose indices count from 0 in each; memory is shared."""
         columns = []
         for field in fields(self):
             by = n_systems if field.name in BY_SYSTEM else n_atoms
@@ -118,7 +118,7 @@ class Size:
     n_edges: int
 
     def holds(self, other: Size) -> bool:
-        """And padding beside it, which takes a system and an atom."""
+        """And padding, which takes a system and an atom."""
         return (
             self.n_systems > other.n_systems
             and self.n_atoms > other.n_atoms
@@ -235,7 +235,7 @@ class Minibatches:
         return Size(n_systems, int(self._n_atoms[own].sum()), int(self._neighbors[0][own].sum()))
 
     def padded_size(self, plan: Sequence[Sequence[int]]) -> Size:
-        """Holds every minibatch of ``plan``, and padding beside it."""
+        """Holds every minibatch of ``plan``, and padding."""
         sizes = [self.size(units) for units in plan]
         return Size(
             max(size.n_systems for size in sizes) + 1,
@@ -244,7 +244,7 @@ class Minibatches:
         )
 
     def most_neighbors(self) -> int:
-        """Of any atom. Searches all frames when first called."""
+        """Largest number of neighbours of any atom; the first call searches all frames."""
         return self._neighbors[1]
 
     @cached_property

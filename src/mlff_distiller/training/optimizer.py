@@ -54,7 +54,7 @@ class Muon(AdamW):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """As AdamW's, but for the steps of matrices."""
+        """As AdamW's, except for the steps of matrices."""
         if self.decay:
             for group in self.param_groups:
                 decaying = [own for own in group["params"] if own.ndim >= 2]
@@ -82,7 +82,7 @@ class Muon(AdamW):
 def _turned(steps: Sequence[Tensor]) -> list[Tensor]:
     """`_orthogonal` of stacks of matrices, as many at once as the device takes best.
 
-    A GPU takes all, padded with zeros, beside which a matrix turns as it does alone.
+    A GPU takes all, padded with zeros, which change nothing of the matrix.
     """
     wide = [step.mT if step.shape[1] > step.shape[2] else step for step in steps]
     if steps[0].is_cuda:

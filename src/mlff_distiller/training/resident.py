@@ -54,7 +54,7 @@ class Resident:
         self._starts[: len(rows)].copy_(torch.from_numpy(rows), non_blocking=True)
 
     def fill(self) -> Minibatch:
-        """``part``, made anew; part of a CUDA graph, if one is being captured."""
+        """``part``, made again; part of a CUDA graph, if one is being captured."""
         k, part, run = (
             self._kernels,
             self.part,

@@ -61,7 +61,7 @@ class TrainingSettings:
         return self.atoms_per_batch or (1024 if device_type == "cuda" else 256)
 
     def compiles(self, device_type: str, updates: int, *, has_kernels: bool) -> bool:
-        """``compile``, or what pays for so many updates of a student without kernels of its own."""
+        """``compile``, or what pays for this many updates of a student without its own kernels."""
         if self.compile is None:
             return device_type == "cuda" and updates >= _WORTH_COMPILING and not has_kernels
         return self.compile

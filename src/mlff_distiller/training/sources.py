@@ -1,4 +1,4 @@
-"""What a student learns from beside its own labels: probes of the Hessian, labels of others."""
+"""What a student learns from besides its own labels: probes of the Hessian, labels of others."""
 
 from __future__ import annotations
 

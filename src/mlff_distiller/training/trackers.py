@@ -1,4 +1,4 @@
-"""Where the metrics of a training go beside its log: TensorBoard, and by choice W&B or MLflow."""
+"""Where the metrics of a training go besides its log: TensorBoard, and by choice W&B or MLflow."""
 
 from __future__ import annotations
 

@@ -182,7 +182,7 @@ def _learn(
 
 
 def rate_factor(fraction: float, settings: TrainingSettings) -> float:
-    """Of the learning rate, when ``fraction`` of all updates are done; rises, ends at zero."""
+    """Factor of the learning rate after ``fraction`` of all updates; rises, ends at zero."""
     warmup = settings.warmup_fraction
     rise = 1.0 if fraction >= warmup else (fraction + 1e-3) / (warmup + 1e-3)
     if settings.schedule == "cosine":

@@ -24,7 +24,7 @@ from mlff_distiller.training.workers import Workers
 _EAGER_UPDATES = 3
 """Before a graph is captured: libraries allocate on first use, which a capture may not."""
 _EPOCHS_AHEAD = 8
-"""Whose minibatches a fixed size is to hold; a larger one, later, is compiled for anew."""
+"""Epochs scanned for the padded size; a larger minibatch later triggers a recompilation."""
 LossOf = Callable[[Minibatch, Tensor], Tensor]
 
 

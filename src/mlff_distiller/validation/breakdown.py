@@ -20,9 +20,9 @@ from mlff_distiller.validation.accuracy import Answers, force_errors
 
 _DECILES = 10
 _MOST_POINTS = 1000
-"""Of the parity of force components."""
+"""Points of the parity plot of force components."""
 _MOST_FRAMES = 300
-"""Of the training set, evenly, that distances are taken to."""
+"""Frames of the training set, evenly taken, to which distances are measured."""
 _AT_ONCE = 512
 
 

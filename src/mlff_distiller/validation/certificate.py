@@ -14,7 +14,7 @@ from mlff_distiller.durable import read_json, sha256_of_file, write_json
 from mlff_distiller.errors import ConfigError
 
 _OWN = "content_sha256"
-_ANEW = "restore it from a copy, or remove it to validate anew"
+_ANEW = "restore it from a copy, or remove it to validate again"
 
 
 def write_certificate(path: Path, content: Mapping[str, Any], files: Mapping[str, Path]) -> None:
@@ -74,7 +74,7 @@ def certified(
             raise ConfigError(
                 f"{file} is not what {path.name} was written with",
                 found="another file" if file.is_file() else "nothing there",
-                remedy="restore it from a copy, or validate anew, without --resume",
+                remedy="restore it from a copy, or validate again without --resume",
             )
     return content
 

@@ -12,10 +12,10 @@ Kind = Literal["molecule", "liquid", "crystal", "slab"]
 _VACUUM_A = 8.0
 """A gap so wide holds no atom of a condensed phase."""
 _ORDERED = 0.35
-"""Of the height of a perfect Bragg peak: what a peak of vibrating atoms still has just below
+"""Share of a perfect Bragg peak's height: what a peak of vibrating atoms still has just below
 melting (Debye and Waller). A liquid of n atoms has some (3 + ln 1000) / n."""
 _LEAST_ATOMS = 20
-"""Below, a liquid's peaks are as high as a crystal's, and nobody simulates one."""
+"""Below, a liquid's peaks are as high as a crystal's; such small liquids are not simulated."""
 _LARGEST_K = 5.0
 """1/Å: beyond it vibrations wash peaks out."""
 

@@ -36,7 +36,7 @@ class Remembering(Calculator):
     def get_property(
         self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True
     ) -> Any:
-        """Of ``atoms``; None where it is not known and may not be computed."""
+        """Results for ``atoms``; None where they are unknown and may not be computed."""
         if atoms is None:
             return self.inner.get_property(name, None, allow_calculation)
         key = _key(atoms)

@@ -109,7 +109,7 @@ def summary(subject: Subject, found: Examined, profile: Profile) -> dict[str, An
 
 
 def worst_of(named: Mapping[str, Mapping[str, Finding]]) -> dict[str, Finding]:
-    """Of several structures' findings, by the structures' names, the worst for each criterion."""
+    """The worst finding for each criterion, of several structures' findings by name."""
     names = dict.fromkeys(name for findings in named.values() for name in findings)
     return {name: _worst(name, named) for name in names}
 

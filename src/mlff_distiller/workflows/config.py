@@ -35,7 +35,7 @@ Pair = Annotated[str, Field(pattern=r"^[A-Z][a-z]?-[A-Z][a-z]?$")]
 _STRICT = ConfigDict(extra="forbid")
 _SECTIONS = "architectures"
 _MOST_CHARACTERS, _MOST_NODES, _DEEPEST = 10**6, 10**5, 30
-"""Of settings, which nobody writes by hand beyond; parts of an alias count each time."""
+"""Limits of settings, beyond what is written by hand; aliases count each time."""
 _SHOWN = 200
 
 
@@ -66,7 +66,7 @@ class Config:
     """Everything ``distill`` depends on, besides the structures and the teacher.
 
     ``max_disagreement_eV_per_A``: where a committee's members differ by more on the force of some
-    atom, their mean is no label to learn; such structures are tested on alone.
+    atom, their mean is not worth learning; such structures only test.
     ``repulsion_A``: where ZBL begins, Å by pair of elements such as ``O-O``; else the data decide.
     ``student`` auto: ``distill`` tries faster ones first, until one reaches the goal; others take
     the first. ``labels`` are those of the first turn; see ``goal`` for how far it goes.
@@ -167,7 +167,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise ConfigError(
-            f"{path} is no mapping", expected="lines of 'key: value'", found=type(content).__name__
+            f"{path} is not a mapping",
+            expected="lines of 'key: value'",
+            found=type(content).__name__,
         )
     return content
 

@@ -12,7 +12,7 @@ from mlff_distiller.labeling import check_labels
 from mlff_distiller.sampling import find_similar, near_copies
 
 _MOST_TESTED, _MOST_TRAINED = 500, 5000
-"""Structures compared, evenly taken: some 2 ms each, and 1 µs a pair."""
+"""Structures compared, evenly taken: some 2 ms each, and 1 µs per pair."""
 
 
 def warn_of_labels(labels: Dataset, split: Split) -> None:
@@ -33,7 +33,7 @@ def warn_of_labels(labels: Dataset, split: Split) -> None:
     equal = find_similar(test, train)[:, 0]
     near = np.setdiff1d(near_copies(test, train), equal)
     for found, words in (
-        (np.unique(equal), "are trained on too, but for rotation, order or cell"),
+        (np.unique(equal), "are trained on too, up to rotation, order or cell"),
         (near, "are within 0.1 Å per atom of one that is trained on"),
     ):
         if len(found):

@@ -33,7 +33,7 @@ _LEFT = (
     *("dataset/manifest.json", "dataset/quarantine.jsonl"),
     *("log.jsonl", "fastest.json", "trials.jsonl"),
 )
-"""What such a run may have written, beside its config.yaml."""
+"""What such a run may have written, besides its config.yaml."""
 
 
 def is_begun(out: Path) -> bool:
@@ -85,7 +85,7 @@ def fix_inputs(
         if not grown and (before.get("schema") != SCHEMA or paid_for):
             raise ConfigError(
                 f"{out} holds a run with other inputs:\n    " + "\n    ".join(changed),
-                remedy="give the same inputs to continue it, or another --out to begin anew",
+                remedy="give the same inputs to continue it, or another --out to start again",
             )
         for left in ("report.json",) if grown else _LEFT:
             (out / left).unlink(missing_ok=True)

@@ -36,7 +36,7 @@ _STUDENT_COST = {"nep-small": 0.6, "nep": 1.0, "nep-large": 1.7}
 _COST_OF_OTHERS = 6.0
 """What an update costs, times that of `nep`: estimates, for students that no turn has trained."""
 _TIMES_AS_LONG = 2.0
-"""The first training of another student takes at most so many times that of the one before."""
+"""The first training of another student takes at most this many times that of the one before."""
 
 
 @validated(frozen=True, config=ConfigDict(extra="forbid"))

@@ -25,7 +25,7 @@ from mlff_distiller.workflows.train import OnProgress, fidelity_to, split_labels
 _HOTTER = 1.15
 """Times the temperatures asked for, in turn with these: where a long run will come one day."""
 _OWN_BRANCH = 300_000
-"""Of frames that judged an earlier turn's student; plus the number of the turn."""
+"""Group of the frames that judged an earlier turn's student, plus the number of the turn."""
 
 
 def label_stage(

@@ -91,11 +91,12 @@ def sample(
     with new_path(out):
         if len(pressure_GPa) and method != "md":
             raise ConfigError(
-                f"--method {method} knows no pressure", expected="--pressure with --method md only"
+                f"--method {method} does not take a pressure",
+                expected="--pressure with --method md only",
             )
         if method == "pool" and select is None:
             raise ConfigError(
-                "--method pool selects from the structures given", expected="--select N"
+                "--method pool needs a number of structures to select", expected="--select N"
             )
         if method in ("tree", "md"):
             _check_selection(select, number)
@@ -129,7 +130,7 @@ def sample(
 def _check_selection(select: int | None, most: int) -> None:
     if select is not None and select > most:
         raise ConfigError(
-            "--select asks for more structures than there are to choose from",
+            "--select asks for more structures than there are",
             expected=f"at most {most}",
             found=select,
             remedy="lower --select, raise --number, or give more structures",

@@ -21,7 +21,7 @@ from mlff_distiller.structure import bare, enlarge, warn_of_what_labels_lack
 from mlff_distiller.teachers import TeacherCalculator
 
 _RELAXED = 0.2
-"""Of the force above which a structure is relaxed: where that ends."""
+"""Share of the force above which a structure is relaxed, where relaxing ends."""
 _MOST_STEPS = 200
 
 

@@ -97,7 +97,7 @@ def train_and_test(
     student = train_stage(out, labels, split, config, log, on_progress, init, sources, workers)
     path, errors = out / "errors.json", {}
     if workers.leads:
-        with suppress(ConfigError):  # damaged: made anew
+        with suppress(ConfigError):  # damaged: made again
             errors = read_json(path)
         if not errors:
             write_json(path, student_errors(student, labels.read(split.test).systems()))
@@ -169,7 +169,7 @@ def train_stage(
 ) -> Student:
     """Train, or load what an earlier call trained, as ``out/student``.
 
-    From ``init``, if given, whose reference energies are fitted anew.
+    From ``init``, if given, whose reference energies are fitted again.
     """
     folder = out / "student"
     if not (folder / "config.json").exists():

@@ -59,7 +59,7 @@ class Turns:
     on_progress: OnProgress
     history: list[tuple[Turn, Decision]] = field(default_factory=list)
     assessments: dict[int, Assessment] = field(default_factory=dict)
-    """Of turns that this process has made."""
+    """Assessments of the turns that this process has made."""
     speeds: dict[str, Examined] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

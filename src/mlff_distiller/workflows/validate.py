@@ -273,14 +273,14 @@ class _Making:
     def kept(self, on_progress: OnProgress) -> Validated | None:
         """What was found before for the same files, teacher and settings, if anything was.
 
-        What is damaged is named, and made anew.
+        What is damaged is named, and made again.
         """
         one = self.candidate
         asked = {**one.about, "settings": asdict(one.settings), **self.identity, "profile": "full"}
         try:
             content = certified(self.folder / "certificate.json", asked, one.files, self._made())
         except ConfigError as damage:
-            on_progress("resume", 0, 1, f"{damage.problem}: validating anew")
+            on_progress("resume", 0, 1, f"{damage.problem}: validating again")
             return None
         if content is None:
             return None

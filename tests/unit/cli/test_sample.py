@@ -182,6 +182,6 @@ def test_forces_come_from_one_model(copper, tmp_path):
 
 @pytest.mark.parametrize("method", ["tree", "scan", "pool"])
 def test_a_pressure_that_nothing_would_heed_is_refused(copper, tmp_path, method):
-    with pytest.raises(ConfigError, match=f"--method {method} knows no pressure"):
+    with pytest.raises(ConfigError, match=f"--method {method} does not take a pressure"):
         run(copper, "--method", method, "--pressure", 1.0, "--out", tmp_path / "new.xyz")
     assert not (tmp_path / "new.xyz").exists()

@@ -35,17 +35,17 @@ def atom(name: str, element: str, x: float, place: str = " ", share: float = 1.0
 
 GUESSES = {
     "names.gro": ("made\n 1\n    1ALA     CA    1   0.1     0.1     0.1\n 1 1 1\n", "elements"),
-    "types.dump": (dump("id type x y z", "1 1 0 0 0", "2 2 0 0 2"), "which elements its types"),
-    "types.dump.gz": (dump("id type x y z", "1 1 0 0 0"), "which elements its types"),
+    "types.dump": (dump("id type x y z", "1 1 0 0 0", "2 2 0 0 2"), "elements to its types"),
+    "types.dump.gz": (dump("id type x y z", "1 1 0 0 0"), "elements to its types"),
     "second.dump": (
         dump("id element x y z", "1 Cu 0 0 0") + dump("id type x y z", "1 1 0 0 0"),
-        "which elements its types",
+        "elements to its types",
     ),
     "heavy.dump": (dump("id type mass x y z", "1 1 3.024 0 0 0"), "mass of 3.024 u"),
-    "types.lammps-data": (DATA + ROWS, "which elements its types"),
+    "types.lammps-data": (DATA + ROWS, "elements to its types"),
     "beads.lammps-data": (DATA + "Masses\n\n1 63.55\n2 54.0\n\n" + ROWS, "mass of 54 u"),
-    "names.pdb": (atom(" CA ", "", 0.0), "of which element"),
-    "places.pdb": (atom(" CA ", "C", 0, "A") + atom(" CA ", "C", 0.3, "B"), "alternate places"),
+    "names.pdb": (atom(" CA ", "", 0.0), "the element of an atom"),
+    "places.pdb": (atom(" CA ", "C", 0, "A") + atom(" CA ", "C", 0.3, "B"), "alternate locations"),
     "shares.pdb": (atom(" CA ", "C", 0.0, share=0.5), "occupied in part, by 0.5"),
 }
 
@@ -142,9 +142,9 @@ def test_joined_outputs_are_refused(tmp_path: Path) -> None:
     step = (2, "because EDIFF is reached", -7.0)
     parts = [outcar(atoms, step) for atoms in (bulk("Cu"), bulk("Si"))]
     (tmp_path / "OUTCAR").write_text("".join(parts))
-    with pytest.raises(StructureError, match="several outputs joined"):
+    with pytest.raises(StructureError, match="several joined outputs"):
         list(read_frames(tmp_path / "OUTCAR"))
-    with pytest.raises(StructureError, match="several outputs joined"):
+    with pytest.raises(StructureError, match="several joined outputs"):
         read_structures(tmp_path / "OUTCAR")
 
 

@@ -296,19 +296,19 @@ def test_the_right_values_come_in(case: Case, tmp_path: Path) -> None:
 
 NINE = numbers(STRESS)
 REFUSED = {
-    "other names": (xyz(column="REF_forces"), {}, "not said which numbers are the forces"),
+    "other names": (xyz(column="REF_forces"), {}, "numbers for the forces"),
     "no unit": (xyz(column="f_force"), {"forces_key": "f_force"}, "unit of 'f_force' is not given"),
-    "two energies": (xyz("REF_energy=-3"), {}, "not said which numbers are the energy"),
+    "two energies": (xyz("REF_energy=-3"), {}, "numbers for the energy"),
     "one unit": (xyz(), {"energy_unit": "hartree"}, "unit of 'forces' is not given"),
     "other unit": (xyz(), {"forces_unit": "hartree/bohr"}, "unit of 'energy' is not given"),
     "a length": (xyz(), {"length_unit": "bohr"}, "(?s)unit of 'energy'.*unit of 'forces'"),
     "a stress": (xyz(f'stress="{NINE}"'), {}, "unit and sign of 'stress' are not given"),
     "no sign": (xyz(f'stress="{NINE}"'), {"stress_unit": "GPa"}, "unit and sign of 'stress'"),
-    "which stress": (xyz(f'virial="{NINE}"'), {}, "not said which numbers are the stress"),
+    "which stress": (xyz(f'virial="{NINE}"'), {}, "numbers for the stress"),
     "a pressure's unit": (
         xyz(f'virial="{NINE}"'),
         {"virial_key": "virial", "stress_unit": "GPa", "stress_sign": "tension"},
-        "no unit of a virial",
+        "not a unit of a virial",
     ),
     "no order": (
         xyz('stress="1 2 3 4 5 6"'),
@@ -360,7 +360,7 @@ REJECTED = {
     ),
     "pbc": (xyz(pbc='pbc="None"'), {}, "is not three of T and F"),
     "no cell that repeats": (xyz(lattice=""), {}, "lattice vector 0, which is zero"),
-    "dummy": (xyz().replace("Na ", "X "), {}, "atom 0 is no element"),
+    "dummy": (xyz().replace("Na ", "X "), {}, "the number of atom 0 is not that of an element"),
     "charge": (xyz("charge=plus"), {}, "charge"),
 }
 

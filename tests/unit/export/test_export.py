@@ -26,7 +26,7 @@ def student(tmp_path):
 def test_an_engine_and_its_options_are_known_by_name(student, tmp_path):
     with pytest.raises(ConfigError, match="one of lammps, gpumd, openmm, ipi, torchsim"):
         target_of("namd")
-    with pytest.raises(ConfigError, match="gpumd has no such option"):
+    with pytest.raises(ConfigError, match="gpumd does not have this option"):
         export("gpumd", student, tmp_path / "out", source="lammps")
 
 
@@ -71,8 +71,8 @@ def test_painn_is_refused_by_what_runs_neps_only(tmp_path):
 
 
 def test_what_is_missing_is_named_before_anything_is_written(student, tmp_path, monkeypatch):
-    monkeypatch.setattr(GPUMD, "missing", lambda self: "there is no calorine")
-    with pytest.raises(ExportError, match=r"no calorine\n.*pip install calorine"):
+    monkeypatch.setattr(GPUMD, "missing", lambda self: "calorine is not installed")
+    with pytest.raises(ExportError, match=r"calorine is not installed\n.*pip install calorine"):
         export("gpumd", student, tmp_path / "out", check=True)
     assert not (tmp_path / "out").exists()
 

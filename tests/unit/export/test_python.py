@@ -61,7 +61,7 @@ def test_what_to_install_takes_one_line(engine, folder, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.version_info", (3, 13, 0))
     with pytest.raises(ExportError, match="there is no Python package") as error:
         export(engine, folder, tmp_path / "out", check=True)
-    assert f"remedy:   pip install 'mlff-distiller[{engine}]', or" in str(error.value)
+    assert f"remedy:   {target_of(engine).install}, or" in str(error.value)
 
 
 def test_torchsim_tells_the_python_that_it_needs(monkeypatch):

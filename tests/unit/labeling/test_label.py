@@ -425,7 +425,7 @@ def test_a_teacher_that_gives_up_leaves_what_it_had_answered(here, monkeypatch):
     words = ("label", "mixed.xyz", "--teacher", "ase:factories:Choosy", "--out", "labels")
     refused = command(*words)
     assert refused.returncode == 1
-    assert "again and again" in refused.stderr
+    assert "repeatedly" in refused.stderr
     assert "more than four are a crowd" in refused.stderr
     assert len(Dataset(here / "labels")) == 1
     done = command(*words, "--max-failed", "1")

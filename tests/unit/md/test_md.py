@@ -357,7 +357,7 @@ def test_what_is_refused(student, tmp_path):
         run_md(atoms, student, n_steps=1, ensemble="nph")
     with pytest.raises(ConfigError, match="temperatur"):
         run_md(atoms, student, n_steps=1, temperatur_K=300)
-    with pytest.raises(ConfigError, match="how long"):
+    with pytest.raises(ConfigError, match="length of the run"):
         run_md(atoms, student)
     with pytest.raises(DynamicsError, match="temperature_K has 2 values"):
         run_md(atoms, student, n_steps=1, temperature_K=[1, 2])

@@ -76,7 +76,7 @@ def test_without_any_teacher_it_says_how_to_get_one(tmp_path, monkeypatch):
     )
     check = by_name(doctor.checks(tmp_path))["teachers"]
     assert check.status == "absent"
-    assert 'pip install "mlff-distiller[sevennet]"' in check.remedy
+    assert "pip install sevenn" in check.remedy
     assert run("--disk", tmp_path, "--require", "teachers").exit_code == 1
 
 

@@ -114,7 +114,7 @@ def test_a_teacher_is_profiled_in_this_process(ensemble):
 
 def test_one_teacher_at_a_time():
     specs = [f"ase:ase.calculators.{name}" for name in ("emt:EMT", "lj:LennardJones")]
-    with pytest.raises(ConfigError, match="one teacher at a time"):
+    with pytest.raises(ConfigError, match="only one teacher"):
         profile(specs, [COPPER], device="cpu")
 
 

@@ -50,5 +50,5 @@ def test_files_of_ones_own(tmp_path):
     assert system.name == "a:108"
     with pytest.raises(ConfigError, match="no system 'gold'"):
         build_system("gold:64")
-    with pytest.raises(ConfigError, match="no sensible size"):
+    with pytest.raises(ConfigError, match="is out of range"):
         build_system("copper:1e9")

@@ -172,7 +172,7 @@ def test_broken_dynamics_ends_before_the_damage():
 def test_walk_gives_up_with_a_reason_when_no_step_can_be_taken():
     settings = DynamicsSettings(min_distance_A=2.0)
     water = molecule("H2O")
-    with pytest.raises(DistillerError, match="every walker breaks down"):
+    with pytest.raises(DistillerError, match="every walker broke down"):
         walk(walkers([water], [300.0], settings), LennardJones(), teacher([]), 2, settings)
 
 

@@ -109,7 +109,7 @@ def lie_in_header(folder):
         (damage_architecture, "unknown architecture"),
         (flip, "does not belong to its config"),
         (lie_in_header, "damaged student"),
-        (lambda folder: (folder / "config.json").unlink(), "is no student"),
+        (lambda folder: (folder / "config.json").unlink(), "is not a student"),
         (lambda folder: (folder / "config.json").write_text("[1]"), "not one of ours"),
         (lambda folder: (folder / "weights.safetensors").unlink(), "damaged student"),
     ],
@@ -147,7 +147,7 @@ def test_extra_numbers_are_refused(folder):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(StudentError, match="is no student"):
+    with pytest.raises(StudentError, match="is not a student"):
         load_student(tmp_path / "nothing")
 
 

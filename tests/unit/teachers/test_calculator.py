@@ -147,7 +147,7 @@ def test_charge_that_is_no_number(bad, value):
     atoms = Atoms("H")
     atoms.info["charge"] = value
     [refused, good] = bad().label([atoms, Atoms("H")])
-    assert "charge of H (1 atoms) is no number" in refused.error
+    assert "charge of H (1 atoms) is not a number" in refused.error
     assert good.error is None
 
 
@@ -216,7 +216,7 @@ def test_a_teacher_that_changed_is_refused(bad):
     calculator.close()
     with open("bad_teachers.py", "a") as stream:
         stream.write("# changed\n")
-    with pytest.raises(TeacherError, match="is another since"):
+    with pytest.raises(TeacherError, match="has changed since"):
         calculator.label([bulk("Cu")])
 
 

@@ -360,7 +360,7 @@ class Payload:
 def test_fennol_is_given_no_pickle(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).write_bytes(pickle.dumps(Payload()))
-    with pytest.raises(TeacherError, match=r"no \.fnx file"):
+    with pytest.raises(TeacherError, match=r"not a \.fnx file"):
         load_teacher(f"fennol:{name}")
 
 

@@ -241,10 +241,10 @@ def test_a_spec_holds_files_and_options(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("mace", "name one, or a file"),
-        ("mace:precision=float64", "name one, or a file"),
+        ("mace", "none is named"),
+        ("mace:precision=float64", "none is named"),
         ("mace:nowhere.model", "weights are missing"),
-        ("mace-mp-0:precision=half", "no such precision"),
+        ("mace-mp-0:precision=half", "unknown precision"),
         ("mace-mp-0:colour=red", "cannot understand"),
         ("mace-mp-0:head=", "cannot understand"),
         ("mace-mp-9", "did you mean"),

@@ -163,10 +163,10 @@ def test_a_spec_holds_file_and_options(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("orb", "say which"),
+        ("orb", "none is named"),
         ("orb-v2:nowhere.ckpt", "weights are missing"),
-        ("orb-v2:precision=half", "no such precision"),
-        ("orb-v2:edge_method=guess", "no such edge method"),
+        ("orb-v2:precision=half", "unknown precision"),
+        ("orb-v2:edge_method=guess", "unknown edge method"),
         ("orb-v2:compile=perhaps", "cannot understand"),
         ("orb-v2:colour=red", "cannot understand"),
         ("orb-v9", "did you mean"),

@@ -275,7 +275,7 @@ def test_labels_that_look_wrong_or_are_tested_in_training_are_warned_of(tmp_path
     split = split_labels(made, load_config(None, SMALL))
     with (
         pytest.warns(UserWarning, match=r"look wrong \(outlier: 1 of 30\); first record 15"),
-        pytest.warns(UserWarning, match="are trained on too, but for rotation"),
+        pytest.warns(UserWarning, match="are trained on too, up to rotation"),
     ):
         warn_of_labels(made, split)
 

@@ -297,7 +297,7 @@ def test_a_student_that_came_out_too_slow_is_no_success(labels, tmp_path, monkey
     monkeypatch.setattr(Bench, "ms_per_step", ms)
     monkeypatch.setattr(front, "train_and_test", becomes_slow)
     one = replace(SETTINGS, trials=1, max_ms_per_step=5.0)
-    with pytest.raises(TrainingError, match=r"(?s)slower than asked.*5 ms.*9 ms"):
+    with pytest.raises(TrainingError, match=r"(?s)slower than the limit.*5 ms.*9 ms"):
         tune(labels, tmp_path, config(), one)
     monkeypatch.setattr(front, "train_and_test", real)
     slow = False
@@ -331,7 +331,7 @@ def test_other_inputs_are_refused(labels, straight, tmp_path):
 
 def test_missing_optuna_is_explained_before_anything_is_written(labels, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(ConfigError, match=r"pip install 'mlff-distiller\[tune\]'"):
+    with pytest.raises(ConfigError, match="pip install optuna"):
         tune(labels, tmp_path / "out", config(), SETTINGS)
     assert not (tmp_path / "out").exists()
 
@@ -409,7 +409,7 @@ def test_real_presets_are_buildable(labels):
 
 @pytest.mark.parametrize("target", [0.0, 1.0, 97.0])
 def test_a_target_that_is_no_fidelity(labels, tmp_path, target):
-    with pytest.raises(ConfigError, match="no fidelity"):
+    with pytest.raises(ConfigError, match="not a fidelity"):
         fastest(labels, tmp_path, config(), target)
 
 
@@ -425,7 +425,7 @@ def test_a_target_that_is_no_fidelity(labels, tmp_path, target):
         (["--tune", "3", "--probes", "x"], "without --probes"),
         (["--target-fidelity", "0.9", "--also", "x"], "without --also"),
         (["--tune", "3", "--max-us-per-atom", "-1"], "max_us_per_atom"),
-        (["--tune", "3", "--max-us-per-atom", "1", "--max-ms-per-step", "1"], "two limits"),
+        (["--tune", "3", "--max-us-per-atom", "1", "--max-ms-per-step", "1"], "two speed limits"),
     ],
 )
 def test_what_makes_no_sense_is_refused(labels, tmp_path, words, shown):

@@ -64,7 +64,7 @@ def read_file(path: Path, conventions: Conventions) -> Iterator[Frame]:
         kind = filetype(str(path), guess=True)
     except (UnknownFileTypeError, OSError, ValueError, EOFError) as error:
         raise DatasetError(
-            f"{path} is of no format that is known",
+            f"{path} has an unknown format",
             found=error,
             remedy="name it: --format extxyz, for example",
         ) from error
@@ -73,7 +73,7 @@ def read_file(path: Path, conventions: Conventions) -> Iterator[Frame]:
         return
     if kind not in SAFE:
         raise DatasetError(
-            f"{path} is of ASE's format {kind!r}, which is not read here",
+            f"{path} has ASE's format {kind!r}, which is not read here",
             expected="one of " + " ".join(sorted(SAFE)),
             remedy="name the format if this is another (--format extxyz), or convert the file to "
             "extended XYZ where you trust it",
@@ -114,7 +114,7 @@ def _data_of(
 def read_database(path: Path, conventions: Conventions) -> Iterator[Frame]:
     """Rows of an ASE database (SQLite or JSON), by id."""
     if not path.is_file():
-        raise DatasetError(f"{path} is no file")
+        raise DatasetError(f"{path} is not a file")
     kind = "json" if path.suffix == ".json" else "db"
     try:
         with connect(str(path), type=kind, serial=True) as database:

@@ -62,7 +62,7 @@ def _system(system: Path, names: Sequence[str]) -> Iterator[Frame]:
         mixed = folder / "real_atom_types.npy"
         kinds = _load(mixed, len(types), n) if mixed.exists() else None
         if kinds is not None and (kinds % 1 != 0).any():
-            raise DatasetError(f"{mixed} holds something else than whole numbers")
+            raise DatasetError(f"{mixed} holds something other than whole numbers")
         for k in range(n):
             own = types if kinds is None else np.asarray(kinds[k]).astype(int)
             real = own >= 0  # mixed systems are filled up with atoms of type -1
@@ -151,7 +151,7 @@ def _type_map(system: Path, conventions: Conventions) -> list[str]:
         names = list(conventions.type_map)
     else:
         raise DatasetError(
-            f"{system} has no type_map.raw: it is not said which elements its types are",
+            f"{system} has no type_map.raw: its types are not assigned to elements",
             expected="--type-map with an element for each type",
             remedy="for example --type-map O,H",
         )
@@ -165,7 +165,9 @@ def _integers(path: Path) -> list[int]:
     try:
         return [int(word) for word in path.read_text(encoding="utf-8").split()]
     except ValueError as error:
-        raise DatasetError(f"{path} holds something else than whole numbers", found=error) from None
+        raise DatasetError(
+            f"{path} holds something other than whole numbers", found=error
+        ) from None
 
 
 def _load(path: Path, width: int, n_rows: int | None = None) -> np.ndarray:
@@ -174,7 +176,7 @@ def _load(path: Path, width: int, n_rows: int | None = None) -> np.ndarray:
         # unlike np.load this reads nothing but arrays: no archives, and no pickles
         array: np.ndarray = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError, EOFError) as error:
-        raise DatasetError(f"{path} is no plain NumPy array", found=error) from error
+        raise DatasetError(f"{path} is not a plain NumPy array", found=error) from error
     if array.dtype.kind not in "fiu":
         raise DatasetError(f"{path} holds no numbers", found=array.dtype)
     if array.ndim == 0 or array.size != len(array) * width or n_rows not in (None, len(array)):

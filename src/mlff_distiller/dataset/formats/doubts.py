@@ -1,6 +1,6 @@
 """Where a reader of ASE would guess, or believe what the file takes back; here it does neither.
 
-LAMMPS numbers atom types, and a type is no element. A log that holds two runs is read with the
+LAMMPS numbers atom types, and a type is not an element. A log that holds two runs is read with the
 elements of the first. A PDB file may give an atom two places, or its name alone. Sites may be
 occupied in part. An SCF that stopped unconverged prints an energy all the same.
 """
@@ -65,15 +65,15 @@ def refuse_guesses(path: Path, kind: str) -> None:
         runs = sum(bool(re.search(_ONCE[kind], line)) for line in _lines(path))
         if runs > 1:
             raise StructureError(
-                f"{path} is several outputs joined, of which the first has the elements",
-                expected="one run in a file",
+                f"{path} holds several joined outputs, and only the first gives the elements",
+                expected="one run per file",
                 found=f"{runs} runs",
-                remedy="give the outputs as files of their own, as many as you like",
+                remedy="give each output as a separate file",
             )
 
 
 def problem_of(atoms: Atoms) -> str:
-    """Why ``atoms`` are no structure though the reader made one; '' if they are."""
+    """Why ``atoms`` are not a valid structure although the reader made them; '' if they are."""
     told = atoms.info.get("occupancy")
     shares = [
         share
@@ -91,7 +91,7 @@ def problem_of(atoms: Atoms) -> str:
 
 
 def unconverged(path: Path, kind: str) -> Iterator[bool]:
-    """Of frame after frame, whether its SCF stopped before it converged, as far as is said."""
+    """Yield for each frame whether its SCF stopped unconverged, as far as the file says."""
     if kind == "vasp-out":
         yield from _of_outcar(path)
     elif kind == "vasp-xml":
@@ -113,7 +113,7 @@ def _refuse_types(path: Path, masses: set[float] | None) -> None:
     odd = [mass for mass in sorted(masses or ()) if np.abs(atomic_masses - mass).min() > _SAME_MASS]
     if masses is None or odd:
         raise StructureError(
-            f"{path} does not say which elements its types are",
+            f"{path} does not assign elements to its types",
             expected="a column 'element', or masses of elements",
             found=f"a mass of {odd[0]:g} u" if odd else "types alone, which would become H, He ...",
             remedy="write element names (`dump_modify ID element Al Cu`), or convert it to "
@@ -159,14 +159,14 @@ def _check_pdb(path: Path) -> None:
             places |= {line[16:17]} - {b" "}
             if not line[76:78].strip():
                 raise StructureError(
-                    f"{path} does not say of which element an atom is",
+                    f"{path} does not give the element of an atom",
                     expected="element symbols in columns 77 and 78",
                     found=repr(line[:27].decode("utf-8", "replace")),
                     remedy="add them: a name alone may be an alpha carbon or calcium",
                 )
     if len(places) > 1:
         raise StructureError(
-            f"{path} has atoms in several alternate places at once",
+            f"{path} has atoms in several alternate locations",
             expected="one location indicator in column 17",
             found=", ".join(sorted(place.decode("utf-8", "replace") for place in places)),
             remedy="keep one of them (`pdb_selaltloc` of pdb-tools)",

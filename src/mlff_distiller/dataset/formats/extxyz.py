@@ -87,7 +87,7 @@ def _blocks(path: Path) -> Iterator[tuple[str, int, float]]:
                 text = b"".join(chain([header], lines)).decode("utf-8")
             except UnicodeDecodeError as error:
                 raise DatasetError(
-                    f"{path}, the frame at line {number} is no text in UTF-8", found=error
+                    f"{path}, the frame at line {number} is not text in UTF-8", found=error
                 ) from error
             yield text, number, stream.tell() / size if is_plain else 0.0
             number += n_atoms + 2

@@ -139,7 +139,7 @@ def option(name: str) -> str:
 
 
 def symmetric(tensor: np.ndarray, name: str) -> np.ndarray:
-    """(3, 3): the symmetric part; ``DatasetError`` if the rest is no rounding."""
+    """(3, 3): the symmetric part; ``DatasetError`` if the rest is more than rounding."""
     if tensor.shape != (3, 3):
         raise DatasetError(f"{name} has the wrong shape", expected=(3, 3), found=tensor.shape)
     scale = np.abs(tensor).max()

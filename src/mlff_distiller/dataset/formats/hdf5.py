@@ -1,4 +1,4 @@
-"""HDF5 of others, read without trust: SPICE's one group a molecule, and MACE's one a structure.
+"""HDF5 of others, read without trust: SPICE's one group per molecule, and MACE's one per structure.
 
 SPICE (Eastman et al., Sci. Data 10, 11 (2023)): ``atomic_numbers`` (n_atoms,), ``conformations``
 (n, n_atoms, 3) bohr, ``dft_total_energy`` (n,) hartree, ``dft_total_gradient`` (n, n_atoms, 3)
@@ -43,10 +43,10 @@ def kind_of(path: Path) -> str:
         if first and "conformations" in _group(file, first, path):
             return "spice"
     raise DatasetError(
-        f"{path} is HDF5 of no known layout",
+        f"{path} is HDF5 of an unknown layout",
         expected="SPICE's or MACE's",
         found=f"{first!r} first" if first else "nothing in it",
-        remedy="a dataset of this program is named by its folder",
+        remedy="to read a dataset of this program, name its folder",
     )
 
 
@@ -178,7 +178,7 @@ def _entry(group: h5py.Group, name: str, path: object) -> object:
 def _group(group: h5py.Group, name: str, path: object) -> h5py.Group:
     found = _entry(group, name, path) if name in group else None
     if not isinstance(found, h5py.Group):
-        raise DatasetError(f"{path}: {group.name}/{name} is no group")
+        raise DatasetError(f"{path}: {group.name}/{name} is not a group")
     return found
 
 
@@ -226,7 +226,7 @@ def _elements(group: h5py.Group) -> np.ndarray:
     odd = numbers[numbers % 1 != 0]
     if len(odd):
         raise DatasetError(
-            f"{group.file.filename}: {group.name}/atomic_numbers are no elements",
+            f"{group.file.filename}: {group.name}/atomic_numbers are not those of elements",
             expected="whole numbers",
             found=odd[0],
         )

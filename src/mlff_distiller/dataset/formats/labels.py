@@ -99,7 +99,7 @@ def _answered(*questions: Callable[[], Any]) -> list[Any]:
 def _of_atoms(
     atoms: Atoms, results: Mapping[str, Any], energy: np.ndarray, conventions: Conventions
 ) -> dict[str, np.ndarray]:
-    """What the file says of each atom beside forces, in the units of energy and forces.
+    """What the file says of each atom besides forces, in the units of energy and forces.
 
     ``energies`` that do not sum to the energy belong to another one. A column ``forces_spread`` is
     ours.
@@ -136,7 +136,7 @@ def _find(
             key = label
         else:
             raise DatasetError(
-                f"{name}: it is not said which numbers are the {label}",
+                f"{name}: the numbers for the {label} are not named",
                 expected=f"{option(f'{label}_key')} with one of those found",
                 found=", ".join(candidates),
                 remedy=f"for example {option(f'{label}_key')} {candidates[-1]}"
@@ -149,7 +149,7 @@ def _find(
     other = conventions.energy_unit if label == "forces" else conventions.forces_unit
     foreign = other not in (None, "eV/angstrom") or conventions.length_unit is not None
     if getattr(conventions, unit) is None and (foreign or not is_result):
-        why = "other units are given" if is_result else "it is no result of an ASE calculator"
+        why = "other units are given" if is_result else "it is not a result of an ASE calculator"
         raise DatasetError(
             f"{name}: the unit of {key!r} is not given, and {why}",
             expected=option(unit),
@@ -163,7 +163,7 @@ def _unit(label: str) -> str:
 
 
 def _candidates(label: str, results: Mapping[str, Any], places: Mapping[str, Any]) -> list[str]:
-    """Names under which ``label`` may be meant; one left in ``info`` by nobody knows whom is not.
+    """Names under which ``label`` may be meant, but not those of unknown origin in ``info``.
 
     Energies of the calculator come first. ``free_energy`` counts only if it differs.
     """
@@ -207,7 +207,7 @@ def _stress(
             return None
         if candidates != ["stress"]:
             raise DatasetError(
-                f"{name}: it is not said which numbers are the stress",
+                f"{name}: the numbers for the stress are not named",
                 expected="--stress-key or --virial-key with one of those found, or --stress-key "
                 "none to leave them out",
                 found=", ".join(candidates),
@@ -247,7 +247,7 @@ def _factor(conventions: Conventions, *, is_virial: bool, name: str) -> float:
     if unit.lower() not in table:
         kind = "virial, which is an energy" if is_virial else "stress, an energy a volume"
         raise DatasetError(
-            f"{name}: --stress-unit {unit} is no unit of a {kind}", expected=sorted(table)
+            f"{name}: --stress-unit {unit} is not a unit of a {kind}", expected=sorted(table)
         )
     return table[unit.lower()]
 

@@ -1,6 +1,6 @@
-"""Integrators as Warp kernels: one source for CPU and GPU, one thread an atom, float64.
+"""Integrators as Warp kernels: one source for CPU and GPU, one thread per atom, float64.
 
-A step is ``kinetic``, ``couple`` (one thread a system) and ``shift`` of the images, as far as the
+A step is ``kinetic``, ``couple`` (one thread per system) and ``shift`` of the images, as far as the
 ensemble needs them; ``advance``; then forces; then ``kick``. Whatever is random is a function of
 (seed, step, atom), so a run may be cut anywhere. ``advance`` sets ``moved`` if an atom has left its
 skin; the step's forces and ``kick`` then do nothing but raise ``halt``, which stops all later steps
@@ -24,7 +24,7 @@ TWO_PI = 6.283185307179586
 CELL_BROKE = 1 << 30
 """In ``broken``, plus the number of the system."""
 LARGEST_STRAIN = 0.25
-"""Of one step."""
+"""Strain of one step; beyond it a run stops."""
 
 FIXED, ISOTROPIC, ANISOTROPIC, TRICLINIC = range(4)
 """What of the cell may change: nothing, its size, its three Cartesian extents, all of it."""
@@ -119,7 +119,7 @@ def gamma(shape: wp.float64, seed: wp.uint64, step: wp.int64, index: int) -> wp.
 
 @wp.func
 def exponential(e: wp.mat33d) -> wp.mat33d:
-    """Of a small matrix: its series."""
+    """Exponential of a small matrix, by its series."""
     one = wp.identity(3, dtype=wp.float64)
     m = one + e / real(8.0)
     for k in range(7, 0, -1):
@@ -129,7 +129,7 @@ def exponential(e: wp.mat33d) -> wp.mat33d:
 
 @wp.func
 def norm_bound(a: wp.mat33d) -> wp.float64:
-    """Of the largest singular value: the lesser of two bounds."""
+    """The lesser of two upper bounds on the largest singular value."""
     rows = real(0.0)
     columns = real(0.0)
     squares = real(0.0)

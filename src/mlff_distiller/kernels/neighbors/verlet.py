@@ -80,7 +80,7 @@ class VerletList:
         pbc: NDArray[np.bool_],
         systems: Systems | None = None,
     ) -> bool:
-        """Follow ``positions`` (n_atoms, vec3d, Å); True if the list was built anew.
+        """Follow ``positions`` (n_atoms, vec3d, Å); True if the list was rebuilt.
 
         ``cell`` and ``pbc`` are (3, 3) and (3,), or of each of ``systems``. ``version`` counts the
         times that arrays were replaced by others. Waits for the device.

@@ -1,6 +1,6 @@
-"""Cell lists as Warp kernels: one source for CPU and GPU, one thread an atom, no float atomics.
+"""Cell lists as Warp kernels: one source for CPU and GPU, one thread per atom, no float atomics.
 
-Atoms are put into bins between lattice planes. With one bin an axis the search tries all pairs in
+Atoms are put into bins between lattice planes. With one bin per axis the search tries all pairs in
 all images: small systems and large ones take the same path. Several systems have bins and images
 of their own, numbered through.
 """
@@ -146,7 +146,7 @@ def build(device: str) -> Kernels:
         inside: wp.array(dtype=wp.vec3d),
         moved: wp.array(dtype=int),
     ):
-        """Follow the atoms without wrapping them anew; say whether one has left its skin."""
+        """Follow the atoms without wrapping them again; say whether one has left its skin."""
         i = first + wp.tid()
         system = system_idx[i]
         inside[i] = on_grid(positions[i]) - laps[i] * lattice[system]

@@ -50,7 +50,7 @@ class Types:
 
 @dataclass(frozen=True)
 class AtomFunctions:
-    """Of an atom's density, and of one of its neighbours."""
+    """Functions of an atom's density, and of one of its neighbours."""
 
     harmonics: wp.Function  # u -> b_lm
     turning: wp.Function  # t_lm, u -> sum_lm t_lm db_lm/du
@@ -62,7 +62,7 @@ class AtomFunctions:
 
 @dataclass(frozen=True)
 class EdgeFunctions:
-    """Of a pair of types and the vector r_ij."""
+    """Functions of a pair of types and the vector r_ij."""
 
     pair: wp.Function  # i, j, types, n_types -> index of the pair of types
     density: wp.Function  # pair, r_ij, parameters -> g^R_n, g^A_n, b_lm
@@ -71,7 +71,7 @@ class EdgeFunctions:
 
 @dataclass(frozen=True)
 class RadialFunctions:
-    """Of a distance."""
+    """Functions of a distance."""
 
     values: wp.Function  # r, rc -> f_k
     with_slopes: wp.Function  # r, rc -> f_k, df_k/dr

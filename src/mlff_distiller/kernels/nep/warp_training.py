@@ -37,7 +37,7 @@ class TableKernels:
 
 @dataclass(frozen=True)
 class TrainingKernels:
-    """A thread for each atom and n, but for ``pairs``; ``repulsion`` takes ``lanes`` an atom."""
+    """A thread for each atom and n, except ``pairs``; ``repulsion`` takes ``lanes`` per atom."""
 
     module: wp.Module
     lanes: int

@@ -23,9 +23,9 @@ _BAROSTAT_FS = 500.0
 """Slow against sound across 100 Å, and 20 times in a run of 10 ps."""
 _LEAST_TIMES = 20
 _LARGEST_NOISE = 0.01
-"""Of the volume: a pressure that is not known to so much is not known."""
+"""Share of the volume: a pressure known less well than this counts as unknown."""
 _MOST_POINTS = 200
-"""Of the volume's course that are kept."""
+"""Points kept of the volume's course."""
 
 
 def has_pressure(subject: Subject) -> bool:

@@ -27,7 +27,7 @@ _N_DIRECTIONS = 6
 
 @dataclass(frozen=True)
 class Agreement:
-    """Derivatives of the energy beside what the force field calls forces or stress."""
+    """Derivatives of the energy against what the force field calls forces or stress."""
 
     found: Array  # (n,) what the force field says
     expected: Array  # (n,) from differences of its energy

@@ -35,7 +35,7 @@ _CRITERIA = {
 _MOST_FRAMES = 400
 """Frames that distributions are counted over."""
 _MOST_NOISE_PERCENT = 10.0
-"""Halves of the teacher's run that differ by so much are no yardstick."""
+"""If the halves of the teacher's run differ by this much, they are not a yardstick."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +72,7 @@ def distance_percent(a: Array, b: Array) -> float:
 
 @dataclass(frozen=True)
 class Difference:
-    """A student's distribution beside its teacher's."""
+    """A student's distribution and its teacher's."""
 
     name: str
     percent: float

@@ -26,9 +26,9 @@ _LEAST_FORCE, _MOST_STEPS = 1e-4, 300
 _ENOUGH_GPa = 0.05
 """Stress left: constants of a crystal under pressure P are off by P."""
 _FAR = 1.5
-"""A volume so much larger or smaller than the first is no longer the same crystal."""
+"""A volume this much larger or smaller than the first is no longer the same crystal."""
 _LOUD = 0.1
-"""Of the largest constant: noise beyond it leaves nothing to compare."""
+"""Share of the largest constant: with more noise there is nothing to compare."""
 _VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
 
 
@@ -104,7 +104,7 @@ def at_zero_stress(force_field: ForceField, atoms: Atoms) -> Atoms:
     left = float(np.abs(force_field.stress(copy)).max() / units.GPa) if near else np.inf
     if not left < _ENOUGH_GPa:
         raise DistillerError(
-            f"{force_field.name} finds no cell of {atoms.get_chemical_formula()} without stress",
+            f"{force_field.name} found no cell of {atoms.get_chemical_formula()} without stress",
             expected=f"stress below {_ENOUGH_GPa} GPa within {_MOST_STEPS} steps",
             found=f"{left:.3g} GPa" if near else f"{grown:.2f} of the volume",
         )

@@ -43,7 +43,7 @@ def relaxed(force_field: ForceField, atoms: Atoms) -> Atoms:
     """Positions at a minimum, in the cell as it is; `DistillerError` if there is none near."""
     copy: Atoms = atoms.copy()
     copy.calc = force_field.calculator
-    # Forces that are no gradient can run away, and the estimated curvature with them.
+    # Forces that are not a gradient can run away, and the estimated curvature with them.
     descent: Any = BFGS if len(atoms) <= _DENSE else LBFGS
     with descent(copy, logfile=None) as optimizer, np.errstate(all="ignore"):
         with suppress(np.linalg.LinAlgError):
@@ -51,7 +51,7 @@ def relaxed(force_field: ForceField, atoms: Atoms) -> Atoms:
         left = float(np.linalg.norm(copy.get_forces(), axis=1).max())
     if not left < _ENOUGH:
         raise DistillerError(
-            f"{force_field.name} finds no minimum of {atoms.get_chemical_formula()}",
+            f"{force_field.name} found no minimum of {atoms.get_chemical_formula()}",
             expected=f"forces below {_ENOUGH} eV/Å within {_MOST_STEPS} steps",
             found=f"{left:.3g} eV/Å",
         )

@@ -28,7 +28,7 @@ Kind = Literal["ended", "hot", "clash", "evaporated", "bond"]
 BOND_CHANGE_A = 0.5
 """A bond this far from its mean length: a stretching vibration at 500 K reaches a third of it."""
 _CLASH = 0.6
-"""Of the sum of covalent radii: inside a bond's repulsive wall (1 eV above its minimum at 0.8)."""
+"""Times the sum of covalent radii: inside a bond's repulsive wall (1 eV up at 0.8)."""
 _ALONE = 2.0
 """Times the sum of covalent radii, to the nearest neighbour: no bond is so long."""
 _FURTHER = 1.5

@@ -14,7 +14,7 @@ from mlff_distiller.validation.subject import Subject
 from mlff_distiller.validation.verdict import Finding
 
 NEAR = 0.01
-"""Of the spread of descriptors: atoms displaced by some 0.005 Å, which a step of dynamics
+"""Share of the descriptors' spread: atoms displaced by some 0.005 Å, which a step of dynamics
 does. Independent frames of a crystal at 50 K, displaced by 0.03 Å each, differ by more."""
 
 
@@ -27,7 +27,7 @@ class Leakage:
 
     @property
     def fraction(self) -> float | None:
-        """Of test frames; None without any."""
+        """Share of test frames that are repeated; None without test frames."""
         return len(np.unique(self.pairs[:, 0])) / self.n_test if self.n_test else None
 
 

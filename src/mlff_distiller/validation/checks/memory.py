@@ -24,7 +24,7 @@ from mlff_distiller.validation.verdict import Finding
 _NAME = "memory_growth_kB_per_step"
 _N_MARKS = 100
 _WARM_UP = 0.1
-"""Of the steps, in which caches fill."""
+"""Share of the steps in which caches fill."""
 
 
 def _measure(subject: Subject) -> Measured:
@@ -75,7 +75,7 @@ def memory_growth(
             on_step(row.step, n_steps)
             if row.step < _WARM_UP * n_steps:
                 continue
-            gc.collect()  # Python's cycles are no leak, however long it waits to free them
+            gc.collect()  # Python's cycles are not a leak, however late it frees them
             steps.append(row.step)
             for place, read in reads.items():
                 marks[place].append(read())

@@ -27,16 +27,16 @@ from mlff_distiller.validation.verdict import Finding
 Pair = tuple[str, str]
 
 WALL_EV = 20.0
-"""What lies behind so high a wall is not looked at: at 2,000 K nobody gets to exp(-116) of it."""
+"""Nothing is examined behind so high a wall: at 2,000 K it is crossed once in exp(116) tries."""
 _NEAREST = 0.35
 """Times the sum of covalent radii (0.22 Å for H-H, 0.78 Å for Si-Si): where curves end."""
 _BOND = 0.8
 _RISE = 5e-3
 """eV, or eV/atom: a tenth of the limit, and more than digits of float32 make up."""
 _LOOSEST = 0.8
-"""Of all lengths: where compression begins at the latest, however near some pair once came."""
+"""Times all lengths: compression begins here at the latest, however close a pair once came."""
 _DENSEST = 0.5
-"""Of all lengths: at 8 times the density, as in the core of a giant planet, curves end."""
+"""Times all lengths: curves end at 8 times the density, as in the core of a giant planet."""
 _N_POINTS, _N_BEFORE = 60, 12
 _REACH_A = 6.0
 

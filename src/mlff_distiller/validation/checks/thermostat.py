@@ -45,7 +45,7 @@ class Canonical:
     variance_ratio: Estimate | None
     """Variance of the kinetic energy over that of its mean, if canonical."""
     p_value: float | None
-    """Of Kolmogorov and Smirnov, for the shape: the Gamma distribution of the measured mean."""
+    """p of the Kolmogorov–Smirnov test against the Gamma distribution of the measured mean."""
     n_independent: int
     """Samples so far apart that they are independent: the test's."""
     elements_K: dict[str, Estimate]
@@ -53,7 +53,7 @@ class Canonical:
 
 
 def canonical(trajectory: Trajectory) -> Canonical:
-    """Kinetic energies of a run with Langevin's thermostat beside the canonical distribution."""
+    """Kinetic energies of a run with Langevin's thermostat, and the canonical distribution."""
     kinetic, degrees = trajectory.kinetic, trajectory.n_degrees
     if len(kinetic) < 2:
         return Canonical(trajectory.temperature_K, None, None, None, 0, {})
@@ -154,7 +154,7 @@ def _temperatures(runs: Sequence[Tree]) -> Panel:
 
 
 def _histograms(runs: Sequence[Tree]) -> Panel:
-    """Temperatures beside the canonical ``2 K / (f k)``, K distributed as Gamma(f/2, kT)."""
+    """Temperatures and the canonical ``2 K / (f k)``, K distributed as Gamma(f/2, kT)."""
     title, traces = "Distribution of temperatures", []
     for number, run in enumerate(runs):
         (kelvin,) = plotting.finite(plotting.array(run["nvt"]["temperature_K"]))

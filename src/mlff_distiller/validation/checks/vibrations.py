@@ -77,9 +77,7 @@ def phonon_frequencies(
         from phonopy.structure.atoms import PhonopyAtoms
         from phonopy.structure.cells import guess_primitive_matrix
     except ImportError as error:
-        raise DistillerError(
-            "phonons need phonopy", remedy="pip install 'mlff-distiller[phonons]'"
-        ) from error
+        raise DistillerError("phonons need phonopy", remedy="pip install phonopy") from error
     crystal = relaxed(force_field, atoms)
     cell = PhonopyAtoms(
         symbols=crystal.get_chemical_symbols(),
@@ -133,7 +131,7 @@ def _panels(measured: Tree, series: Tree) -> list[Panel]:
 
 
 def _drawn(both: Sequence[Any] | None) -> list[Panel]:
-    """Each frequency beside the teacher's, and how many there are at each."""
+    """Each frequency and the teacher's, and how many there are at each."""
     titles = ("Frequencies, one by one", "Density of frequencies")
     mine, theirs = (plotting.array(one) for one in both or [[], []])
     if not mine.size or mine.shape != theirs.shape:

@@ -22,7 +22,7 @@ _FRAMES = 12
 _SQUEEZED = 6
 """Frames whose bulk modulus is taken: that of a hot, expanded solid is not that of a cold one."""
 _LARGEST_CHANGE = 0.3
-"""Of the volume: what grows or shrinks by more has evaporated or collapsed."""
+"""Share of the volume: what grows or shrinks by more has evaporated or collapsed."""
 
 
 def _applies(subject: Subject) -> bool:

@@ -54,13 +54,15 @@ def tune(
     """
     settings = settings or TuneSettings()
     if settings.max_us_per_atom is not None and settings.max_ms_per_step is not None:
-        raise ConfigError("two limits of speed", expected="per atom or per step, one of them")
+        raise ConfigError(
+            "two speed limits were given", expected="a limit per atom or per step, not both"
+        )
     import_optuna()
     dataset = Dataset(labels)
     with claimed(out):
         wanted = {**asdict(settings), "architectures": list(settings.architectures)}
         fix_inputs(out, config, {**identity_of(dataset), "tune": wanted})
-        before = read_json(out / "tune.json", _FORM, remedy="remove it: it is made anew")
+        before = read_json(out / "tune.json", _FORM, remedy="remove it: it is made again")
         if before.get("student") is not None and (out / "student" / "config.json").exists():
             return before
         bench = Bench.of(dataset, config, settings.speed_atoms)
@@ -101,7 +103,7 @@ def _train_best(
     ms, limit_ms = bench.ms_per_step(student, trained=True), found["limit_ms_per_step"]
     if limit_ms is not None and ms > limit_ms:
         raise TrainingError(
-            "the student that was trained in full is slower than asked",
+            "the student that was trained in full is slower than the limit",
             expected=f"at most {limit_ms:.4g} ms per step, as its trial took",
             found=f"{ms:.4g} ms on {len(bench.system)} atoms",
             remedy="repeat the command to measure again on a quieter machine; the student is "
@@ -167,7 +169,7 @@ def _best(bench: Bench, found: Mapping[str, Any]) -> int:
     """Number of the most accurate trial within the limit.
 
     Of many noisy measurements those that lie just below a limit are too low more often than not,
-    so the limit is checked anew.
+    so the limit is checked again.
     """
     limit = found["limit_ms_per_step"]
     complete = [row for row in found["trials"] if row["status"] == "complete"]

@@ -47,14 +47,14 @@ def fastest(
     """
     if not 0.0 < target_fidelity < 1.0:
         raise ConfigError(
-            "the target is no fidelity", expected="between 0 and 1", found=target_fidelity
+            "the target is not a fidelity", expected="between 0 and 1", found=target_fidelity
         )
     dataset = Dataset(labels)
     with claimed(out):
         among = list(architectures or registry.architectures())
         wanted = {"target_fidelity": target_fidelity, "architectures": among}
         fix_inputs(out, config, {**identity_of(dataset), **wanted})
-        found = read_json(out / "fastest.json", _FORM, remedy="remove it: it is made anew")
+        found = read_json(out / "fastest.json", _FORM, remedy="remove it: it is made again")
         if found.get("chosen") is not None:
             return found
         bench = Bench.of(dataset, config)

@@ -24,7 +24,7 @@ def import_optuna() -> Any:
         raise ConfigError(
             "the search needs Optuna, which cannot be imported",
             found=error,
-            remedy="pip install 'mlff-distiller[tune]'",
+            remedy="pip install 'optuna'",
         ) from error
     return optuna
 
@@ -34,7 +34,7 @@ def open_study(out: Path) -> Iterator[optuna.Study]:
     """The study in ``out``, whose lock the caller holds; trials that were killed are let go."""
     optuna = import_optuna()
     journal = out / "trials.jsonl"
-    # Nobody else is here: what a killed process left, half a line or a lock, is nobody's.
+    # The caller holds the lock: what is left here, half a line or a lock, is of a killed process.
     for left in out.glob(f"{journal.name}.*"):
         left.unlink()
     if journal.exists():

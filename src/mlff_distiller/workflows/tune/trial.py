@@ -108,8 +108,8 @@ class Bench:
     def ms_per_step(self, student: Student, *, trained: bool) -> float:
         """Median time (ms) of an MD step through ASE, from some second of them.
 
-        Atoms all but stand still under an untrained student, so its neighbours are never searched
-        anew: its time is, if anything, too short.
+        Atoms hardly move under an untrained student, so neighbours are searched only once: the
+        time is, if anything, too short.
         """
         calculator = StudentCalculator(copy.deepcopy(student), device=str(self.device))
         return ms_per_step(
@@ -126,7 +126,7 @@ class Bench:
 
 
 def _typical(frames: Sequence[Batch]) -> Atoms:
-    """Of the frames of the median size, the one of the least force."""
+    """The frame with the least force among those of the median size."""
     size = statistics.median_low(Frames.of(frames).n_atoms.tolist())
     alike = (frame for frame in frames if frame.n_atoms == size)
     calm = min(alike, key=lambda frame: float(frame.labels["forces"].abs().max()))
