@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ase import Atoms
+from ase.calculators.calculator import BaseCalculator
 from pydantic import TypeAdapter, ValidationError
 
 from mlff_distiller.batch import check_structure
@@ -33,6 +34,7 @@ from mlff_distiller.validation.verdict import Finding, judge
 from mlff_distiller.workflows.assess import known_of, short_settings, structure_block
 from mlff_distiller.workflows.config import Config, config_of
 from mlff_distiller.workflows.folder import files_of_student, read_inputs
+from mlff_distiller.workflows.seeds import save_structures
 from mlff_distiller.workflows.train import split_labels
 
 
@@ -53,11 +55,11 @@ class Candidate:
 
 
 def validate(
-    structure: str | Path | None = None,
+    structure: str | Path | Atoms | None = None,
     *,
-    students: Sequence[str | Path] = (),
-    calculator: str | None = None,
-    teacher: str | None = None,
+    students: str | Path | Sequence[str | Path] = (),
+    calculator: str | BaseCalculator | None = None,
+    teacher: str | BaseCalculator | None = None,
     out: str | Path | None = None,
     training: str | Path | None = None,
     test: str | Path | None = None,
@@ -76,15 +78,16 @@ def validate(
     Parameters
     ----------
     structure
-        A file that ASE reads; its first frame is simulated. None: the first structure that the
-        run of a single student was assessed in.
+        A file that ASE reads, whose first frame is simulated, or ``Atoms``. None: the first
+        structure that the run of a single student was assessed in.
     students
-        Folders of runs or of students, or ``nep.txt`` files. What a run's certificate already says
-        of the structure is taken over, so that a check has one answer; so are the run's settings.
+        Folders of runs or of students, or ``nep.txt`` files; or one of these. What a run's
+        certificate already says of the structure is taken over, so that a check has one answer; so
+        are the run's settings.
     calculator
-        Instead of students: ``ase:module:factory``, or any teacher's SPEC.
+        Instead of students: ``ase:module:factory``, any teacher's SPEC, or an ASE calculator.
     teacher
-        SPEC of the teacher to compare with.
+        SPEC of the teacher to compare with, or an ASE calculator.
     out
         Folder of the certificate and the page. None: the folder of the run, whose certificate
         then holds all checks.
@@ -100,13 +103,13 @@ def validate(
     ConfigError
         A setting is wrong, a limit is for a check that does not exist, or a file is missing.
     """
+    students = [students] if isinstance(students, str | Path) else list(students)
     if bool(students) == (calculator is not None):
         raise ConfigError(
             "nothing to validate" if not students else "two kinds of force fields to validate",
             expected="either students or a calculator",
         )
     run = _only_run(students)
-    place = Path(structure) if structure is not None else _structure_of(run)
     folder = Path(out) if out is not None else run
     if folder is None:
         raise ConfigError(
@@ -114,16 +117,23 @@ def validate(
             expected="a folder, for anything but a single run of distill",
             remedy="give --out FOLDER",
         )
+    if isinstance(structure, Atoms):
+        place = folder / "structure.traj"
+    else:
+        place = Path(structure) if structure is not None else _structure_of(run)
     files = {"structure": place}
     known: dict[str, list[Atoms]] = {}
     for name, path in (("training", training), ("test", test)):
         if path is not None:
             known[name], files[name] = read_frames(path), Path(path)
-    atoms, given = read_frames(place)[0], dict(settings or {})
+    atoms = structure if isinstance(structure, Atoms) else read_frames(place)[0]
+    given = dict(settings or {})
     read_settings({}, given)  # refused before anything is loaded
     check_structure(atoms, f"the structure in {place}")
     with ExitStack() as stack:
         stack.enter_context(claimed(folder))
+        if isinstance(structure, Atoms):
+            save_structures(place, [structure])
         candidates = [
             _student(Path(path), name, given, device, dtype, files, known)
             for path, name in zip(students, names_of([Path(p) for p in students]), strict=True)
@@ -131,16 +141,16 @@ def validate(
         if calculator is not None:
             asked = stack.enter_context(load_teacher(calculator, device=device))
             about = {"calculator": asdict(asked.identity)}
-            own = files | _source(calculator)
-            field = ForceField(calculator, asked)
-            candidates = [Candidate(calculator, field, read_settings({}, given), own, known, about)]
+            own = files | _source(asked.spec)
+            field = ForceField(asked.spec, asked)
+            candidates = [Candidate(asked.spec, field, read_settings({}, given), own, known, about)]
         reference: ForceField | None = None
         identity: dict[str, Any] = {}
         if teacher is not None:
             source = load_teacher(teacher, device=device, python=teacher_python)
             identity = {"teacher": asdict(stack.enter_context(source).identity)}
             many = len(candidates) > 1
-            reference = ForceField(teacher, Remembering(source) if many else source)
+            reference = ForceField(source.spec, Remembering(source) if many else source)
         done = []
         for one in candidates:
             own_folder = folder / one.name if len(candidates) > 1 else folder
@@ -315,7 +325,7 @@ def _source(spec: str) -> dict[str, Path]:
     """The file of an ``ase:module:factory``, here or installed."""
     family, _, rest = spec.partition(":")
     module = rest.partition(":")[0]
-    if family != "ase" or not module:
+    if family != "ase" or module in ("", "__main__"):
         return {}
     here = Path(*module.split(".")).with_suffix(".py")
     if here.is_file():
