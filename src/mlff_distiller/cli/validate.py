@@ -19,7 +19,7 @@ from mlff_distiller.cli.options import (
     TimeStep,
 )
 from mlff_distiller.cli.progress import Display
-from mlff_distiller.cli.shown import console, print_files, print_verdict, table
+from mlff_distiller.cli.shown import console, errors, print_files, print_verdict, table
 from mlff_distiller.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -94,6 +94,15 @@ def validate(
     verify: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Only check the hashes of a certificate.")
     ] = None,
+    profile: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="full, or short: accuracy, conservation of energy and speed."
+        ),
+    ] = "full",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", metavar="", help="Only say what it will cost here.")
+    ] = False,
     resume: Annotated[
         bool,
         typer.Option(
@@ -121,6 +130,8 @@ def validate(
             device=device,
             dtype=dtype,  # type: ignore[arg-type]
             teacher_python=teacher_python,
+            profile=profile,  # type: ignore[arg-type]
+            dry_run=dry_run,
             resume=resume,
             on_progress=display,
         )
@@ -159,10 +170,9 @@ def _verify(path: Path, quiet: bool) -> None:
 
     problems = verify_certificate(path)
     if problems:
-        raise ConfigError(
-            f"{path} does not hold:\n    " + "\n    ".join(problems),
-            remedy="validate again",
-        )
+        found = "\n    ".join([f"{path} does not hold; validate again:", *problems])
+        errors.print(f"[red]✗[/] {escape(found)}", soft_wrap=True)
+        raise typer.Exit(REFUSED)
     if not quiet:
         console.print(f"[green]✓[/] {escape(str(path))}: every hash is right", soft_wrap=True)
 

@@ -153,7 +153,7 @@ def _publish(turns: Turns) -> dict[str, Any]:
     evidence = dataclasses.replace(
         done.evidence, learning=turns.rows(best), rounds=turns.log.rows("round")
     )
-    write_report(out / "report.html", report, evidence)
+    write_report(out / "report.html", report, evidence, done.certificate, done.series.get("movie"))
     save_structures(out / "structures.traj", some_of(turns.seeds))
     write_json(out / "series.json", done.series)
     write_certificate(out / "certificate.json", done.certificate, files_of_run(out))
