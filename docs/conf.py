@@ -92,9 +92,12 @@ def _command_page(command: Any, name: str) -> list[str]:
     lines = [f"## `{name}`", "", "```text", " ".join(usage), "", about, "```"]
     for parameter in [*arguments, *options]:
         flags = [_metavar(parameter)] if parameter in arguments else parameter.opts
-        flags = [f"`{flag}`" for flag in [*flags, *parameter.secondary_opts]]
+        given = "" if parameter in arguments else parameter.metavar or ""
+        flags = [f"`{flag} {given}`".replace(" `", "`") for flag in flags]
         text = " ".join((getattr(parameter, "help", None) or parameter.name).split())
-        if parameter.default not in (None, False, ..., (), []):
+        if isinstance(parameter.show_default, str):
+            text += f" Default: {parameter.show_default}."
+        elif parameter.default not in (None, False, ..., (), []):
             text += f" Default: `{parameter.default}`."
         lines += ["", ", ".join(flags), f": {text}"]
     return [*lines, ""]

@@ -10,14 +10,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from mlff_distiller.cli.options import AsJson, Device, Dtype, Quiet, Seed, TeacherPython, TimeStep
+from mlff_distiller.cli.options import (
+    CONTEXT,
+    REFUSED,
+    AsJson,
+    Device,
+    Dtype,
+    Quiet,
+    Seed,
+    TeacherPython,
+    TimeStep,
+)
 from mlff_distiller.cli.progress import Display
 from mlff_distiller.cli.shown import console, table
 
 if TYPE_CHECKING:
     from mlff_distiller.measure import Result
 
+EPILOG = (
+    "Example: mlff-distiller profile --student run --teacher 7net-0 --system silicon:64"
+    " --system silicon:1000 --out prof"
+)
 benchmark = typer.Typer(
+    context_settings=CONTEXT,
     invoke_without_command=True,
     help="Measure molecular dynamics as users run it: whole trajectories, side by side.",
     epilog="Example: mlff-distiller benchmark --student run --teacher 7net-0 --system silicon:64"
@@ -31,48 +46,69 @@ def run_benchmark(
     student: Annotated[
         list[str] | None,
         typer.Option(
-            help="A run, a student's folder or a nep.txt; NAME=PATH names it. Repeatable."
+            metavar="PATH",
+            help="A run, a student's folder or a nep.txt; NAME=PATH names it. Repeatable.",
         ),
     ] = None,
     teacher: Annotated[
-        list[str] | None, typer.Option(help="A teacher's SPEC, or NAME=SPEC; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="SPEC", help="A teacher's SPEC, or NAME=SPEC; repeatable."),
     ] = None,
     system: Annotated[
         list[str] | None,
         typer.Option(
+            metavar="SYSTEM",
+            show_default="silicon:64",
             help="NAME:ATOMS (silicon, copper, salt, water, ethanol, benzene, alkane, copper-slab, "
-            "silicon-slab) or FILE[:ATOMS]; repeatable. silicon:64 if not given."
+            "silicon-slab) or FILE[:ATOMS]; repeatable.",
         ),
     ] = None,
     ensemble: Annotated[
-        list[str] | None, typer.Option(help="nve, nvt or npt; repeatable. nve if not given.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="nve, nvt or npt; repeatable.", show_default="nve"),
     ] = None,
     engine: Annotated[
-        list[str] | None, typer.Option(help="ase or run_md; repeatable. Both if not given.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="ase or run_md; repeatable.", show_default="both"),
     ] = None,
     replicas: Annotated[
-        list[int] | None, typer.Option(help="Copies moved at once, by run_md; repeatable.")
+        list[int] | None,
+        typer.Option(
+            metavar="N", help="Copies moved at once, by run_md; repeatable.", show_default="1"
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for benchmark.json and benchmark.html.")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Folder for benchmark.json and benchmark.html."),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Steps after the warm-up, at least.")] = 1000,
-    warm_up: Annotated[int, typer.Option(min=1, help="Steps before.")] = 50,
-    repeats: Annotated[int, typer.Option(min=1, help="How often; the models take turns.")] = 3,
+    steps: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Steps after the warm-up, at least.")
+    ] = 1000,
+    warm_up: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Steps before the clock starts.")
+    ] = 50,
+    repeats: Annotated[
+        int,
+        typer.Option(metavar="N", min=1, help="Repetitions of each case; models are interleaved."),
+    ] = 3,
     least_seconds: Annotated[
-        float, typer.Option(min=0, help="Fast models go on for so long.")
+        float, typer.Option(metavar="S", min=0, help="Least time of a measurement, s.")
     ] = 1.0,
     most_seconds: Annotated[
-        float | None, typer.Option(help="Slow models stop then, short of --steps.")
+        float | None,
+        typer.Option(metavar="S", help="Longest time of a measurement, s, even short of --steps."),
     ] = None,
-    temperature: Annotated[float, typer.Option(help="K.")] = 300.0,
-    pressure: Annotated[float, typer.Option(help="GPa, of npt.")] = 0.0,
+    temperature: Annotated[float, typer.Option(metavar="K", help="Temperature, K.")] = 300.0,
+    pressure: Annotated[float, typer.Option(metavar="GPA", help="Pressure of npt, GPa.")] = 0.0,
     time_step: TimeStep = None,
     seed: Seed = 0,
     device: Device = "auto",
     dtype: Dtype = "float32",
     compile: Annotated[
-        bool, typer.Option("--compile", help="Fuse the kernels of students that PyTorch runs.")
+        bool,
+        typer.Option(
+            "--compile", metavar="", help="Fuse the kernels of students that PyTorch runs."
+        ),
     ] = False,
     teacher_python: TeacherPython = None,
     quiet: Quiet = False,
@@ -174,7 +210,9 @@ def _print_cases(result: Result) -> None:
         console.print(f"left out: {escape(row['case'])}: {row['reason']}", soft_wrap=True)
 
 
-AResult = Annotated[Path, typer.Argument(help="benchmark.json, or the folder that holds it.")]
+AResult = Annotated[
+    Path, typer.Argument(metavar="RESULT", help="benchmark.json, or the folder that holds it.")
+]
 
 
 @benchmark.command(epilog="Example: mlff-distiller benchmark compare before after")
@@ -206,7 +244,9 @@ def compare(a: AResult, b: AResult, as_json: AsJson = False) -> None:
     console.print(ratios)
 
 
-Database = Annotated[Path, typer.Option(help="Folder of baselines, one file a machine.")]
+Database = Annotated[
+    Path, typer.Option(metavar="FOLDER", help="Folder of baselines, one file a machine.")
+]
 
 
 @benchmark.command(
@@ -215,7 +255,10 @@ Database = Annotated[Path, typer.Option(help="Folder of baselines, one file a ma
 def check(
     result: AResult,
     against: Annotated[
-        Path, typer.Option(help="Folder of baselines, one file a machine; or one such file.")
+        Path,
+        typer.Option(
+            metavar="FOLDER", help="Folder of baselines, one file a machine; or one such file."
+        ),
     ],
     as_json: AsJson = False,
 ) -> None:
@@ -237,7 +280,7 @@ def check(
                 soft_wrap=True,
             )
     if not all(row.passed for row in verdicts):
-        raise typer.Exit(1)
+        raise typer.Exit(REFUSED)
 
 
 @benchmark.command(
@@ -253,9 +296,10 @@ def record(result: AResult, into: Database) -> None:
 
 @benchmark.command(epilog="Example: mlff-distiller benchmark page bench --out bench.html")
 def page(
-    result: AResult, out: Annotated[Path, typer.Option(help="The HTML file to write.")]
+    result: AResult,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The HTML file to write.")],
 ) -> None:
-    """Make the HTML page of a result anew."""
+    """Make the HTML page of a result again."""
     from mlff_distiller.measure import read_result
     from mlff_distiller.reports.benchmark import write_page
 
@@ -267,31 +311,46 @@ def profile(
     student: Annotated[
         list[str] | None,
         typer.Option(
-            help="A run, a student's folder or a nep.txt; NAME=PATH names it. Repeatable."
+            metavar="PATH",
+            help="A run, a student's folder or a nep.txt; NAME=PATH names it. Repeatable.",
         ),
     ] = None,
     teacher: Annotated[
         str | None,
-        typer.Option(help="A teacher's SPEC, or NAME=SPEC; its library is loaded right here."),
+        typer.Option(
+            metavar="SPEC", help="A teacher's SPEC, or NAME=SPEC; its library is loaded right here."
+        ),
     ] = None,
     system: Annotated[
         list[str] | None,
-        typer.Option(help="As for benchmark; repeatable. silicon:64 if not given."),
+        typer.Option(
+            metavar="SYSTEM", help="As for benchmark; repeatable.", show_default="silicon:64"
+        ),
     ] = None,
     engine: Annotated[
-        list[str] | None, typer.Option(help="ase or run_md; repeatable. Both if not given.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="ase or run_md; repeatable.", show_default="both"),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for profile.json, profile.html and the traces.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Folder for profile.json, profile.html and the traces."
+        ),
     ] = None,
-    ensemble: Annotated[str, typer.Option(help="nve, nvt or npt.")] = "nve",
-    steps: Annotated[int, typer.Option(min=1, help="Steps timed, and calls of each part.")] = 200,
-    warm_up: Annotated[int, typer.Option(min=1, help="Steps before.")] = 30,
-    traced: Annotated[int, typer.Option(min=1, help="Steps under PyTorch's profiler.")] = 10,
-    temperature: Annotated[float, typer.Option(help="K.")] = 300.0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="Of students: float32 or float64.")] = "float32",
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.")] = False,
+    ensemble: Annotated[str, typer.Option(metavar="NAME", help="nve, nvt or npt.")] = "nve",
+    steps: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Steps timed, and calls of each part.")
+    ] = 200,
+    warm_up: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Steps before the clock starts.")
+    ] = 30,
+    traced: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Steps under PyTorch's profiler.")
+    ] = 10,
+    temperature: Annotated[float, typer.Option(metavar="K", help="Temperature, K.")] = 300.0,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    quiet: Quiet = False,
 ) -> None:
     """Show where a step goes, part by part and kernel by kernel, and what to do about it."""
     from mlff_distiller.durable import claimed

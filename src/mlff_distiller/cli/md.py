@@ -11,52 +11,87 @@ from mlff_distiller.cli.options import Device, Dtype, Quiet, TimeStep
 from mlff_distiller.cli.progress import Display
 from mlff_distiller.cli.shown import console, print_facts
 
+EPILOG = (
+    "Example: mlff-distiller md silicon.extxyz --student run --ensemble nvt --temperature 300"
+    " --time-ps 100 --out md.extxyz"
+)
+
 
 def md(
     structures: Annotated[
-        list[Path], typer.Argument(help="Files ASE reads; every frame is a system.")
+        list[Path],
+        typer.Argument(metavar="STRUCTURES", help="Files ASE reads; every frame is a system."),
     ],
-    student: Annotated[Path, typer.Option(help="A run, a student's folder, or a nep.txt.")],
-    time_ps: Annotated[float, typer.Option(help="Duration, ps, counted from the first step.")],
+    student: Annotated[
+        Path, typer.Option(metavar="PATH", help="A run, a student's folder, or a nep.txt.")
+    ],
+    time_ps: Annotated[
+        float, typer.Option(metavar="PS", help="Duration, ps, counted from the first step.")
+    ],
     out: Annotated[
-        Path, typer.Option(help="Trajectory: .extxyz, .traj or .h5; the same command continues it.")
+        Path,
+        typer.Option(
+            metavar="FILE", help="Trajectory: .extxyz, .traj or .h5; the same command continues it."
+        ),
     ],
-    ensemble: Annotated[str, typer.Option(help="nve, nvt or npt.")] = "nve",
+    ensemble: Annotated[str, typer.Option(metavar="NAME", help="nve, nvt or npt.")] = "nve",
     temperature: Annotated[
-        list[float] | None, typer.Option(help="K; one, or one for each system. 300 if not given.")
+        list[float] | None,
+        typer.Option(
+            metavar="K", help="Temperature, K; one, or one for each system.", show_default="300"
+        ),
     ] = None,
     pressure: Annotated[
-        list[float] | None, typer.Option(help="GPa; one, or one for each system. 0 if not given.")
+        list[float] | None,
+        typer.Option(
+            metavar="GPA", help="Pressure, GPa; one, or one for each system.", show_default="0"
+        ),
     ] = None,
     time_step: TimeStep = None,
-    thermostat: Annotated[str, typer.Option(help="langevin or bussi.")] = "langevin",
-    friction: Annotated[float, typer.Option(help="Friction of langevin, 1/ps.")] = 1.0,
-    thermostat_time: Annotated[float, typer.Option(help="Time constant of bussi, fs.")] = 100.0,
+    thermostat: Annotated[
+        str, typer.Option(metavar="NAME", help="langevin or bussi.")
+    ] = "langevin",
+    friction: Annotated[
+        float, typer.Option(metavar="1/PS", help="Friction of langevin, 1/ps.")
+    ] = 1.0,
+    thermostat_time: Annotated[
+        float, typer.Option(metavar="FS", help="Time constant of bussi, fs.")
+    ] = 100.0,
     pressure_coupling: Annotated[
-        str, typer.Option(help="isotropic, anisotropic or triclinic.")
+        str, typer.Option(metavar="NAME", help="isotropic, anisotropic or triclinic.")
     ] = "isotropic",
     barostat_time: Annotated[
-        float, typer.Option(help="Time constant of the barostat, fs.")
+        float, typer.Option(metavar="FS", help="Time constant of the barostat, fs.")
     ] = 1000.0,
     compressibility: Annotated[
-        float, typer.Option(help="Approximate, 1/GPa: solids 0.01, water 0.45.")
+        float, typer.Option(metavar="1/GPA", help="Approximate, 1/GPa: solids 0.01, water 0.45.")
     ] = 0.01,
-    replicas: Annotated[int, typer.Option(min=1, help="Copies of each structure.")] = 1,
+    replicas: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Copies of each structure.")
+    ] = 1,
     seed: Annotated[
         int | None,
-        typer.Option(min=0, help="Repeats the run that had it; without, each new run draws one."),
+        typer.Option(metavar="N", min=0, help="Repeats the run that had it.", show_default="drawn"),
     ] = None,
-    frames_every: Annotated[int, typer.Option(min=1, help="Steps between frames.")] = 1000,
-    log_every: Annotated[int, typer.Option(min=1, help="Steps between rows of the log.")] = 100,
-    log_format: Annotated[str, typer.Option(help="csv or jsonl.")] = "csv",
-    checkpoint_every: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 60.0,
+    frames_every: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Steps between frames.")
+    ] = 1000,
+    log_every: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Steps between rows of the log.")
+    ] = 100,
+    log_format: Annotated[str, typer.Option(metavar="NAME", help="csv or jsonl.")] = "csv",
+    checkpoint_every: Annotated[
+        float, typer.Option(metavar="S", help="Seconds between checkpoints.")
+    ] = 60.0,
     skin: Annotated[
         float | None,
-        typer.Option(help="Skin of the neighbour list, Å; the default suits the student."),
+        typer.Option(
+            metavar="A", help="Skin of the neighbour list, Å; the default suits the student."
+        ),
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "float32",
-    backend: Annotated[str, typer.Option(help="auto, warp or torch.")] = "auto",
+    backend: Annotated[str, typer.Option(metavar="NAME", help="auto, warp or torch.")] = "auto",
     compile: Annotated[
         bool | None,
         typer.Option(
@@ -64,7 +99,8 @@ def md(
         ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Delete what --out holds and start again.")
+        bool,
+        typer.Option("--overwrite", metavar="", help="Delete what --out holds and start again."),
     ] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -89,14 +125,14 @@ def md(
             backend=backend,  # type: ignore[arg-type]
             compile=compile,
             on_progress=display,
-            ensemble=ensemble,
+            ensemble=ensemble,  # type: ignore[arg-type]
             temperature_K=temperature or 300.0,
             pressure_GPa=pressure or 0.0,
             time_step_fs=time_step,
-            thermostat=thermostat,
+            thermostat=thermostat,  # type: ignore[arg-type]
             friction_per_ps=friction,
             thermostat_time_fs=thermostat_time,
-            pressure_coupling=pressure_coupling,
+            pressure_coupling=pressure_coupling,  # type: ignore[arg-type]
             barostat_time_fs=barostat_time,
             compressibility_per_GPa=compressibility,
             skin_A=skin,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -13,16 +14,24 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 _SECONDS_BETWEEN_LINES = 15.0
+_WHOLE = "turn"
 
 
 class Display:
     """Callable with stage, done, total, news. One bar per stage, kept on screen when it ends.
 
-    A total of zero is a line of news without a bar.
+    A total of zero is a line of news without a bar. With ``shares``, the shares of stages in the
+    time of a turn by how their names begin, there is one bar for each turn as a whole, and below
+    it only that of the stage at work; a stage without a share takes half of what is left. News of
+    the stage "turn" end a turn.
     """
 
-    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+    def __init__(
+        self, console: Console, *, quiet: bool = False, shares: Mapping[str, float] | None = None
+    ) -> None:
         self._quiet, self._console = quiet, console
+        self._shares = shares or {}
+        self._spans: dict[str, tuple[float, float]] = {}
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._stage, self._began, self._printed, self._first = "", 0.0, 0.0, 0
@@ -58,8 +67,12 @@ class Display:
             return
         if total == 0:  # news that stay
             self._console.print(escape(news), soft_wrap=True)
+            if stage == _WHOLE:
+                self._spans = {}
             return
         if self._bars is not None:
+            if self._shares:
+                self._show_turn(self._bars, stage, done / total)
             if stage not in self._tasks:
                 self._tasks[stage] = self._bars.add_task(stage, news="")
             self._bars.update(
@@ -82,3 +95,20 @@ class Display:
                 f"{stage:<10} {done}/{total}  {elapsed:.0f} s{left if done < total else ''}  {news}"
             )
             self._console.print(escape(line.rstrip()), soft_wrap=True)
+
+    def _show_turn(self, bars: Progress, stage: str, part: float) -> None:
+        """How much of the turn is done, where ``part`` of ``stage`` is; hide the other stages."""
+        if not self._spans and _WHOLE in self._tasks:
+            bars.reset(self._tasks[_WHOLE])
+        if _WHOLE not in self._tasks:
+            self._tasks[_WHOLE] = bars.add_task(_WHOLE, total=100, news="")
+        if stage not in self._spans:
+            begin = max((sum(span) for span in self._spans.values()), default=0.0)
+            named = (own for name, own in self._shares.items() if stage.startswith(name))
+            self._spans[stage] = begin, next(named, 0.5 * (1.0 - begin))
+        begin, share = self._spans[stage]
+        whole = self._tasks[_WHOLE]
+        before = bars.tasks[bars.task_ids.index(whole)].completed
+        bars.update(whole, completed=max(before, int(100 * (begin + share * part))), news=stage)
+        for name, task in self._tasks.items():
+            bars.update(task, visible=name in (_WHOLE, stage))

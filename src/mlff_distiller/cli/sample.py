@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from mlff_distiller.workflows.plan import Plan
 
 
+EPILOG = (
+    "Examples: mlff-distiller sample a.xyz --method md --student run/student --out new.xyz"
+    "\n\nmlff-distiller sample pool.xyz --method pool --select 500 --out few.xyz"
+)
+
+
 class Method(StrEnum):
     """How structures are made."""
 
@@ -38,32 +44,50 @@ class Method(StrEnum):
 
 
 def sample(
-    structures: Annotated[list[str], typer.Argument(help="Files ASE reads; every frame a seed.")],
-    out: Annotated[Path, typer.Option(help="extxyz file to write; must not exist.")],
+    structures: Annotated[
+        list[str],
+        typer.Argument(metavar="STRUCTURES", help="Files ASE reads; every frame a seed."),
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="extxyz file to write; must not exist.")
+    ],
     method: Annotated[
         Method,
         typer.Option(
+            metavar="NAME",
             help="tree: rattle-relax trees; md: molecular dynamics; scan: strained cells; "
             "approach: pairs of atoms pushed together; probe: pairs of structures for "
-            "train --probes; pool: only --select from STRUCTURES."
+            "train --probes; pool: only --select from STRUCTURES.",
         ),
     ] = Method.tree,
     number: Annotated[
         int,
-        typer.Option("--number", "-n", min=1, help="Structures to make; pairs of them for probe."),
+        typer.Option(
+            "--number",
+            "-n",
+            metavar="N",
+            min=1,
+            help="Structures to make; pairs of them for probe.",
+        ),
     ] = 100,
     select: Annotated[
-        int | None, typer.Option(min=1, help="Keep this many, those farthest from each other.")
+        int | None,
+        typer.Option(metavar="N", min=1, help="Keep this many, those farthest from each other."),
     ] = None,
-    teacher: Annotated[str | None, typer.Option(help="Teacher whose forces are used.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(metavar="SPEC", help="Teacher whose forces are used.")
+    ] = None,
     student: Annotated[
-        Path | None, typer.Option(help="Student whose forces are used, which is faster.")
+        Path | None,
+        typer.Option(metavar="PATH", help="Student whose forces are used, which is faster."),
     ] = None,
     temperature: Annotated[
-        list[float] | None, typer.Option(help="Temperature in K; repeatable. Default: 300.")
+        list[float] | None,
+        typer.Option(metavar="K", help="Temperature, K; repeatable.", show_default="300"),
     ] = None,
     pressure: Annotated[
-        list[float] | None, typer.Option(help="Pressure in GPa; makes MD NPT; repeatable.")
+        list[float] | None,
+        typer.Option(metavar="GPA", help="Pressure, GPa; makes MD NPT; repeatable."),
     ] = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -101,14 +125,24 @@ def sample(
 
 
 def plan(
-    dataset: Annotated[Path, typer.Argument(help="A dataset's folder, or a run.")],
+    dataset: Annotated[
+        Path, typer.Argument(metavar="LABELS", help="A dataset's folder, or a run.")
+    ],
     sizes: Annotated[
-        list[int] | None, typer.Option(help="Labels to train pilots on; repeatable.")
+        list[int] | None,
+        typer.Option(
+            metavar="N",
+            help="Labels to train pilots on; repeatable.",
+            show_default="100, 333, 1000",
+        ),
     ] = None,
     teacher: Annotated[
-        str | None, typer.Option(help="Measure how far this teacher disagrees with itself.")
+        str | None,
+        typer.Option(metavar="SPEC", help="Measure how far this teacher disagrees with itself."),
     ] = None,
-    updates: Annotated[int, typer.Option(min=10, help="Updates of each pilot training.")] = 2000,
+    updates: Annotated[
+        int, typer.Option(metavar="N", min=10, help="Updates of each pilot training.")
+    ] = 2000,
     device: Device = "auto",
     teacher_python: TeacherPython = None,
     allow_download: AllowDownload = False,

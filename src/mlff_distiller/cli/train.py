@@ -18,53 +18,110 @@ from mlff_distiller.students.registry import architecture_names
 if TYPE_CHECKING:
     from mlff_distiller.workflows.tune.trial import TuneSettings
 
+EPILOG = (
+    "Examples: mlff-distiller train labels --out run training.updates=20000"
+    "\n\nmlff-distiller train labels --tune 30 --max-us-per-atom 20 --out run"
+)
+SEARCH = "Search for a student"
+
+
+def _student_names(incomplete: str) -> list[str]:
+    return [name for name in architecture_names() if name.startswith(incomplete)]
+
+
 StudentName = Annotated[
     str | None,
     typer.Option(
-        help=f"The student: {', '.join(architecture_names())}, or with a size; see 'students'."
+        metavar="NAME",
+        show_default="auto",
+        autocompletion=_student_names,
+        help=f"{', '.join(architecture_names())}, or with a size; see 'students'.",
     ),
 ]
 
 
 def train(
-    labels: Annotated[Path, typer.Argument(help="Dataset: labelled, imported, or of a run.")],
-    out: Annotated[Path, typer.Option(help="Folder to make; the same command continues it.")],
+    labels: Annotated[
+        Path, typer.Argument(metavar="LABELS", help="Dataset: labelled, imported, or of a run.")
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Folder to make; the same command continues it.")
+    ],
     settings: Annotated[
-        list[str] | None, typer.Argument(help="KEY=VALUE: a setting, as for distill.")
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Settings, see 'mlff-distiller settings'."),
     ] = None,
     student: StudentName = None,
     init: Annotated[
         Path | None,
-        typer.Option(help="Student to start from, whose sizes stay; try a lower learning rate."),
+        typer.Option(
+            metavar="PATH",
+            help="Student to start from, whose sizes stay; try a lower learning rate.",
+        ),
     ] = None,
     probes: Annotated[
         Path | None,
-        typer.Option(help="Labelled `sample --method probe`: the Hessian is learned along them."),
+        typer.Option(
+            metavar="LABELS",
+            help="Labelled `sample --method probe`: the Hessian is learned along them.",
+        ),
     ] = None,
     also: Annotated[
         list[str] | None,
-        typer.Option(help="Dataset[:WEIGHT] of another teacher or level, to train on as well."),
+        typer.Option(
+            metavar="LABELS",
+            help="Dataset[:WEIGHT] of another teacher or level, to train on as well.",
+        ),
     ] = None,
     tune: Annotated[
         int | None,
-        typer.Option(min=1, help="Try this many sizes and settings, then train the best in full."),
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Try this many sizes and settings, then train the best in full.",
+            rich_help_panel=SEARCH,
+        ),
     ] = None,
     max_us_per_atom: Annotated[
-        float | None, typer.Option(help="With --tune: at most this many µs per atom and MD step.")
+        float | None,
+        typer.Option(
+            metavar="US",
+            help="With --tune: at most this many µs per atom and MD step.",
+            rich_help_panel=SEARCH,
+        ),
     ] = None,
     max_ms_per_step: Annotated[
-        float | None, typer.Option(help="With --tune: at most this many ms per MD step.")
+        float | None,
+        typer.Option(
+            metavar="MS",
+            help="With --tune: at most this many ms per MD step.",
+            rich_help_panel=SEARCH,
+        ),
     ] = None,
     tune_minutes: Annotated[
-        float | None, typer.Option(help="With --tune: start no trial after this many minutes.")
+        float | None,
+        typer.Option(
+            metavar="MIN",
+            help="With --tune: start no trial after this many minutes.",
+            rich_help_panel=SEARCH,
+        ),
     ] = None,
     speed_atoms: Annotated[
         int | None,
-        typer.Option(min=1, help="With --tune: time MD of about this many atoms."),
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="With --tune: time MD of about this many atoms.",
+            rich_help_panel=SEARCH,
+        ),
     ] = None,
     target_fidelity: Annotated[
         float | None,
-        typer.Option(help="Train presets, the fastest first, until one is this faithful."),
+        typer.Option(
+            metavar="X",
+            help="Train presets, the fastest first, until one is this faithful.",
+            rich_help_panel=SEARCH,
+        ),
     ] = None,
     device: DeviceSetting = None,
     config: ConfigFile = None,
@@ -106,7 +163,7 @@ def train(
             )
             errors = found["errors"]
         else:
-            from mlff_distiller.workflows.train import fit
+            from mlff_distiller.workflows.train import train as fit
 
             errors = fit(labels, out, chosen, init=init, sources=sources, on_progress=display)
     if quiet:

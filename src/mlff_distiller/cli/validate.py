@@ -9,9 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from mlff_distiller.cli.options import ConfigFile, Device, Dtype, Quiet, TeacherPython, TimeStep
+from mlff_distiller.cli.options import (
+    REFUSED,
+    ConfigFile,
+    Device,
+    Dtype,
+    Quiet,
+    TeacherPython,
+    TimeStep,
+)
 from mlff_distiller.cli.progress import Display
-from mlff_distiller.cli.shown import console, print_files, print_verdict, table
+from mlff_distiller.cli.shown import console, errors, print_files, print_verdict, table
 from mlff_distiller.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,52 +39,79 @@ def validate(
     structure: Annotated[
         Path | None,
         typer.Argument(
-            help="File that ASE reads; its first frame is simulated. A run brings its own."
+            metavar="STRUCTURE",
+            help="File that ASE reads; its first frame is simulated. A run brings its own.",
         ),
     ] = None,
     student: Annotated[
         list[Path] | None,
-        typer.Option(help="A run, a student's folder, or a nep.txt; repeatable, to compare."),
+        typer.Option(
+            metavar="PATH", help="A run, a student's folder, or a nep.txt; repeatable, to compare."
+        ),
     ] = None,
     calculator: Annotated[
-        str | None, typer.Option(help="Instead: ase:module:factory, or any teacher's SPEC.")
+        str | None,
+        typer.Option(
+            metavar="SPEC", help="Instead of a student: ase:module:factory, or any teacher's SPEC."
+        ),
     ] = None,
     teacher: Annotated[
-        str | None, typer.Option(help="SPEC of the teacher to compare with.")
+        str | None, typer.Option(metavar="SPEC", help="Teacher to compare with.")
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for certificate.json and report.html. Not needed for a run."),
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder for certificate.json and report.html. Not needed for a run.",
+        ),
     ] = None,
     training: Annotated[
-        Path | None, typer.Option(help="Structures it was trained on; a run's are found.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Structures it was trained on; a run's are found."),
     ] = None,
     test: Annotated[
-        Path | None, typer.Option(help="Structures it was tested on; a run's are found.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Structures it was tested on; a run's are found."),
     ] = None,
     temperature: Annotated[
-        list[float] | None, typer.Option(help="K; repeatable. The run's, or 300, if not given.")
+        list[float] | None,
+        typer.Option(
+            metavar="K", help="Temperature, K; repeatable.", show_default="the run's, or 300"
+        ),
     ] = None,
     time_ps: Annotated[
-        float | None, typer.Option(help="Length of each run, ps. 10 if not given.")
+        float | None, typer.Option(metavar="PS", help="Length of each run, ps.", show_default="10")
     ] = None,
     time_step: TimeStep = None,
     limit: Annotated[
-        list[str] | None, typer.Option(help="CHECK=VALUE: another limit; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="CHECK=VALUE: another limit; repeatable."),
     ] = None,
     config: ConfigFile = None,
     device: Device = "auto",
     dtype: Dtype = "float32",
     teacher_python: TeacherPython = None,
     verify: Annotated[
-        Path | None, typer.Option(help="Only check the hashes of a certificate.")
+        Path | None, typer.Option(metavar="FILE", help="Only check the hashes of a certificate.")
     ] = None,
+    profile: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="full, or short: accuracy, conservation of energy and speed."
+        ),
+    ] = "full",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", metavar="", help="Only say what it will cost here.")
+    ] = False,
     resume: Annotated[
-        bool, typer.Option(help="Keep what --out holds for the same files and settings.")
+        bool,
+        typer.Option(
+            "--resume", metavar="", help="Keep what --out holds for the same files and settings."
+        ),
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Approve or reject a force field, with reasons; the exit code is 1 if any is rejected."""
+    """Approve or reject a force field, with reasons; the exit code is 3 if any is rejected."""
     if verify is not None:
         _verify(verify, quiet)
         return
@@ -95,6 +130,8 @@ def validate(
             device=device,
             dtype=dtype,  # type: ignore[arg-type]
             teacher_python=teacher_python,
+            profile=profile,  # type: ignore[arg-type]
+            dry_run=dry_run,
             resume=resume,
             on_progress=display,
         )
@@ -104,7 +141,7 @@ def validate(
         if len(found) > 1:
             _print_comparison(found)
     if any(one.content["verdict"]["status"] != "approved" for one in found):
-        raise typer.Exit(1)
+        raise typer.Exit(REFUSED)
 
 
 def _given(
@@ -133,10 +170,9 @@ def _verify(path: Path, quiet: bool) -> None:
 
     problems = verify_certificate(path)
     if problems:
-        raise ConfigError(
-            f"{path} does not hold:\n    " + "\n    ".join(problems),
-            remedy="validate again",
-        )
+        found = "\n    ".join([f"{path} does not hold; validate again:", *problems])
+        errors.print(f"[red]✗[/] {escape(found)}", soft_wrap=True)
+        raise typer.Exit(REFUSED)
     if not quiet:
         console.print(f"[green]✓[/] {escape(str(path))}: every hash is right", soft_wrap=True)
 

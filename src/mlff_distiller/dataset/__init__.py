@@ -1,6 +1,7 @@
 """The store of labelled structures: crash-safe, checked on every read, split by kinship."""
 
 from mlff_distiller.dataset.frames import Frames
+from mlff_distiller.dataset.manifest import dataset_folder
 from mlff_distiller.dataset.record import Record, label_key, structure_hash
 from mlff_distiller.dataset.split import Split, split_by_group
 from mlff_distiller.dataset.store import Dataset
@@ -14,6 +15,7 @@ __all__ = [
     "Record",
     "Split",
     "VerifyReport",
+    "dataset_folder",
     "label_key",
     "split_by_group",
     "structure_hash",

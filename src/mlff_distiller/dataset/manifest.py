@@ -71,6 +71,12 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     durable.write_json(folder / MANIFEST, body | {"sha256": _digest(body)})
 
 
+def dataset_folder(path: str | Path) -> Path:
+    """``path/dataset`` if ``path`` is a run's folder, else ``path`` itself."""
+    path, own = Path(path), Path(path) / "dataset"
+    return own if own.is_dir() and not (path / MANIFEST).exists() else path
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Read and check; ``DatasetError`` if missing, damaged or of another schema."""
     path = folder / MANIFEST

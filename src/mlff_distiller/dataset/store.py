@@ -13,7 +13,7 @@ import numpy as np
 
 from mlff_distiller.batch import Batch
 from mlff_distiller.dataset.columns import Rows
-from mlff_distiller.dataset.manifest import read_manifest
+from mlff_distiller.dataset.manifest import dataset_folder, read_manifest
 from mlff_distiller.dataset.record import Record, provenance_of, to_batch, to_records
 from mlff_distiller.dataset.shards import ShardSequence
 from mlff_distiller.errors import DatasetError
@@ -25,11 +25,13 @@ _AT_ONCE = 1024  # records held in memory
 class Dataset:
     """The records a folder held when it was opened; later appends need a new ``Dataset``.
 
+    A run's folder will do.
+
     A writer may append and merge meanwhile. May be pickled and used in threads and forks.
     """
 
     def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder)
+        self.folder = dataset_folder(folder)
         manifest = read_manifest(self.folder)
         self._metadata, self._n = manifest.metadata, manifest.n_records
         self._shards = ShardSequence(self.folder, manifest.shards)

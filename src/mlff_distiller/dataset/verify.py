@@ -13,6 +13,7 @@ from mlff_distiller.dataset.manifest import (
     SHARD_NAME,
     Manifest,
     ShardEntry,
+    dataset_folder,
     read_manifest,
 )
 from mlff_distiller.dataset.record import provenance_of
@@ -42,8 +43,8 @@ class VerifyReport:
 
 
 def verify(path: Path | str) -> VerifyReport:
-    """Check a dataset's folder or a single shard to the last byte. Cost: one pass over it all."""
-    path = Path(path)
+    """Check a dataset's folder, a run's, or one shard to the last byte, in one pass over it."""
+    path = dataset_folder(path)
     if path.is_dir():
         for _ in range(_ATTEMPTS):  # a writer may merge shards meanwhile
             report, settled = _verify_folder(path)

@@ -12,12 +12,15 @@ import numpy as np
 from ase import Atoms
 from ase.io.formats import filetype
 
-from mlff_distiller.dataset import Dataset, structure_hash
+from mlff_distiller.dataset import Dataset, dataset_folder, structure_hash
 from mlff_distiller.dataset.formats.ase_files import structures
 from mlff_distiller.dataset.formats.doubts import problem_of
 from mlff_distiller.dataset.importing import Kin
 from mlff_distiller.errors import StructureError
 from mlff_distiller.structure import bare, warn_of_what_labels_lack
+
+FilesOrAtoms = str | Path | Atoms | Sequence[str | Path | Atoms]
+"""Files, datasets or structures; or one of them."""
 
 _KIN = ("seed", "branch", "walker", "segment", "step", "probe")
 """What ``sample`` writes with a structure."""
@@ -74,7 +77,12 @@ def read_frames(source: str | Path) -> list[Atoms]:
         ) from error
 
 
-def read_structures(sources: Sequence[str | Path | Atoms]) -> Structures:
+def as_list(sources: FilesOrAtoms) -> list[str | Path | Atoms]:
+    """``sources``, also where there is a single one."""
+    return [sources] if isinstance(sources, str | Path | Atoms) else list(sources)
+
+
+def read_structures(sources: FilesOrAtoms) -> Structures:
     """Structures of files that ASE reads, of datasets, or ``Atoms``; not checked in any way.
 
     Frames are kin if ``sample`` made them in one tree or walk, if they are of one group of a
@@ -82,7 +90,7 @@ def read_structures(sources: Sequence[str | Path | Atoms]) -> Structures:
     """
     found: dict[str, Structure] = {}
     repeated, kin = 0, Kin()
-    for number, source in enumerate(sources):
+    for number, source in enumerate(as_list(sources)):
         for frame, (atoms, about, name) in enumerate(_frames(source)):
             kept = bare(atoms)
             group = kin.group(number, kept, name)
@@ -102,7 +110,7 @@ def _frames(source: str | Path | Atoms) -> Iterator[tuple[Atoms, dict[str, Any],
     if isinstance(source, Atoms):
         warn_of_what_labels_lack([source], source.get_chemical_formula())
         yield source, source.info, ""
-    elif (Path(source) / "manifest.json").is_file():
+    elif (dataset_folder(source) / "manifest.json").is_file():
         for record in Dataset(source).iterate():
             yield record.atoms, dict(record.provenance), f"group {record.group}"
     else:

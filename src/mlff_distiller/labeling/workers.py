@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from ase import Atoms
+from ase.calculators.calculator import BaseCalculator
 
 from mlff_distiller.errors import ConfigError
-from mlff_distiller.teachers import Labelled, TeacherCalculator, TeacherIdentity
+from mlff_distiller.teachers import Labelled, TeacherCalculator, TeacherIdentity, load_teacher
 
 _SCHEDULERS = {
     "slurm": "SLURMCluster",
@@ -38,7 +39,8 @@ _LOST_BEFORE_GIVING_UP = 5
 class Request:
     """Which teacher is to answer, and how."""
 
-    spec: str
+    spec: str | BaseCalculator
+    """A calculator answers one worker, in this process."""
     device: str = "auto"
     python: str | None = None
     allow_download: bool = False
@@ -71,7 +73,7 @@ def _teacher(request: Request) -> TeacherCalculator:
     """The teacher of the calling thread, started when it is first asked for."""
     if getattr(_own, "request", None) != request:
         device = getattr(_own, "device", request.device)
-        _own.teacher = TeacherCalculator(
+        _own.teacher = load_teacher(
             request.spec,
             device=device,
             python=request.python,

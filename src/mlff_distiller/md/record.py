@@ -180,12 +180,7 @@ def simulate(
     energy the whole is at rest. A run that the force field breaks (NaN, an error, an explosion, a
     volume that doubles or halves) ends there, with ``why``.
     """
-    ensemble = replace(ensemble, time_step_fs=ensemble.step_fs(atoms))
-    atoms = atoms.copy()
-    if not atoms.get_momenta().any():
-        thermalise(atoms, ensemble.temperature_K[0], np.random.default_rng(ensemble.seed))
-    if ensemble.ensemble == "nve":
-        at_rest(atoms)
+    atoms, ensemble = begun(atoms, ensemble)
     rows: list[Row] = []
     why = ""
     try:
@@ -198,6 +193,20 @@ def simulate(
     except Exception as error:  # whatever a foreign calculator raises is a result of the run
         why = f"{type(error).__name__}: {error}"
     return _recorded(atoms, ensemble, rows, n_steps, why)
+
+
+def begun(atoms: Atoms, ensemble: Ensemble) -> tuple[Atoms, Ensemble]:
+    """``atoms`` with the velocities, and ``ensemble`` with the time step, that a run begins with.
+
+    Of what it returns it returns the same.
+    """
+    ensemble = replace(ensemble, time_step_fs=ensemble.step_fs(atoms))
+    atoms = atoms.copy()
+    if not atoms.get_momenta().any():
+        thermalise(atoms, ensemble.temperature_K[0], np.random.default_rng(ensemble.seed))
+    if ensemble.ensemble == "nve":
+        at_rest(atoms)
+    return atoms, ensemble
 
 
 def steps_of(

@@ -75,7 +75,20 @@ def run_md(
     backend: BackendName = "auto",
     compile: bool | None = None,
     on_progress: Progress | None = None,
-    **ensemble: Any,
+    ensemble: Literal["nve", "nvt", "npt"] = "nve",
+    temperature_K: float | Sequence[float] = 300.0,
+    pressure_GPa: float | Sequence[float] = 0.0,
+    time_step_fs: float | None = None,
+    thermostat: Literal["langevin", "bussi"] = "langevin",
+    friction_per_ps: float = 1.0,
+    thermostat_time_fs: float = 100.0,
+    pressure_coupling: Literal["isotropic", "anisotropic", "triclinic"] = "isotropic",
+    barostat_time_fs: float = 1000.0,
+    compressibility_per_GPa: float = 0.01,
+    max_temperature_K: float | None = None,
+    max_step_A: float = 0.5,
+    skin_A: float | None = None,
+    seed: int | None = None,
 ) -> MDResult:
     """Run molecular dynamics of one or several systems, all of them at once.
 
@@ -102,8 +115,8 @@ def run_md(
         Whether a student without kernels of ours is compiled first, which takes most of a minute
         and makes steps some three times as fast; None: where it pays, on a GPU from 10,000 steps
         on, on a CPU from 300,000 steps times atoms on.
-    ensemble
-        Fields of ``Ensemble``: ``ensemble``, ``temperature_K``, ``pressure_GPa``, ``seed``, ...
+    ensemble, temperature_K, pressure_GPa, ..., seed
+        See ``Ensemble``. Temperature and pressure are those of all systems, or one for each.
         Without a seed each new run draws its own, and a continued one keeps that of its checkpoint.
 
     Raises
@@ -124,11 +137,26 @@ def run_md(
         raise ConfigError(
             "checkpoint_every_s is not a time", expected="0 or more", found=checkpoint_every_s
         )
-    settings = _settings(ensemble)
+    settings = _settings(
+        ensemble=ensemble,
+        temperature_K=temperature_K,
+        pressure_GPa=pressure_GPa,
+        time_step_fs=time_step_fs,
+        thermostat=thermostat,
+        friction_per_ps=friction_per_ps,
+        thermostat_time_fs=thermostat_time_fs,
+        pressure_coupling=pressure_coupling,
+        barostat_time_fs=barostat_time_fs,
+        compressibility_per_GPa=compressibility_per_GPa,
+        max_temperature_K=max_temperature_K,
+        max_step_A=max_step_A,
+        skin_A=skin_A,
+        seed=seed,
+    )
     target = _n_steps(n_steps, time_ps, settings.step_fs(*frames))
     model = ready_student(student, device, dtype)
     with _Files(out, log_format, overwrite) as files:
-        if ensemble.get("seed") is None:
+        if seed is None:
             settings = replace(settings, seed=files.seed(settings.seed))
         about = {
             "student_sha256": hash_of_student(model),
@@ -160,7 +188,7 @@ def run_md(
     )
 
 
-def _settings(ensemble: dict[str, Any]) -> Ensemble:
+def _settings(**ensemble: Any) -> Ensemble:
     try:
         return Ensemble(**ensemble)
     except ValidationError as error:

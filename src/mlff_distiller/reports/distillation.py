@@ -12,11 +12,25 @@ import numpy as np
 from mlff_distiller.reports.distillation_plots import all_panels, column, rows
 from mlff_distiller.reports.evidence import Evidence
 from mlff_distiller.reports.page import write
+from mlff_distiller.reports.validation import notes_of
 from mlff_distiller.reports.words import measured
 
 
-def write_report(path: Path, report: dict[str, Any], evidence: Evidence) -> None:
-    """Write ``report`` (the content of ``report.json``) and its plots as one HTML file."""
+def write_report(
+    path: Path,
+    report: dict[str, Any],
+    evidence: Evidence,
+    certificate: Mapping[str, Any] | None = None,
+    movie: Mapping[str, Any] | None = None,
+) -> None:
+    """Write ``report`` (the content of ``report.json``) and its plots as one HTML file.
+
+    ``certificate`` tells in which structures, at what temperature, and with what errors; ``movie``
+    is of the student's run, for ``viewer.js``.
+    """
+    certificate = certificate or {}
+    structures = certificate.get("structures") or []
+    observed = (evidence.rdf, evidence.msd)
     run_name = Path(path).resolve().parent.name
     write(
         path,
@@ -25,11 +39,23 @@ def write_report(path: Path, report: dict[str, Any], evidence: Evidence) -> None
         report=report,
         speed_rows=rows(report),
         speedups=_extremes(column(rows(report), "speedup")),
+        structures=structures,
+        temperatures=(certificate.get("settings") or {}).get("temperature_K") or [],
+        notes=notes_of({**certificate, "verdict": report.get("verdict")}) | _of_speed(report),
+        compared=any(curve is not None and curve.teacher is not None for curve in observed),
+        movie=movie,
         scalars=_scalars(report.get("observables")),
-        student_path=json.dumps(f"{run_name}/student", ensure_ascii=False),
+        run=run_name,
+        student_path=json.dumps(run_name, ensure_ascii=False),
         raw=report,
         raw_file="report.json",
     )
+
+
+def _of_speed(report: Mapping[str, Any]) -> dict[str, str]:
+    """Which of the sizes the check of speed is about."""
+    sizes = column(rows(report), "n_atoms")
+    return {"speedup": f"with {sizes[0]:,.0f} atoms"} if sizes.size else {}
 
 
 def _extremes(values: np.ndarray[Any, Any]) -> tuple[float, float] | None:

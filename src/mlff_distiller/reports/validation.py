@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from mlff_distiller.reports.validation_tables import Table, named, tables
 from mlff_distiller.reports.words import few, number, quantity, words
 from mlff_distiller.validation.certificate import versions
 from mlff_distiller.validation.classes import class_of
+from mlff_distiller.validation.criteria import CRITERIA
 
 _PLACED = ("incidents", "teacher.differences", "teacher.student_md", "speed")
 """Tables that have their place on the page."""
@@ -41,6 +43,8 @@ def write_page(
         plots.panels(measured, series),
         content=content,
         name=name,
+        notes=notes_of(content),
+        reasons=[_in_words(reason) for reason in verdict.get("reasons") or []],
         use=class_of(verdict) if "status" in verdict else None,
         value_of=values.get,
         named=lambda key: named(found, key),
@@ -51,6 +55,23 @@ def write_page(
         provenance_rows=_provenance(content, files),
         raw=content,
     )
+
+
+def notes_of(content: Mapping[str, Any]) -> dict[str, str]:
+    """What explains each check's number, of the structure that it is from."""
+    notes: dict[str, str] = {}
+    for check in (content.get("verdict") or {}).get("checks") or []:
+        for block in content.get("structures") or []:
+            found = block["findings"].get(check["name"])
+            if found and found["words"] and found["value"] in (check["value"], None):
+                notes.setdefault(check["name"], found["words"])
+    return notes
+
+
+def _in_words(reason: str) -> str:
+    """A reason for a rejection, with the names of checks as the page shows them."""
+    known = sorted(CRITERIA, key=len, reverse=True)
+    return re.sub("|".join(known), lambda found: CRITERIA[found[0]].title, reason)
 
 
 def _cell(value: Any, table: Table, key: Any = None) -> Markup:

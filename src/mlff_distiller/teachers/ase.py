@@ -72,8 +72,14 @@ def load(arguments: dict[str, Any], device: str, allow_download: bool) -> Loaded
             expected="a class or function that, called without arguments, returns one",
             found=f"nothing named {factory_name!r}" if factory is None else type(calculator),
         )
+    return loaded(calculator, module)
+
+
+def loaded(calculator: BaseCalculator, module: Any) -> Loaded:
+    """``calculator``, which ``module`` defines or makes."""
     version, licence, source = _origin(module)
-    parameters = json.loads(json.dumps(dict(calculator.parameters or {}), default=_described))
+    told = dict(getattr(calculator, "parameters", None) or {})
+    parameters = json.loads(json.dumps(told, default=_described))
     return Loaded(
         evaluate=lambda atoms, stress: evaluate_calculator(calculator, atoms, stress),
         version=version,

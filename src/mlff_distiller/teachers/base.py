@@ -19,7 +19,12 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+from ase.calculators.calculator import (
+    BaseCalculator,
+    Calculator,
+    PropertyNotImplementedError,
+    all_changes,
+)
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from mlff_distiller.errors import StructureError, TeacherError
@@ -55,12 +60,15 @@ class Labelled:
 
 
 class TeacherCalculator(Calculator):
-    """A teacher by its SPEC.
+    """A teacher by its SPEC, or an ASE calculator as a teacher.
 
     Parameters
     ----------
     spec
-        A registered name (``7net-0``), ``FAMILY:PATH`` or ``ase:package.module:factory``.
+        A registered name (``7net-0``), ``FAMILY:PATH`` or ``ase:package.module:factory``. Or an ASE
+        calculator, which is asked in this process: it then is its owner's to place on a device, to
+        end if it hangs, and to keep from changing PyTorch's defaults. Its class, parameters and
+        PyTorch weights identify its labels.
     device
         ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     python
@@ -84,7 +92,7 @@ class TeacherCalculator(Calculator):
 
     def __init__(
         self,
-        spec: str,
+        spec: str | BaseCalculator,
         *,
         device: str = "auto",
         python: str | None = None,
@@ -92,6 +100,12 @@ class TeacherCalculator(Calculator):
         timeout_s: float | None = None,
     ) -> None:
         super().__init__()
+        if isinstance(spec, BaseCalculator) and python is not None:
+            raise TeacherError(
+                "a calculator that is at hand cannot run in another interpreter",
+                expected="a SPEC such as ase:package.module:factory, or python=None",
+                found=f"{type(spec).__name__} and python={python!r}",
+            )
         if timeout_s is not None and not timeout_s > 0:
             raise TeacherError("the time limit is wrong", expected="seconds > 0", found=timeout_s)
         if not _DEVICE.fullmatch(device):
@@ -99,9 +113,9 @@ class TeacherCalculator(Calculator):
                 f"teacher {spec!r}: there is no device {device!r}",
                 expected="auto, cpu, cuda or cuda:N",
             )
-        self.spec = spec
         self.extra: dict[str, np.ndarray] = {}
         self._session = Session(spec, device, python, allow_download, timeout_s)
+        self.spec = spec if isinstance(spec, str) else self._session.source.name
         self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -362,14 +376,19 @@ class OrbTeacherCalculator(TeacherCalculator):
 
 
 def load_teacher(
-    spec: str,
+    spec: str | BaseCalculator,
     *,
     device: str = "auto",
     python: str | None = None,
     allow_download: bool = False,
     timeout_s: float | None = None,
 ) -> TeacherCalculator:
-    """The teacher of a SPEC, as an ASE calculator; see `TeacherCalculator`."""
+    """The teacher of a SPEC, or a calculator as one; see `TeacherCalculator`.
+
+    A `TeacherCalculator` is returned as it is, whatever the other arguments.
+    """
+    if isinstance(spec, TeacherCalculator):
+        return spec
     return TeacherCalculator(
         spec, device=device, python=python, allow_download=allow_download, timeout_s=timeout_s
     )

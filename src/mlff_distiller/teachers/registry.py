@@ -12,6 +12,7 @@ import difflib
 import importlib.metadata
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from mlff_distiller.errors import TeacherError
@@ -33,8 +34,15 @@ class RegisteredTeacher:
     package: str
     """Python package it needs, '' if none in particular."""
     install: str
+    requirements: str
+    """What to hand to pip for another environment, where only the library is needed."""
     licence: str
     description: str
+
+    @property
+    def installed(self) -> bool:
+        """Whether its package is in this environment; it is not imported."""
+        return not self.package or find_spec(self.package) is not None
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,13 @@ def registered_teachers() -> list[RegisteredTeacher]:
             names[family.usage] = f"any {family.name} model"
         rows += [
             RegisteredTeacher(
-                name, family.name, family.package, family.install, family.licence, description
+                name,
+                family.name,
+                family.package,
+                family.install,
+                family.requirements,
+                family.licence,
+                description,
             )
             for name, description in names.items()
         ]

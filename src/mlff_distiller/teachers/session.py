@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from ase.calculators.calculator import BaseCalculator
 from ase.data import chemical_symbols
 
 from mlff_distiller.errors import StructureError, TeacherError, UnknownElementError
 from mlff_distiller.properties import LABELS, add_up
+from mlff_distiller.teachers.in_process import InProcess, source_of
 from mlff_distiller.teachers.process import (
     Worker,
     WorkerDied,
@@ -97,19 +99,22 @@ class Session:
     is not to be trusted, and the next question starts another. After too many failures in a row,
     without one answer between, it is `TeacherGaveUp`.
 
+    A calculator in the place of a SPEC is asked in this process, see `InProcess`.
+
     ``timeout_s`` limits loading and each question; by default loading an hour, the first question
     six, and others a hundred times the longest answer so far, an hour at least.
     """
 
     def __init__(
         self,
-        spec: str,
+        spec: str | BaseCalculator,
         device: str,
         python: str | None,
         allow_download: bool,
         timeout_s: float | None = None,
     ) -> None:
-        self.source = parse_spec(spec)
+        self._calculator = spec if isinstance(spec, BaseCalculator) else None
+        self.source = source_of(spec) if isinstance(spec, BaseCalculator) else parse_spec(spec)
         self._device, self._python, self._allow_download = device, python, allow_download
         self._interpreter = find_python(python)
         self._folder = os.getcwd()
@@ -122,8 +127,8 @@ class Session:
         self._timeout_s = timeout_s
         self._longest = (0.0, 1)  # seconds, atoms
         self._failures = 0
-        self._worker: Worker | None = None
-        self._loading: Worker | None = None
+        self._worker: Worker | InProcess | None = None
+        self._loading: Worker | InProcess | None = None
         self._aborted = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -172,13 +177,12 @@ class Session:
             if worker is not None:
                 worker.kill()
 
-    def start(self) -> Worker:
+    def start(self) -> Worker | InProcess:
         """The process, started and loaded; `TeacherError` if that fails."""
         if self._worker is not None and self._worker.usable:
             return self._worker
         self.close()
-        variables = environment(self._python, self._device, self._allow_download)
-        worker = Worker(self.source.name, self._interpreter, self._folder, variables)
+        worker = self._new_worker()
         self._loading = worker
         try:
             if self._aborted:
@@ -201,6 +205,12 @@ class Session:
             raise
         self._worker = worker
         return worker
+
+    def _new_worker(self) -> Worker | InProcess:
+        if self._calculator is not None:
+            return InProcess(self._calculator)
+        variables = environment(self._python, self._device, self._allow_download)
+        return Worker(self.source.name, self._interpreter, self._folder, variables)
 
     def _accept(self, told: dict[str, Any]) -> None:
         if "error" in told:

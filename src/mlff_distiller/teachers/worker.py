@@ -135,7 +135,6 @@ def _stay_offline() -> None:
 
 def _load(header: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     from mlff_distiller.errors import TeacherError
-    from mlff_distiller.teachers.family import digest
 
     if not header["allow_download"]:
         _stay_offline()
@@ -149,7 +148,14 @@ def _load(header: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             found=error,
             remedy=header["remedy"],
         ) from error
-    return loaded, {
+    return loaded, told_of(loaded)
+
+
+def told_of(loaded: Any) -> dict[str, Any]:
+    """What a teacher that is loaded says of itself, as JSON."""
+    from mlff_distiller.teachers.family import digest
+
+    return {
         "version": loaded.version,
         "licence": loaded.licence,
         "device": loaded.device,
@@ -169,7 +175,7 @@ def _batch_atoms(loaded: Any) -> int:
     return int(loaded.batch_atoms or (96 if loaded.device == "cpu" else 2048))
 
 
-def _evaluate(loaded: Any, header: dict[str, Any], arrays: dict[str, Any]) -> tuple[Any, Any]:
+def evaluated(loaded: Any, header: dict[str, Any], arrays: dict[str, Any]) -> tuple[Any, Any]:
     """Answer for ``header["frames"]``; names of frame k's arrays, in and out, begin with "k."."""
     from mlff_distiller.errors import TeacherError
 
@@ -240,7 +246,7 @@ def _number(name: str, value: Any) -> float:
     return float(array.item())
 
 
-def _described(error: BaseException) -> dict[str, Any]:
+def described(error: BaseException) -> dict[str, Any]:
     """An exception as JSON; ``clean`` if the library never saw the structure."""
     from mlff_distiller.errors import DistillerError, StructureError
 
@@ -300,11 +306,11 @@ def main() -> None:
             if header["command"] == "load":
                 loaded, answer = _load(header)
             else:
-                answer, results = _evaluate(loaded, header, arrays)
+                answer, results = evaluated(loaded, header, arrays)
             reply = frame({**answer, "id": header["id"]}, results)
         except (Exception, SystemExit) as error:
             traceback.print_exc()
-            reply = frame({"error": _described(error), "id": header["id"]})
+            reply = frame({"error": described(error), "id": header["id"]})
         write(replies, reply)
 
 

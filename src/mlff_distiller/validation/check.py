@@ -45,6 +45,8 @@ class Check:
     measure: Callable[[Subject], Measured]
     applies: Callable[[Subject], bool] = _always
     short: bool = False
+    keep: bool = True
+    """Whether an interrupted validation need not make it again; not if it leaves more behind."""
     section: str = ""
     panels: Callable[[Tree, Tree], list[Panel]] = _undrawn
 

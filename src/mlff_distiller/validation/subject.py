@@ -41,6 +41,8 @@ class Subject:
     score: Callable[[Sequence[Atoms]], tuple[list[Atoms], Answers]] | None = None
     """The structures that the teacher has an answer for, and its answers; None: ask ``teacher``."""
     on_progress: OnProgress = lambda stage, done, total, news: None
+    simulate: Callable[[ForceField, Atoms, Ensemble, int, int, OnStep], Trajectory] = simulate
+    """What runs dynamics; see `Partial.run`."""
     findings: dict[str, Finding] = field(default_factory=dict)
     """Findings of the checks made so far."""
     npt: Trajectory | None = None
@@ -74,7 +76,7 @@ class Subject:
     def equilibrations(self) -> list[Trajectory]:
         """One at each temperature."""
         return [
-            simulate(
+            self.simulate(
                 self.force_field,
                 self.atoms,
                 self.thermostat(kelvin, k),
@@ -90,7 +92,7 @@ class Subject:
         """Runs at constant energy; None where the equilibration broke."""
         n, every = self.steps(self.settings.constant_energy_ps), self.settings.record_every
         return [
-            simulate(
+            self.simulate(
                 self.force_field,
                 before.frame(-1),
                 replace(before.ensemble, ensemble="nve"),
@@ -149,7 +151,7 @@ class Subject:
         """A run of ``time_ps`` after ``n_before`` equilibrations, or all of it where it broke."""
         before = n_before * self.steps(self.settings.equilibration_ps)
         n, every = max(self.steps(self.settings.time_ps), 1), self.settings.record_every
-        whole = simulate(
+        whole = self.simulate(
             force_field,
             atoms,
             self.thermostat(kelvin, stream),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, field
+from dataclasses import asdict, field, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
@@ -232,7 +232,7 @@ def config_of(content: Mapping[str, Any]) -> Config:
     if problems:
         raise ConfigError(
             "invalid settings:\n    " + "\n    ".join(map(_with_the_nearest, problems)),
-            remedy="docs/configuration.md lists every setting with its default",
+            remedy="`mlff-distiller settings` lists every setting with its default",
         )
     return config
 
@@ -242,15 +242,45 @@ def _with_the_nearest(problem: str) -> str:
     name, _, why = problem.partition(": ")
     if why != NO_SUCH_SETTING:
         return problem
-    near = get_close_matches(name, _names(to_plain(Config())), n=1, cutoff=0.75)
-    return problem + (f"; did you mean {near[0]}?" if near else "")
+    near = meant(name, [*sections(), *(key for key, _ in leaves())])
+    return problem + (f"; did you mean {' or '.join(near)}?" if near else "")
 
 
-def _names(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in content.items():
-        yield prefix + key
-        if isinstance(value, Mapping):
-            yield from _names(value, f"{prefix}{key}.")
+def meant(name: str, names: Sequence[str]) -> list[str]:
+    """Which of the dotted ``names`` may have been meant by ``name``: spelt alike, or their ends."""
+    near = get_close_matches(name, names, n=1, cutoff=0.75)
+    if near:
+        return near
+    ends = {own.rpartition(".")[2] for own in names}
+    end = get_close_matches(name.rpartition(".")[2], ends, n=1, cutoff=0.75)
+    return [own for own in names if [own.rpartition(".")[2]] == end]
+
+
+def leaves(content: Mapping[str, Any] | None = None, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting's dotted name and default."""
+    for key, value in (to_plain(Config()) if content is None else content).items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def sections() -> dict[str, type]:
+    """Every section of settings by its dotted name, and the class whose docstring explains it."""
+    found: dict[str, type] = {}
+
+    def add(settings: Any, name: str) -> None:
+        found[name] = type(settings)
+        for one in fields(settings):
+            own = getattr(settings, one.name)
+            if is_dataclass(own):
+                add(own, f"{name}.{one.name}")
+
+    config = Config()
+    for name, own in [*vars(config).items(), *config.architectures.items()]:
+        if is_dataclass(own):
+            add(own, name)
+    return found
 
 
 def _infinite(content: Any, place: str = "") -> Iterator[tuple[str, float]]:

@@ -8,20 +8,20 @@ a higher goal or more temperatures it goes on from there.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ase import Atoms
+from ase.calculators.calculator import BaseCalculator
 
 from mlff_distiller.dataset import structure_hash
 from mlff_distiller.durable import EventLog, claimed, read_json, write_json, write_text
 from mlff_distiller.errors import ConfigError
+from mlff_distiller.labeling import FilesOrAtoms
 from mlff_distiller.reports.card import model_card
 from mlff_distiller.reports.distillation import write_report
 from mlff_distiller.students import read_config
-from mlff_distiller.teachers import TeacherCalculator
+from mlff_distiller.teachers import TeacherCalculator, load_teacher
 from mlff_distiller.validation.certificate import write_certificate
 from mlff_distiller.workflows.advice import advice
 from mlff_distiller.workflows.assess import some_of
@@ -39,8 +39,8 @@ _MAY_GROW = ("student", "goal.", "evaluation.limits.", "sampling.temperature_K")
 
 
 def distill(
-    structures: Sequence[str | Path | Atoms],
-    teacher: str,
+    structures: FilesOrAtoms,
+    teacher: str | BaseCalculator,
     out: str | Path,
     config: Config | None = None,
     *,
@@ -58,9 +58,10 @@ def distill(
     Parameters
     ----------
     structures
-        Files that ASE reads (every frame in them), or ``Atoms``.
+        Files that ASE reads (every frame in them), or ``Atoms``; or one of either.
     teacher
-        A registered name, ``FAMILY:PATH`` or ``ase:package.module:factory``.
+        A registered name, ``FAMILY:PATH``, ``ase:package.module:factory``, or an ASE calculator,
+        see `TeacherCalculator`.
     teacher_timeout_s
         See `TeacherCalculator`.
 
@@ -72,7 +73,7 @@ def distill(
     config = config or Config()
     out = Path(out)
     seeds = read_seeds(structures)
-    source = TeacherCalculator(
+    source = load_teacher(
         teacher,
         device=config.device,
         python=teacher_python,
@@ -80,7 +81,7 @@ def distill(
         timeout_s=teacher_timeout_s,
     )
     with claimed(out), source:
-        inputs = {"teacher": teacher, "structures": [structure_hash(atoms) for atoms in seeds]}
+        inputs = {"teacher": source.spec, "structures": [structure_hash(atoms) for atoms in seeds]}
         if not is_begun(out):  # what cannot start binds no folder
             _start(source, on_progress)
         has_turn = (out / "turns" / "00" / "turn.json").exists() or (out / "report.json").exists()
@@ -152,7 +153,7 @@ def _publish(turns: Turns) -> dict[str, Any]:
     evidence = dataclasses.replace(
         done.evidence, learning=turns.rows(best), rounds=turns.log.rows("round")
     )
-    write_report(out / "report.html", report, evidence)
+    write_report(out / "report.html", report, evidence, done.certificate, done.series.get("movie"))
     save_structures(out / "structures.traj", some_of(turns.seeds))
     write_json(out / "series.json", done.series)
     write_certificate(out / "certificate.json", done.certificate, files_of_run(out))

@@ -115,7 +115,7 @@ def plan(
     Each pilot is trained by ``updates`` updates with otherwise default settings. ``teacher`` is a
     registered name, ``FAMILY:PATH`` or ``ase:package.module:factory``.
     """
-    labels = Dataset(folder / "dataset" if (folder / "dataset").is_dir() else folder)
+    labels = Dataset(folder)
     config = lower_budget(dataclasses.replace(Config(), device=device), updates)
     with ExitStack() as stack:
         source = None

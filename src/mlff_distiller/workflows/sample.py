@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import Calculator
+from ase.calculators.calculator import BaseCalculator, Calculator
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 from pydantic import ValidationError
@@ -22,9 +22,9 @@ from mlff_distiller.batch import check_structure
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.durable import new_path, replacing
 from mlff_distiller.errors import ConfigError, DistillerError, StructureError, from_pydantic
-from mlff_distiller.labeling import read_structures
+from mlff_distiller.labeling import FilesOrAtoms, read_structures
 from mlff_distiller.structure import enlarge
-from mlff_distiller.teachers import TeacherCalculator, TeacherGaveUp
+from mlff_distiller.teachers import TeacherGaveUp, load_teacher
 from mlff_distiller.workflows.distill import read_seeds
 from mlff_distiller.workflows.train import OnProgress
 
@@ -32,13 +32,13 @@ Method = Literal["tree", "md", "scan", "approach", "pool", "probe"]
 
 
 def sample(
-    structures: Sequence[str | Path | Atoms],
+    structures: FilesOrAtoms,
     out: str | Path,
     method: Method = "tree",
     *,
     number: int = 100,
     select: int | None = None,
-    teacher: str | None = None,
+    teacher: str | BaseCalculator | None = None,
     student: str | Path | None = None,
     temperature_K: Sequence[float] = (300.0,),
     pressure_GPa: Sequence[float] = (),
@@ -58,7 +58,8 @@ def sample(
     Parameters
     ----------
     structures
-        Files that ASE reads (every frame in them) or ``Atoms``; for ``pool`` also datasets.
+        Files that ASE reads (every frame in them) or ``Atoms``, or one of either; for ``pool``
+        also datasets.
     method
         ``tree`` grows rattle-relax trees and ``md`` runs molecular dynamics, with the forces of
         either ``teacher`` or ``student``. ``scan`` strains cells; ``approach`` pushes pairs of
@@ -69,7 +70,7 @@ def sample(
     select
         Keep this many, those farthest from each other.
     teacher
-        A registered name, ``FAMILY:PATH`` or ``ase:package.module:factory``.
+        A registered name, ``FAMILY:PATH``, ``ase:package.module:factory``, or an ASE calculator.
     teacher_timeout_s
         See `TeacherCalculator`.
     student
@@ -144,7 +145,7 @@ def _large(seeds: Sequence[Atoms]) -> list[Atoms]:
 
 @contextmanager
 def _calculator(
-    teacher: str | None,
+    teacher: str | BaseCalculator | None,
     student: str | Path | None,
     device: str,
     python: str | None,
@@ -161,7 +162,7 @@ def _calculator(
             "sampling by tree or md needs the forces of one model",
             expected="either --teacher or --student",
         )
-    with TeacherCalculator(
+    with load_teacher(
         teacher, device=device, python=python, allow_download=allow_download, timeout_s=timeout_s
     ) as source:
         on_progress("teacher", 1, 1, source.identity.name)
@@ -246,9 +247,7 @@ def _evaluate(
     sampling.walk(group, label.calculator, label, number, dynamics, seed, None, shown)
 
 
-def _construct(
-    method: Method, structures: Sequence[str | Path | Atoms], number: int, seed: int
-) -> list[Atoms]:
+def _construct(method: Method, structures: FilesOrAtoms, number: int, seed: int) -> list[Atoms]:
     """Structures by a method that needs no forces."""
     if method == "pool":
         return _pool(structures)
@@ -275,7 +274,7 @@ def _construct(
     return frames
 
 
-def _pool(structures: Sequence[str | Path | Atoms]) -> list[Atoms]:
+def _pool(structures: FilesOrAtoms) -> list[Atoms]:
     """The different structures given, each with its file, frame and kin."""
     frames = []
     for structure in read_structures(structures).all:

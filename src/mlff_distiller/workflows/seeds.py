@@ -15,7 +15,7 @@ from mlff_distiller.batch import check_structure
 from mlff_distiller.dataset import structure_hash
 from mlff_distiller.durable import EventLog, replacing
 from mlff_distiller.errors import DistillerError, StructureError
-from mlff_distiller.labeling import read_frames
+from mlff_distiller.labeling import FilesOrAtoms, as_list, read_frames
 from mlff_distiller.sampling import RattleSettings
 from mlff_distiller.structure import bare, enlarge, warn_of_what_labels_lack
 from mlff_distiller.teachers import TeacherCalculator
@@ -25,10 +25,10 @@ _RELAXED = 0.2
 _MOST_STEPS = 200
 
 
-def read_seeds(sources: Sequence[str | Path | Atoms]) -> list[Atoms]:
+def read_seeds(sources: FilesOrAtoms) -> list[Atoms]:
     """Every frame of every source, checked; exact repeats are dropped."""
     frames: dict[str, Atoms] = {}
-    for source in sources:
+    for source in as_list(sources):
         found = [source] if isinstance(source, Atoms) else read_frames(source)
         for index, atoms in enumerate(found):
             check_structure(atoms, f"structure {index} of {source}")

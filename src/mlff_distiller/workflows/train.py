@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mlff_distiller import training as optimisation
 from mlff_distiller.batch import Batch
 from mlff_distiller.dataset import Dataset, Frames, Split, split_by_group
 from mlff_distiller.dataset.split import FEWEST_GROUPS, in_blocks
@@ -25,7 +26,7 @@ from mlff_distiller.md.record import ForceField, stays_up
 from mlff_distiller.neighbors import neighbor_list
 from mlff_distiller.students import Student, load_student, save_student, set_repulsion
 from mlff_distiller.students.data import robust_fit
-from mlff_distiller.training import ALONE, Trackers, Workers, train, workers_of_torchrun
+from mlff_distiller.training import ALONE, Trackers, Workers, workers_of_torchrun
 from mlff_distiller.training.sources import NO_EXTRA, NO_SOURCES, Extra, Sources
 from mlff_distiller.validation.accuracy import student_errors
 from mlff_distiller.workflows.config import Config, to_plain
@@ -36,12 +37,12 @@ OnProgress = Callable[[str, int, int, str], None]
 """Called with stage, done, total and a few words of news."""
 
 
-def fit(
-    labels: Path,
-    out: Path,
-    config: Config,
+def train(
+    labels: str | Path,
+    out: str | Path,
+    config: Config | None = None,
     *,
-    init: Path | None = None,
+    init: str | Path | None = None,
     sources: Sources = NO_SOURCES,
     on_progress: OnProgress = lambda stage, done, total, news: None,
 ) -> dict[str, Any]:
@@ -62,7 +63,8 @@ def fit(
     UnknownElementError
         ``init`` does not know an element of the labels.
     """
-    dataset = Dataset(labels)
+    dataset, out, config = Dataset(labels), Path(out), config or Config()
+    init = None if init is None else Path(init)
     with (
         workers_of_torchrun(config.device) as workers,
         claimed(out) if workers.leads else nullcontext(),
@@ -252,7 +254,7 @@ def train_student(
     student = student or config.new_student(own)
     student = student.to(workers.device(resolve_device(config.device)))
     n_own = len(own)
-    history = train(
+    history = optimisation.train(
         student,
         own.beside(extra.frames),
         validation,

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ase import Atoms
+from ase.calculators.calculator import BaseCalculator
 from pydantic import TypeAdapter, ValidationError
 
 from mlff_distiller.batch import check_structure
-from mlff_distiller.dataset import Dataset
+from mlff_distiller.dataset import Dataset, structure_hash
 from mlff_distiller.deploy import StudentCalculator
-from mlff_distiller.durable import claimed, read_json, write_json
+from mlff_distiller.durable import claimed, read_json, sha256_of_file, write_json
 from mlff_distiller.errors import ConfigError, from_pydantic
 from mlff_distiller.labeling.structures import read_frames
 from mlff_distiller.md.record import ForceField
@@ -23,16 +25,32 @@ from mlff_distiller.reports.comparison import Validated, names_of, write_compari
 from mlff_distiller.reports.validation import write_page
 from mlff_distiller.students import student_folder
 from mlff_distiller.teachers import load_teacher
-from mlff_distiller.validation.certificate import certified, read_certificate, write_certificate
+from mlff_distiller.validation.certificate import (
+    certified,
+    read_certificate,
+    versions,
+    write_certificate,
+)
+from mlff_distiller.validation.partial import FOLDER as PARTIAL
+from mlff_distiller.validation.partial import Partial
+from mlff_distiller.validation.price import price
 from mlff_distiller.validation.remembering import Remembering
 from mlff_distiller.validation.series import series_of
 from mlff_distiller.validation.settings import ValidationSettings
 from mlff_distiller.validation.subject import OnProgress, Subject
-from mlff_distiller.validation.validate import NOTHING, Examined, examine, summary, worst_of
+from mlff_distiller.validation.validate import (
+    NOTHING,
+    Examined,
+    Profile,
+    examine,
+    summary,
+    worst_of,
+)
 from mlff_distiller.validation.verdict import Finding, judge
 from mlff_distiller.workflows.assess import known_of, short_settings, structure_block
 from mlff_distiller.workflows.config import Config, config_of
 from mlff_distiller.workflows.folder import files_of_student, read_inputs
+from mlff_distiller.workflows.seeds import save_structures
 from mlff_distiller.workflows.train import split_labels
 
 
@@ -53,11 +71,11 @@ class Candidate:
 
 
 def validate(
-    structure: str | Path | None = None,
+    structure: str | Path | Atoms | None = None,
     *,
-    students: Sequence[str | Path] = (),
-    calculator: str | None = None,
-    teacher: str | None = None,
+    students: str | Path | Sequence[str | Path] = (),
+    calculator: str | BaseCalculator | None = None,
+    teacher: str | BaseCalculator | None = None,
     out: str | Path | None = None,
     training: str | Path | None = None,
     test: str | Path | None = None,
@@ -65,10 +83,15 @@ def validate(
     device: str = "auto",
     dtype: Literal["float32", "float64"] = "float32",
     teacher_python: str | None = None,
+    profile: Profile = "full",
+    dry_run: bool = False,
     resume: bool = False,
     on_progress: OnProgress = lambda stage, done, total, news: None,
 ) -> list[Validated]:
     """Validate ``students``, or one ``calculator``; write certificates and pages.
+
+    The same call continues one that was interrupted: finished runs and checks are read from
+    ``out/partial``, and nothing that the teacher has answered is asked for again.
 
     Several students are compared in ``out/report.html``; each has a folder of its name there.
     `Validated.content` is the certificate's content.
@@ -76,15 +99,16 @@ def validate(
     Parameters
     ----------
     structure
-        A file that ASE reads; its first frame is simulated. None: the first structure that the
-        run of a single student was assessed in.
+        A file that ASE reads, whose first frame is simulated, or ``Atoms``. None: the first
+        structure that the run of a single student was assessed in.
     students
-        Folders of runs or of students, or ``nep.txt`` files. What a run's certificate already says
-        of the structure is taken over, so that a check has one answer; so are the run's settings.
+        Folders of runs or of students, or ``nep.txt`` files; or one of these. What a run's
+        certificate already says of the structure is taken over, so that a check has one answer; so
+        are the run's settings.
     calculator
-        Instead of students: ``ase:module:factory``, or any teacher's SPEC.
+        Instead of students: ``ase:module:factory``, any teacher's SPEC, or an ASE calculator.
     teacher
-        SPEC of the teacher to compare with.
+        SPEC of the teacher to compare with, or an ASE calculator.
     out
         Folder of the certificate and the page. None: the folder of the run, whose certificate
         then holds all checks.
@@ -92,6 +116,11 @@ def validate(
         Files of structures it was trained and tested on; a run's are found.
     settings
         Fields of `ValidationSettings` that differ from the run's, or from the defaults.
+    profile
+        ``short``: accuracy, conservation of energy and speed, as `distill` checks them; ``full``:
+        everything.
+    dry_run
+        Only say what it will cost, as news of ``on_progress``; returns nothing.
     resume
         Keep what ``out`` holds for the same files and settings.
 
@@ -100,13 +129,13 @@ def validate(
     ConfigError
         A setting is wrong, a limit is for a check that does not exist, or a file is missing.
     """
+    students = [students] if isinstance(students, str | Path) else list(students)
     if bool(students) == (calculator is not None):
         raise ConfigError(
             "nothing to validate" if not students else "two kinds of force fields to validate",
             expected="either students or a calculator",
         )
     run = _only_run(students)
-    place = Path(structure) if structure is not None else _structure_of(run)
     folder = Path(out) if out is not None else run
     if folder is None:
         raise ConfigError(
@@ -114,16 +143,27 @@ def validate(
             expected="a folder, for anything but a single run of distill",
             remedy="give --out FOLDER",
         )
+    if isinstance(structure, Atoms):
+        place = folder / "structure.traj"
+    else:
+        place = Path(structure) if structure is not None else _structure_of(run)
     files = {"structure": place}
     known: dict[str, list[Atoms]] = {}
     for name, path in (("training", training), ("test", test)):
         if path is not None:
             known[name], files[name] = read_frames(path), Path(path)
-    atoms, given = read_frames(place)[0], dict(settings or {})
+    atoms = structure if isinstance(structure, Atoms) else read_frames(place)[0]
+    given = dict(settings or {})
+    if profile not in get_args(Profile):
+        raise ConfigError(
+            "there is no such profile", expected=" or ".join(get_args(Profile)), found=profile
+        )
     read_settings({}, given)  # refused before anything is loaded
     check_structure(atoms, f"the structure in {place}")
     with ExitStack() as stack:
         stack.enter_context(claimed(folder))
+        if isinstance(structure, Atoms):
+            save_structures(place, [structure])
         candidates = [
             _student(Path(path), name, given, device, dtype, files, known)
             for path, name in zip(students, names_of([Path(p) for p in students]), strict=True)
@@ -131,22 +171,29 @@ def validate(
         if calculator is not None:
             asked = stack.enter_context(load_teacher(calculator, device=device))
             about = {"calculator": asdict(asked.identity)}
-            own = files | _source(calculator)
-            field = ForceField(calculator, asked)
-            candidates = [Candidate(calculator, field, read_settings({}, given), own, known, about)]
+            own = files | _source(asked.spec)
+            field = ForceField(asked.spec, asked)
+            candidates = [Candidate(asked.spec, field, read_settings({}, given), own, known, about)]
         reference: ForceField | None = None
         identity: dict[str, Any] = {}
         if teacher is not None:
             source = load_teacher(teacher, device=device, python=teacher_python)
             identity = {"teacher": asdict(stack.enter_context(source).identity)}
-            many = len(candidates) > 1
-            reference = ForceField(teacher, Remembering(source) if many else source)
+            file = folder / PARTIAL / f"teacher-{source.identity.fingerprint()[:16]}.npy"
+            reference = ForceField(source.spec, Remembering(source, file=file))
         done = []
-        for one in candidates:
+        for number, one in enumerate(candidates):
             own_folder = folder / one.name if len(candidates) > 1 else folder
-            made = _Making(one, reference, identity, atoms, own_folder, page_of(own_folder, run))
+            page = page_of(own_folder, run)
+            made = _Making(one, reference, identity, atoms, profile, own_folder, page)
+            if dry_run:
+                on_progress("validate", 0, 0, made.price(on_progress))
+                continue
             kept = made.kept(on_progress) if resume else None
-            done.append(kept if kept is not None else made.new(on_progress))
+            partial = folder / PARTIAL / str(number)
+            done.append(kept if kept is not None else made.new(on_progress, partial))
+        if not dry_run:
+            shutil.rmtree(folder / PARTIAL, ignore_errors=True)
     if len(done) > 1:
         write_comparison(folder / "report.html", done)
     return done
@@ -230,28 +277,27 @@ class _Making:
     reference: ForceField | None
     identity: Mapping[str, Any]
     atoms: Atoms
+    profile: Profile
     folder: Path
     page: Path
 
-    def new(self, on_progress: OnProgress) -> Validated:
-        """Validate, and write certificate.json and the page."""
+    def new(self, on_progress: OnProgress, place: Path) -> Validated:
+        """Validate, and write certificate.json and the page; ``place`` keeps what is done."""
         one = self.candidate
-        subject = Subject(
-            one.force_field,
-            self.atoms,
-            one.settings,
-            self.reference,
-            one.known.get("training", []),
-            one.known.get("test", []),
-            on_progress=on_progress,
-        )
+        partial = Partial(place, self._question())
+        subject = self._subject(on_progress, simulate=partial.run)
+        if partial.n_checks:
+            words = f"{partial.n_checks} checks were finished before, and are kept"
+            on_progress("validate", 0, 0, words)
+        else:
+            on_progress("validate", 0, 0, self.price(on_progress))
         known, others, identity = self._before()
-        found = examine(subject, "full", known)
+        found = examine(subject, self.profile, known, partial)
         blocks = [structure_block(subject, found), *others]
         findings = {f"structure {k} ({own['formula']})": own for k, own in enumerate(blocks)}
         worst = worst_of({name: dict(_findings(own)) for name, own in findings.items()})
         content = {
-            **summary(subject, found, "full"),
+            **summary(subject, found, self.profile),
             "verdict": {
                 **judge(worst, one.settings.limits),
                 "remarks": list(found.remarks),
@@ -270,13 +316,32 @@ class _Making:
         write_certificate(self.folder / "certificate.json", content, files)
         return Validated(one.name, content, drawn, self.page)
 
+    def price(self, on_progress: OnProgress) -> str:
+        """What it will cost, in words."""
+        subject = self._subject(on_progress)
+        return f"{self.candidate.name}: {price(subject, self.profile).words(subject)}"
+
+    def _subject(self, on_progress: OnProgress, **more: Any) -> Subject:
+        one = self.candidate
+        return Subject(
+            one.force_field,
+            self.atoms,
+            one.settings,
+            self.reference,
+            one.known.get("training", []),
+            one.known.get("test", []),
+            on_progress=on_progress,
+            **more,
+        )
+
     def kept(self, on_progress: OnProgress) -> Validated | None:
         """What was found before for the same files, teacher and settings, if anything was.
 
         What is damaged is named, and made again.
         """
         one = self.candidate
-        asked = {**one.about, "settings": asdict(one.settings), **self.identity, "profile": "full"}
+        asked = {**one.about, "settings": asdict(one.settings), **self.identity}
+        asked["profile"] = self.profile
         try:
             content = certified(self.folder / "certificate.json", asked, one.files, self._made())
         except ConfigError as damage:
@@ -286,6 +351,20 @@ class _Making:
             return None
         drawn = read_json(self.folder / "series.json")
         return Validated(one.name, content, drawn, self.page)
+
+    def _question(self) -> dict[str, Any]:
+        """All that the answers depend on."""
+        one = self.candidate
+        return {
+            "structure": structure_hash(self.atoms),
+            "files": {name: sha256_of_file(file) for name, file in one.files.items()},
+            "settings": asdict(one.settings),
+            "dtype": one.force_field.dtype,
+            "profile": self.profile,
+            **one.about,
+            **self.identity,
+            "versions": versions(),
+        }
 
     def _before(self) -> tuple[Examined, list[dict[str, Any]], dict[str, Any]]:
         """What the run's certificate says: of the structure, of others, and of the teacher."""
@@ -315,7 +394,7 @@ def _source(spec: str) -> dict[str, Path]:
     """The file of an ``ase:module:factory``, here or installed."""
     family, _, rest = spec.partition(":")
     module = rest.partition(":")[0]
-    if family != "ase" or not module:
+    if family != "ase" or module in ("", "__main__"):
         return {}
     here = Path(*module.split(".")).with_suffix(".py")
     if here.is_file():

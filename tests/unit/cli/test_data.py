@@ -12,6 +12,7 @@ from tests.unit.reports.pages import Page, assert_safe
 from typer.testing import CliRunner
 
 from mlff_distiller.cli.main import app
+from mlff_distiller.cli.options import REFUSED
 from mlff_distiller.dataset import Dataset, DatasetWriter
 from mlff_distiller.errors import ConfigError, DatasetError
 
@@ -101,12 +102,12 @@ def test_leakage_is_found_by_content(folder, tmp_path):
     run("import", tmp_path / "turned.traj", "--out", tmp_path / "turned")
     assert not set(Dataset(tmp_path / "turned").keys) & set(Dataset(folder / "labels").keys)
     done = run("compare", folder / "labels", tmp_path / "turned", "--json")
-    assert done.exit_code == 1
+    assert done.exit_code == REFUSED
     assert json.loads(done.output)["pairs"] == [[k, k] for k in range(12)]
     assert run("compare", folder / "labels").exit_code == 0
     both = run("merge", folder / "labels", tmp_path / "turned", "--out", tmp_path / "both")
     assert "42 labels" in both.output
-    assert run("compare", tmp_path / "both").exit_code == 1
+    assert run("compare", tmp_path / "both").exit_code == REFUSED
     assert len(set(Dataset(tmp_path / "both").groups.tolist())) == 42
     split = run("split", tmp_path / "both", "--out", tmp_path / "s", "--test", "0.4")
     assert "warning" in split.output

@@ -7,6 +7,7 @@ from ase.build import bulk
 from ase.io import write
 from tests.helpers import command, random_nep, random_painn
 
+from mlff_distiller.cli.options import REFUSED
 from mlff_distiller.errors import ConfigError, ExportError, StudentError
 from mlff_distiller.export import export, target_of
 from mlff_distiller.export.example import example
@@ -88,7 +89,7 @@ def test_the_check_is_printed_and_kept(student, tmp_path, monkeypatch):
     out = tmp_path / "out"
     for _ in range(2):  # the table takes the place of the one before
         done = command("export", "gpumd", student, "--out", out, "--check")
-        assert done.returncode == 1
+        assert done.returncode == REFUSED
         assert "✗    forces      0.002    1e-06" in done.stdout
     kept = json.loads((out / "check.json").read_text())["rows"]
     assert [(row["value"], row["passed"]) for row in kept] == [

@@ -355,7 +355,7 @@ def test_what_is_refused(student, tmp_path):
         run_md(slab, student, n_steps=1, ensemble="npt")
     with pytest.raises(ConfigError, match="ensemble"):
         run_md(atoms, student, n_steps=1, ensemble="nph")
-    with pytest.raises(ConfigError, match="temperatur"):
+    with pytest.raises(TypeError, match="temperatur_K"):
         run_md(atoms, student, n_steps=1, temperatur_K=300)
     with pytest.raises(ConfigError, match="length of the run"):
         run_md(atoms, student)

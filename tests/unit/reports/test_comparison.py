@@ -15,6 +15,7 @@ from tests.helpers import ROOT, command, rattled
 from tests.unit.reports.pages import ATTACK, Page, assert_safe, browse
 from tests.unit.validation.faults import Pairs, argon
 
+from mlff_distiller.cli.options import REFUSED
 from mlff_distiller.errors import DistillerError
 from mlff_distiller.md.record import ForceField
 from mlff_distiller.reports.comparison import (
@@ -258,7 +259,7 @@ def test_the_command_compares_and_asks_the_teacher_once(tmp_path, monkeypatch):
     words = ("validate", "silicon.extxyz", "--teacher", "ase:counted:teacher")
     words += ("--config", "short.yaml", "--device", "cpu", "--student", student)
     done = command(*words, "--student", "again", "--out", "proof")
-    assert done.returncode == 1, done.stderr
+    assert done.returncode == REFUSED, done.stderr
     of_both = count.stat().st_size
     count.unlink()
     command(*words, "--out", "one")

@@ -26,7 +26,7 @@ from mlff_distiller.testing import LAWS, assert_laws, assert_smooth_at_cutoff
 from mlff_distiller.validation.accuracy import student_errors
 from mlff_distiller.workflows.config import Config, load_config, to_plain
 from mlff_distiller.workflows.folder import fix_inputs
-from mlff_distiller.workflows.train import fit
+from mlff_distiller.workflows.train import train
 from mlff_distiller.workflows.tune import TuneSettings, fastest, tune
 from mlff_distiller.workflows.tune.trial import Bench
 
@@ -113,7 +113,7 @@ def test_it_trains_is_saved_obeys_the_laws_and_runs(labels, tmp_path):
     config = load_config(None, WORDS, student="morse-2")
     frames = Dataset(labels).read(np.arange(20)).systems()
     before = student_errors(config.new_student(frames), frames)["forces_mae_meV_per_A"]
-    errors = fit(labels, tmp_path, config)
+    errors = train(labels, tmp_path, config)
     assert errors["forces_mae_meV_per_A"] < 0.7 * before
     student = load_student(tmp_path / "student")
     assert isinstance(student, Morse)
@@ -123,7 +123,7 @@ def test_it_trains_is_saved_obeys_the_laws_and_runs(labels, tmp_path):
     calculator = StudentCalculator(tmp_path / "student", device="cpu", dtype="float64")
     assert_laws(calculator, rattled(bulk("Cu", cubic=True)))
     assert_smooth_at_cutoff(student.double(), calculator, ("Cu", "Cu"))
-    assert fit(labels, tmp_path, config) == errors
+    assert train(labels, tmp_path, config) == errors
 
 
 def test_without_its_distribution_the_student_is_of_an_unknown_architecture(
@@ -131,7 +131,7 @@ def test_without_its_distribution_the_student_is_of_an_unknown_architecture(
 ):
     with monkeypatch.context() as installed:
         register(tmp_path, installed, morse="tests.unit.students.third_party")
-        fit(labels, tmp_path / "run", load_config(None, WORDS, student="morse"))
+        train(labels, tmp_path / "run", load_config(None, WORDS, student="morse"))
     with pytest.raises(StudentError, match=r"unknown architecture(?s:.*)install the distribution"):
         load_student(tmp_path / "run" / "student")
 

@@ -8,6 +8,7 @@ from ase.io import write
 from tests.helpers import ROOT, command, rattled
 from tests.unit.validation.faults import argon
 
+from mlff_distiller.cli.options import REFUSED
 from mlff_distiller.errors import ConfigError
 from mlff_distiller.validation.certificate import verify_certificate, write_certificate
 
@@ -89,12 +90,12 @@ def test_the_command_approves_any_calculator_and_verifies(folder):
     assert "✓ Approved" in text
     report.write_text(text.replace("✓ Approved", "✓ approved"), "utf-8")
     done = command("validate", "--verify", "proof/certificate.json")
-    assert done.returncode == 1
+    assert done.returncode == REFUSED
     assert "report was changed: report.html" in done.stderr
     report.write_text(text, "utf-8")
     (folder / "argon_fields.py").write_text("changed = 1\n")
     done = command("validate", "--verify", "proof/certificate.json")
-    assert done.returncode == 1
+    assert done.returncode == REFUSED
     assert "calculator was changed: ../argon_fields.py" in done.stderr
 
 
@@ -104,7 +105,7 @@ def test_the_command_rejects_with_its_reason(folder):
         *("validate", "argon.extxyz", "--calculator", "ase:argon_fields:FlippedStress"),
         *("--training", "frames.extxyz", "--test", "frames.extxyz", "--out", "proof", *SHORT),
     )
-    assert done.returncode == 1
+    assert done.returncode == REFUSED
     assert "stress is not the derivative of the energy" in done.stdout
     assert "test structures are in the training set" in done.stdout
     content = json.loads((folder / "proof" / "certificate.json").read_text())

@@ -29,7 +29,7 @@ from mlff_distiller.training.sources import Sources
 from mlff_distiller.training.update import Updater
 from mlff_distiller.workflows.config import load_config
 from mlff_distiller.workflows.doubts import warn_of_labels
-from mlff_distiller.workflows.train import fit, rebased, split_labels
+from mlff_distiller.workflows.train import rebased, split_labels, train
 
 
 def frames(energy: float, names=("H2O", "OH", "H2", "H2O2")) -> list[Batch]:
@@ -136,7 +136,7 @@ def labels(tmp_path_factory) -> Path:
 
 
 def test_metrics_go_to_the_log_and_tensorboard_and_the_student_runs(labels, tmp_path):
-    fit(labels, tmp_path, load_config(None, SMALL))
+    train(labels, tmp_path, load_config(None, SMALL))
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [row["updates"] for row in rows] == [10, 20, 30, 40, 50, 60]
     assert [row.get("md_steps") for row in rows] == [None, 10.0, 10.0, None, 10.0, 10.0]
@@ -149,7 +149,7 @@ def test_metrics_go_to_the_log_and_tensorboard_and_the_student_runs(labels, tmp_
 
 def test_an_interrupted_run_continues_with_less_memory(labels, tmp_path, monkeypatch):
     settings = [*SMALL, "training.md_checks=0"]
-    fit(labels, tmp_path / "straight", load_config(None, settings))
+    train(labels, tmp_path / "straight", load_config(None, settings))
     update, done = Updater.update, 0
 
     def dying(*arguments):
@@ -160,19 +160,19 @@ def test_an_interrupted_run_continues_with_less_memory(labels, tmp_path, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(Updater, "update", dying)
         with pytest.raises(ZeroDivisionError):
-            fit(labels, tmp_path / "stopped", load_config(None, settings))
+            train(labels, tmp_path / "stopped", load_config(None, settings))
     less = load_config(None, [*settings, "training.memory_GB=0"])
-    fit(labels, tmp_path / "stopped", less)
+    train(labels, tmp_path / "stopped", less)
     weights = [tmp_path / k / "student" / "weights.safetensors" for k in ("straight", "stopped")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     with pytest.raises(ConfigError, match=r"other inputs:\n +config.seed: 0 -> 1\n"):
-        fit(labels, tmp_path / "stopped", replace(less, seed=1))
+        train(labels, tmp_path / "stopped", replace(less, seed=1))
 
 
 def test_a_tracker_that_is_not_installed(labels, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(TrainingError, match="wandb, which is not installed"):
-        fit(labels, tmp_path, load_config(None, [*SMALL, "training.trackers=[wandb]"]))
+        train(labels, tmp_path, load_config(None, [*SMALL, "training.trackers=[wandb]"]))
 
 
 def test_labels_of_another_level_train_along(labels, tmp_path):
@@ -186,13 +186,13 @@ def test_labels_of_another_level_train_along(labels, tmp_path):
     means = [np.mean([float(f.labels["energy"]) for f in some]) for some in (frames_, extra.frames)]
     assert means[0] == pytest.approx(means[1], abs=0.5)  # not 28 eV apart
     chosen = load_config(None, SMALL)
-    alone = fit(labels, tmp_path / "alone", chosen)
-    more = fit(labels, tmp_path / "more", chosen, sources=Sources(others=((others, 0.5),)))
+    alone = train(labels, tmp_path / "alone", chosen)
+    more = train(labels, tmp_path / "more", chosen, sources=Sources(others=((others, 0.5),)))
     assert alone["n_frames"] == more["n_frames"]  # of the labels only
     assert alone["forces_mae_meV_per_A"] != more["forces_mae_meV_per_A"]
     assert read_config(tmp_path / "more" / "student")["about"]["n_other_labels"] == 20
     with pytest.raises(ConfigError, match="other inputs"):
-        fit(labels, tmp_path / "more", chosen)
+        train(labels, tmp_path / "more", chosen)
 
 
 @pytest.mark.parametrize("source", ["probes", "others"])
@@ -281,10 +281,10 @@ def test_labels_that_look_wrong_or_are_tested_in_training_are_warned_of(tmp_path
 
 
 def test_an_earlier_student_goes_on_with_repulsion_from_elsewhere(labels, tmp_path):
-    fit(labels, tmp_path / "first", load_config(None, SMALL))
+    train(labels, tmp_path / "first", load_config(None, SMALL))
     start = tmp_path / "first" / "student"
     chosen = load_config(None, [*SMALL, "repulsion_A.Cu-Cu=2.2"])
-    fit(labels, tmp_path / "more", chosen, init=start)
+    train(labels, tmp_path / "more", chosen, init=start)
     before, after = (load_student(folder) for folder in (start, tmp_path / "more" / "student"))
     assert after.zbl[0][0][:2] == (1.1, 2.2)
     assert before.zbl[0][0][1] != 2.2
@@ -297,11 +297,11 @@ def test_probes_train_but_not_around_structures_that_test(labels, tmp_path):
     made = dataset(tmp_path / "probes", [atoms for pair in pairs for atoms in pair])
     chosen = load_config(None, SMALL)
     split = split_labels(own, chosen)
-    fit(labels, tmp_path / "run", chosen, sources=Sources(probes=made))
+    train(labels, tmp_path / "run", chosen, sources=Sources(probes=made))
     about = read_config(tmp_path / "run" / "student")["about"]
     assert about["n_probes"] == 30 - len(split.validation) - len(split.test)
     with pytest.raises(DatasetError, match="holds no probes"):
-        fit(labels, tmp_path / "none", chosen, sources=Sources(probes=labels))
+        train(labels, tmp_path / "none", chosen, sources=Sources(probes=labels))
 
 
 def test_labels_in_dispute_only_test(labels, tmp_path):

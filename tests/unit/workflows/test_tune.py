@@ -25,7 +25,7 @@ from mlff_distiller.dataset.importing import import_frames
 from mlff_distiller.errors import ConfigError, TrainingError
 from mlff_distiller.students import load_student, read_config
 from mlff_distiller.workflows.config import load_config
-from mlff_distiller.workflows.train import fit
+from mlff_distiller.workflows.train import train
 from mlff_distiller.workflows.tune import fastest, front, presets, tune
 from mlff_distiller.workflows.tune.study import ask, open_study
 from mlff_distiller.workflows.tune.trial import Bench, TuneSettings
@@ -316,7 +316,7 @@ def test_other_inputs_are_refused(labels, straight, tmp_path):
     with pytest.raises(ConfigError, match=r"config\.seed: 0 -> 1"):
         tune(labels, straight[0], config("seed=1"), SETTINGS)
     with pytest.raises(ConfigError, match=r"inputs\.tune: "):
-        fit(labels, straight[0], config())
+        train(labels, straight[0], config())
     with pytest.raises(ConfigError, match=r"inputs\.target_fidelity: "):
         fastest(labels, straight[0], config(), 0.9)
     frames = [record.atoms for record in Dataset(labels).iterate()][:20]

@@ -1,9 +1,27 @@
-// What every page of a validation does: draws its plots, saves tables as CSV, and prints.
+// What every page does: unpacks plotly, draws its plots, saves tables as CSV, and prints.
+async function unpack(id) {
+  const text = document.getElementById(id).textContent;
+  const packed = new Blob([Uint8Array.from(atob(text), c => c.charCodeAt(0))]);
+  const plain = packed.stream().pipeThrough(new DecompressionStream("gzip"));
+  const script = document.createElement("script");
+  script.textContent = await new Response(plain).text();
+  document.head.append(script);
+}
+
+function sayWhyNot() {
+  document.querySelectorAll(".plot").forEach(plot => {
+    plot.textContent = "This browser is too old to draw plots. Every number is in the tables.";
+  });
+}
+
 function drawPlots(figures) {
   for (const [id, figure] of Object.entries(figures)) {
     Plotly.newPlot(id, figure.data, figure.layout, { responsive: true, displayModeBar: false });
   }
   const plots = Array.from(document.querySelectorAll(".plot"));
+  document.querySelectorAll("details").forEach(own => own.addEventListener("toggle", () => {
+    own.querySelectorAll(".plot").forEach(plot => Plotly.Plots.resize(plot));
+  }));
   addEventListener("beforeprint", () => {
     document.querySelectorAll("details").forEach(own => { own.open = true; });
     plots.forEach(plot => {
@@ -33,8 +51,19 @@ function csvOf(table) {  // exact numbers, where the page shows rounded ones
     .join("\r\n") + "\r\n";
 }
 
+// On a narrow screen a table of many columns becomes a list, in which each cell names its column.
+function labelCells(table) {
+  const heads = Array.from(table.tHead.rows[0].cells, cell => cell.textContent.trim());
+  if (heads.length <= 3 || table.classList.contains("checks")) return;
+  table.classList.add("wide");
+  for (const row of table.tBodies[0].rows) {
+    Array.from(row.cells, (cell, k) => { cell.dataset.label = heads[k]; });
+  }
+}
+
 function offerCsv() {
   for (const table of document.querySelectorAll("table[data-csv]")) {
+    labelCells(table);
     const button = document.createElement("button");
     button.type = "button";
     button.className = "csv";

@@ -92,7 +92,9 @@ def _measure(subject: Subject) -> Measured:
                 for run, before in zip(subject.nve, subject.equilibrations, strict=True)
             ]
         ),
-        _DRIFT: worst([drift_of(one, subject.limit(_DRIFT)) for one in kept], subject),
+        _DRIFT: _with_error(
+            worst([drift_of(one, subject.limit(_DRIFT)) for one in kept], subject), kept
+        ),
     }
     rows = [
         _row(before, run, one)
@@ -110,6 +112,17 @@ def _row(before: Trajectory, run: Trajectory | None, kept: Conservation | None) 
         "fluctuation_meV_per_atom": None if kept is None else kept.fluctuation,
         "why": before.why if run is None else run.why,
     }
+
+
+def _with_error(drift: Finding, kept: Sequence[Conservation | None]) -> Finding:
+    """``drift``, which is beyond noise, with the largest as it is and its standard error."""
+    known = [one.drift for one in kept if one is not None and one.drift is not None]
+    if drift.value is None or not known:
+        return drift
+    most = max(known, key=lambda one: abs(one.value))
+    return Finding(
+        drift.value, f"{most.value:.2g} ± {most.error:.1g} meV/atom/ps {drift.words}".strip()
+    )
 
 
 def drift_of(one: Conservation | None, allowed: float) -> float | None:

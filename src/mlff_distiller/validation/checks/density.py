@@ -10,7 +10,7 @@ from ase import Atoms
 
 from mlff_distiller.md import Ensemble
 from mlff_distiller.md.compressibility import compressibility
-from mlff_distiller.md.record import ForceField, Trajectory, simulate
+from mlff_distiller.md.record import ForceField, Trajectory
 from mlff_distiller.md.statistics import Estimate, mean
 from mlff_distiller.validation.check import Check, Measured
 from mlff_distiller.validation.findings import plain
@@ -76,7 +76,7 @@ def pressure_run(
     before, n = subject.steps(2.0 * settings.equilibration_ps), max(1, subject.steps(time_ps))
     barostat = _barostat(force_field, atoms, ensemble, settings.pressure_GPa or 0.0, time_ps)
     show, every = subject.progress(f"constant pressure, {force_field.name}"), settings.record_every
-    whole = simulate(force_field, atoms, barostat, before + n, every, show)
+    whole = subject.simulate(force_field, atoms, barostat, before + n, every, show)
     return whole.part(before // every) if whole.completed else whole
 
 
@@ -145,7 +145,7 @@ def pressure_deviation(run: Trajectory, allowed: float) -> Finding:
     return Finding(beyond if known else None, words + ("" if known else "; run longer"))
 
 
-PRESSURE = Check((_COMPLETED, _PRESSURE), _pressure, has_pressure)
+PRESSURE = Check((_COMPLETED, _PRESSURE), _pressure, has_pressure, keep=False)
 DENSITY = Check(
     (_DENSITY,), _density, lambda subject: subject.teacher is not None and subject.npt is not None
 )

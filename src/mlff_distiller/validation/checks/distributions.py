@@ -278,8 +278,7 @@ def _difference(rows: Sequence[Difference]) -> Finding:
     worst = max(rows, key=lambda row: row.beyond_noise)
     return Finding(
         worst.beyond_noise,
-        f"{worst.name}: {worst.percent:.1f} %, of which the teacher's own scatter is"
-        f" {worst.noise_percent:.1f} %",
+        f"{worst.name}: {worst.percent:.1f} ± {worst.noise_percent:.1f} %",
     )
 
 

@@ -192,6 +192,11 @@ def _panel(curves: Sequence[Tree], *, dimers: bool) -> Panel:
     whole = [str(curve.get("name")).startswith("compression") for curve in curves]
     own = [curve for curve, squeezed in zip(curves, whole, strict=True) if squeezed != dimers]
     traces = plotting.curves(own, "energy_eV")
+    colors: dict[str, str] = {}
+    for trace in traces:  # a colour for each pair, a dash for the teacher
+        pair = trace.name.removesuffix(", teacher")
+        color = colors.setdefault(pair, plotting.COLORS[len(colors) % len(plotting.COLORS)])
+        trace.line.update(color=color, dash="dash" if trace.name != pair else "solid")
     x = {"title": "distance (Å)" if dimers else "factor on all lengths"}
     y = {"title": "energy (eV)" if dimers else "energy (eV/atom)"}
     note = "Towards the left, once past its lowest point, it must rise."

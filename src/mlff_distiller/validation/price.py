@@ -1,0 +1,76 @@
+"""What a validation will cost on this machine, before it starts."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from mlff_distiller.md.record import ForceField, ms_per_step
+from mlff_distiller.validation.remembering import unremembered
+from mlff_distiller.validation.subject import Subject
+
+_STATIC = 400
+"""Evaluations of the teacher beside its dynamics: relaxations, strained cells, pairs, phonons."""
+_MOVED_A = 0.01
+
+
+@dataclass(frozen=True)
+class Price:
+    """Evaluations of the teacher and steps of the force field, with the seconds each takes."""
+
+    evaluations: int
+    evaluation_s: float
+    steps: int
+    step_s: float
+
+    @property
+    def seconds(self) -> float:
+        """In all, on this machine as busy as it is."""
+        return self.evaluations * self.evaluation_s + self.steps * self.step_s
+
+    def words(self, subject: Subject) -> str:
+        """For people."""
+        parts = [f"{self.steps:,} steps of {subject.force_field.name} at {_time(self.step_s)}"]
+        if subject.teacher is not None:
+            asked = f"{self.evaluations:,} evaluations of {subject.teacher.name}"
+            parts.append(f"{asked} at {_time(self.evaluation_s)}")
+        return f"about {_time(self.seconds)}: {' and '.join(parts)}"
+
+
+def price(subject: Subject, profile: str) -> Price:
+    """Measured with two evaluations of the teacher and some steps; counts are near, not exact."""
+    settings, steps = subject.settings, subject.steps
+    before, n = steps(settings.equilibration_ps), len(settings.temperature_K)
+    own = n * (before + steps(settings.constant_energy_ps))
+    asked = settings.rescored
+    if profile == "full":
+        long = steps(settings.time_ps)
+        own += n * (before + long) + settings.memory_steps
+        asked += 2 * before + long + _STATIC
+        if subject.kind in ("molecule", "liquid"):
+            asked += 6 * len(subject.atoms)
+        if subject.kind in ("crystal", "liquid") and settings.pressure_GPa is not None:
+            own += 2 * before + long
+            asked += 2 * before + steps(settings.teacher_npt_ps or 0.5 * settings.time_ps)
+    mine = 1e-3 * ms_per_step(subject.force_field, subject.atoms, seconds=0.02, samples=1)
+    if subject.teacher is None:
+        return Price(0, 0.0, own, mine)
+    return Price(asked, _seconds(subject.teacher, subject), own, mine)
+
+
+def _seconds(teacher: ForceField, subject: Subject) -> float:
+    """Of one evaluation, after another that warms up."""
+    bare = ForceField(teacher.name, unremembered(teacher.calculator))
+    for seed in range(2):
+        atoms = subject.atoms.copy()
+        atoms.rattle(_MOVED_A, seed=seed)
+        began = time.perf_counter()
+        bare.forces(atoms)
+    return time.perf_counter() - began
+
+
+def _time(seconds: float) -> str:
+    for size, unit in ((3600.0, "h"), (60.0, "min"), (1.0, "s")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{1e3 * seconds:.3g} ms"
