@@ -21,7 +21,9 @@ EPILOG = (
 
 
 def export(
-    engine: Annotated[str, typer.Argument(help="lammps, gpumd, openmm, ipi or torchsim.")],
+    engine: Annotated[
+        str, typer.Argument(help="lammps, lammps-python, gpumd, openmm, ipi or torchsim.")
+    ],
     student: Annotated[Path, typer.Argument(help="A run, a student's folder, or a nep.txt.")],
     out: Annotated[Path, typer.Option(help="Folder for everything that the engine needs.")],
     check: Annotated[

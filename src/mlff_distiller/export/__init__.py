@@ -22,7 +22,7 @@ from mlff_distiller.students import load_student, student_folder
 
 __all__ = ["TARGETS", "Exported", "export", "target_of"]
 
-TARGETS = ("lammps", "gpumd", "openmm", "ipi", "torchsim")
+TARGETS = ("lammps", "lammps-python", "gpumd", "openmm", "ipi", "torchsim")
 """Each is a module of this package, with a class ``TARGET``."""
 _RECORD = "export.json"
 
@@ -54,7 +54,7 @@ def target_of(engine: str, **options: Any) -> Target:
             f"there is no engine {engine!r} to export to",
             expected=f"one of {', '.join(TARGETS)}",
         )
-    kind: type[Target] = import_module(f"{__name__}.{engine}").TARGET
+    kind: type[Target] = import_module(f"{__name__}.{engine.replace('-', '_')}").TARGET
     try:
         return kind(**options)
     except TypeError:
@@ -92,10 +92,11 @@ def export(
     target, out, folder = target_of(engine, **options), Path(out), student_folder(student)
     own = load_student(folder)
     if own.architecture not in target.architectures:
+        others = [name for name in TARGETS if own.architecture in target_of(name).architectures]
         raise StudentError(
             f"{engine} cannot run a student of the architecture {own.architecture}",
             expected=f"one of {', '.join(target.architectures)}",
-            remedy="distil a student of that architecture, or use its ASE calculator",
+            remedy=f"export to {', '.join(others)}; or distil a student that {engine} runs",
         )
     if check and (missing := target.missing()):
         raise ExportError(

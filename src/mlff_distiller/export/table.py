@@ -78,8 +78,8 @@ def section(student: Path) -> str:
     ]
     return "\n".join(
         [
-            "## In other engines\n\nThe largest differences from the student's own float64 results, by "
-            "`mlff-distiller export ENGINE STUDENT --out DIR --check`.\n",
+            "## In other engines\n\nThe largest differences from the student's own results, "
+            "in float64, by `mlff-distiller export ENGINE STUDENT --out DIR --check`.\n",
             *parts,
         ]
     )

@@ -13,7 +13,12 @@ from mlff_distiller.export.python import Found, boxed, compared, drift, run_in_c
 from mlff_distiller.export.target import Row
 from mlff_distiller.students import load_student
 
-ENGINES = {"openmm": "run_openmm.py", "ipi": "input.xml", "torchsim": "run_torchsim.py"}
+ENGINES = {
+    "lammps-python": "run_lammps.py",
+    "openmm": "run_openmm.py",
+    "ipi": "input.xml",
+    "torchsim": "run_torchsim.py",
+}
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -61,7 +66,8 @@ def test_what_to_install_takes_one_line(engine, folder, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.version_info", (3, 13, 0))
     with pytest.raises(ExportError, match="there is no Python package") as error:
         export(engine, folder, tmp_path / "out", check=True)
-    assert f"remedy:   pip install 'mlff-distiller[{engine}]', or" in str(error.value)
+    extra = engine.removesuffix("-python")
+    assert f"remedy:   pip install 'mlff-distiller[{extra}]', or" in str(error.value)
 
 
 def test_torchsim_tells_the_python_that_it_needs(monkeypatch):
