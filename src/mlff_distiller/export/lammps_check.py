@@ -106,6 +106,11 @@ def _frames(structure: Atoms, elements: tuple[str, ...]) -> Iterator[tuple[str, 
     slab.center(vacuum=10.0, axis=2)
     slab.pbc = [True, True, abs(slab.cell[2, :2]).max() > 0]  # LAMMPS wants walls upright
     yield "slab", slab
+    if np.allclose(slab.cell.angles(), 90.0):
+        wire = slab.copy()
+        wire.center(vacuum=10.0, axis=1)
+        wire.pbc = [True, False, False]
+        yield "wire", wire
     centre = bulk.positions - bulk.positions.mean(0)
     molecule = structure if not structure.pbc.any() else bulk[np.argsort((centre**2).sum(1))[:_FEW]]
     molecule = displaced(molecule)

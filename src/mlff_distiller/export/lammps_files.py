@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -80,9 +81,9 @@ run           1000
 """
 
 
-def readme(student: NEP, install: str, source: Path | None) -> str:
+def readme(student: NEP, install: str, options: list[str]) -> str:
     """How to build and run, and what a pair style of a nep needs."""
-    build = "python build.py" + (f" --lammps-source {source}" if source else "")
+    build = shlex.join(["python", "build.py", *options])
     return f"""# A nep student of {", ".join(student.elements)} in LAMMPS
 
 ```bash
