@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import bulk
 from tests.helpers import random_nep, random_painn, rattled
 
@@ -83,6 +84,27 @@ def test_it_adds_to_another_potential(make, program, tmp_path):
     xx, yy, zz, yz, xz, xy = -own.get_property("stress", atoms) * atoms.get_volume()
     np.testing.assert_allclose(found[3], [xx, yy, zz, xy, xz, yz], atol=1e-6)
     assert np.isnan(program.numpy.extract_compute("virials", 1, 2)).all()  # not zero: unknown
+
+
+def test_it_follows_a_box_that_changes(program, tmp_path):
+    student = random_nep(("Si",))
+    write_data(tmp_path / "frame.data", rattled(bulk("Si", cubic=True)), ("Si",))
+    program.commands_string(
+        f"units metal\nread_data {tmp_path / 'frame.data'}\nchange_box all triclinic\n"
+        "pair_style zero 1.0\npair_coeff * *\ntimestep 0.001\nvelocity all create 300 1\n"
+        "change_box all xy final 0.5 xz final -0.3 yz final 0.7 remap units box\n"
+    )
+    StudentFix(program, student, device="cpu", dtype="float64")
+    program.command("fix npt all npt temp 300 300 0.1 tri 0 0 0.1")
+    program.command("run 20")
+    low, high, xy, yz, xz, *_ = program.extract_box()
+    x, y, z = np.subtract(high, low)
+    order = np.argsort(program.numpy.extract_atom("id")[:8])
+    positions, forces = (program.numpy.extract_atom(name)[:8][order] for name in "xf")
+    atoms = Atoms("Si8", positions, cell=[[x, 0, 0], [xy, y, 0], [xz, yz, z]], pbc=True)
+    assert abs(xy - 0.5) > 1e-6
+    own = StudentCalculator(student, device="cpu", dtype="float64")
+    np.testing.assert_allclose(forces, own.get_property("forces", atoms), atol=1e-8)
 
 
 def test_an_error_during_a_run_ends_it(folder, tmp_path):
