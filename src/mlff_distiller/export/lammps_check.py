@@ -15,7 +15,7 @@ from ase.io import read
 from numpy.typing import NDArray
 
 from mlff_distiller.batch import Batch
-from mlff_distiller.export.lammps_files import boundary, write_data
+from mlff_distiller.export.lammps_files import BAR_A3, boundary, write_data
 from mlff_distiller.export.target import Row
 from mlff_distiller.neighbors import neighbor_list
 from mlff_distiller.structure import default_time_step_fs, enlarge
@@ -37,8 +37,6 @@ _POSITIONS = 1e-9
 """Å."""
 _DRIFT = 0.1
 """meV/atom/ps."""
-_BAR_A3 = 1.6021765e6
-"""In an eV, as LAMMPS has it in units metal."""
 _ATOMS, _FEW = 64, 12
 _NVE_STEPS, _NVE_EVERY = 2000, 20
 
@@ -108,6 +106,11 @@ def _frames(structure: Atoms, elements: tuple[str, ...]) -> Iterator[tuple[str, 
     slab.center(vacuum=10.0, axis=2)
     slab.pbc = [True, True, abs(slab.cell[2, :2]).max() > 0]  # LAMMPS wants walls upright
     yield "slab", slab
+    if np.allclose(slab.cell.angles(), 90.0):
+        wire = slab.copy()
+        wire.center(vacuum=10.0, axis=1)
+        wire.pbc = [True, False, False]
+        yield "wire", wire
     centre = bulk.positions - bulk.positions.mean(0)
     molecule = structure if not structure.pbc.any() else bulk[np.argsort((centre**2).sum(1))[:_FEW]]
     molecule = displaced(molecule)
@@ -174,9 +177,9 @@ def _read(folder: Path, title: str) -> _Found:
         energy,
         atoms[:, 4],
         atoms[:, 1:4],
-        np.array(pressure)[symmetric].reshape(3, 3) * volume / _BAR_A3,
-        virials[symmetric].reshape(3, 3) / _BAR_A3,
-        centroid[[0, 3, 4, 6, 1, 5, 7, 8, 2]].reshape(3, 3) / _BAR_A3,
+        np.array(pressure)[symmetric].reshape(3, 3) * volume / BAR_A3,
+        virials[symmetric].reshape(3, 3) / BAR_A3,
+        centroid[[0, 3, 4, 6, 1, 5, 7, 8, 2]].reshape(3, 3) / BAR_A3,
     )
 
 

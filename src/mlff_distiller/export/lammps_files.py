@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,9 @@ from ase.io import write
 
 from mlff_distiller.structure import default_time_step_fs
 from mlff_distiller.students import NEP
+
+BAR_A3 = 1.6021765e6
+"""In an eV, as LAMMPS has it in units metal."""
 
 
 def write_data(path: Path, atoms: Atoms, elements: tuple[str, ...]) -> None:
@@ -45,8 +49,8 @@ constexpr int NEURONS = {shape.neurons + 1};    // one holds the energies of lon
 
 
 def boundary(atoms: Atoms) -> str:
-    """Periodic, or shrink-wrapped so that no atom is lost."""
-    return " ".join("p" if periodic else "s" for periodic in atoms.pbc)
+    """Periodic, or growing so that no atom is lost; with `s` a flat molecule has no box at all."""
+    return " ".join("p" if periodic else "m" for periodic in atoms.pbc)
 
 
 def input_text(student: NEP, atoms: Atoms) -> str:
@@ -77,9 +81,9 @@ run           1000
 """
 
 
-def readme(student: NEP, install: str, source: Path | None) -> str:
+def readme(student: NEP, install: str, options: list[str]) -> str:
     """How to build and run, and what a pair style of a nep needs."""
-    build = "python build.py" + (f" --lammps-source {source}" if source else "")
+    build = shlex.join(["python", "build.py", *options])
     return f"""# A nep student of {", ".join(student.elements)} in LAMMPS
 
 ```bash

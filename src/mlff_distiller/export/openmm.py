@@ -22,6 +22,7 @@ class OpenMM(PythonTarget):
     name = "openmm"
     install = "pip install openmm openmmml"
     modules = ("openmm", "openmmml")
+    distributions = ("openmm", "openmmml")
 
     def start(self, atoms: Atoms) -> Atoms:
         return _periodic_or_not(super().start(atoms))

@@ -33,6 +33,7 @@ class Target(ABC):
     name: ClassVar[str]  # as on the command line
     architectures: ClassVar[tuple[str, ...]]  # what it can run
     install: ClassVar[str]  # the pip command that brings the engine
+    distributions: ClassVar[tuple[str, ...]]  # what that installs, by name
 
     @abstractmethod
     def missing(self) -> str | None:

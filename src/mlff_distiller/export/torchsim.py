@@ -20,6 +20,7 @@ class TorchSim(PythonTarget):
     name = "torchsim"
     install = "pip install torch-sim-atomistic"
     modules = ("torch_sim",)
+    distributions = ("torch-sim-atomistic",)
 
     def missing(self) -> str | None:
         if sys.version_info < (3, 12):

@@ -17,6 +17,7 @@ from ase.calculators.calculator import BaseCalculator
 from mlff_distiller.dataset import structure_hash
 from mlff_distiller.durable import EventLog, claimed, read_json, write_json, write_text
 from mlff_distiller.errors import ConfigError
+from mlff_distiller.export.table import checks_of, keep_checks
 from mlff_distiller.labeling import FilesOrAtoms
 from mlff_distiller.reports.card import model_card
 from mlff_distiller.reports.distillation import write_report
@@ -148,8 +149,12 @@ def _publish(turns: Turns) -> dict[str, Any]:
             "advice": advice(done.report["verdict"], turns) if ended else [],
         },
     }
-    copy_folder(turns.folder(best.number) / "student", out / "student")
-    write_text(out / "student" / "README.md", model_card(report, read_config(out / "student")))
+    student = out / "student"
+    checks = checks_of(student) if student.is_dir() else None
+    copy_folder(turns.folder(best.number) / "student", student)
+    write_text(student / "README.md", model_card(report, read_config(student)))
+    if checks:
+        keep_checks(student, checks)
     evidence = dataclasses.replace(
         done.evidence, learning=turns.rows(best), rounds=turns.log.rows("round")
     )

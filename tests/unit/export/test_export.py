@@ -1,6 +1,8 @@
 """The frame of every export: folders, options, refusals, and the table of a check."""
 
 import json
+from importlib.metadata import version
+from shutil import copytree
 
 import pytest
 from ase.build import bulk
@@ -12,8 +14,12 @@ from mlff_distiller.errors import ConfigError, ExportError, StudentError
 from mlff_distiller.export import export, target_of
 from mlff_distiller.export.example import example
 from mlff_distiller.export.gpumd import GPUMD
+from mlff_distiller.export.ipi import IPI
+from mlff_distiller.export.table import checks_of, keep_checks
 from mlff_distiller.export.target import Row
-from mlff_distiller.students import save_student, write_nep
+from mlff_distiller.students import load_student, save_student, write_nep
+
+from .conftest import save
 
 
 @pytest.fixture
@@ -25,7 +31,7 @@ def student(tmp_path):
 
 
 def test_an_engine_and_its_options_are_known_by_name(student, tmp_path):
-    with pytest.raises(ConfigError, match="one of lammps, gpumd, openmm, ipi, torchsim"):
+    with pytest.raises(ConfigError, match="one of lammps, lammps-python, gpumd, openmm, ipi"):
         target_of("namd")
     with pytest.raises(ConfigError, match="gpumd does not have this option"):
         export("gpumd", student, tmp_path / "out", source="lammps")
@@ -66,7 +72,10 @@ def test_painn_is_refused_by_what_runs_neps_only(tmp_path):
     folder = tmp_path / "painn"
     save_student(random_painn(("Si",)), folder, about={}, card="", frames=[])
     for engine in ("lammps", "gpumd"):
-        with pytest.raises(StudentError, match=f"{engine} cannot run .* architecture painn"):
+        said = (
+            f"{engine} cannot run .* architecture painn(?s:.*)export to lammps-python, openmm, ipi"
+        )
+        with pytest.raises(StudentError, match=said):
             export(engine, folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -100,6 +109,44 @@ def test_the_check_is_printed_and_kept(student, tmp_path, monkeypatch):
     assert (out / "README.md").read_text().count("| ✗ | forces | 0.002 | 1e-06 | eV/Å |") == 1
     rows[:] = [Row("forces", 1e-9, "eV/Å", 1e-6)]
     assert command("export", "gpumd", student, "--out", out, "--check", "-q").returncode == 0
+
+
+def test_the_card_has_the_largest_differences_by_engine(folder, tmp_path, monkeypatch):
+    rows = [
+        Row("forces, bulk", 1e-9, "eV/Å", 1e-6),
+        Row("forces, slab", 2e-9, "eV/Å", 1e-6),
+        Row("energy, bulk", 3e-9, "eV", 1e-6),
+    ]
+    student = copytree(folder, tmp_path / "student")
+    (student / "README.md").write_text("# A student\n")
+    for target in (GPUMD, IPI):
+        monkeypatch.setattr(target, "missing", lambda self: None)
+        monkeypatch.setattr(target, "check", lambda self, student, out: rows)
+    for engine in ("gpumd", "ipi", "gpumd"):  # the last takes the place of the first
+        export(engine, student, tmp_path / engine, check=True)
+    card = (student / "README.md").read_text()
+    assert card.startswith("# A student\n")
+    assert card.count("| ✓ | forces, slab | 2e-09 | 1e-06 | eV/Å |") == 2
+    assert card.count("### gpumd, 20") == card.count(f"calorine {version('calorine')}") == 1
+    assert load_student(student).elements == ("H", "O")
+
+    known = checks_of(student)
+    (student / "README.md").write_text("# Written again\n")
+    keep_checks(student, known)
+    assert "### ipi, 20" in (student / "README.md").read_text()
+    other = save(tmp_path / "other", elements=("Si",))  # another student's are none of its own
+    keep_checks(other, known)
+    assert not checks_of(other)["engines"]
+    assert "ipi" not in (other / "README.md").read_text()
+
+
+def test_a_card_that_cannot_be_written_is_said(folder, tmp_path, monkeypatch):
+    student = copytree(folder, tmp_path / "student")
+    (student / "README.md").unlink()
+    monkeypatch.setattr(GPUMD, "missing", lambda self: None)
+    monkeypatch.setattr(GPUMD, "check", lambda self, student, out: [Row("forces", 0.0, "", 1.0)])
+    with pytest.warns(UserWarning, match="the model card stays as it was: .*README"):
+        assert export("gpumd", student, tmp_path / "out", check=True).passed
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
+from shutil import copytree
 
 import numpy as np
 import pytest
 from ase import Atoms, units
 from ase.build import molecule
-from tests.helpers import random_nep, random_painn, structures
+from tests.helpers import ROOT, random_nep, random_painn, structures
 
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.errors import StudentError, UnknownElementError
@@ -97,6 +98,17 @@ def test_a_part_of_a_system(student):
     rest, _ = found(mixed, positions, groups={0})
     assert np.isfinite(rest)
     assert rest != 0.0  # the force field's own, between the two and of the other
+
+
+def test_the_mixed_system_of_the_page(folder, tmp_path, monkeypatch, capsys):
+    text = (ROOT / "docs" / "openmm.md").read_text(encoding="utf-8")
+    block = next(own for own in text.split("```") if "createMixedSystem(" in own)
+    monkeypatch.chdir(tmp_path)
+    copytree(folder, tmp_path / "RUN" / "student")
+    exec(block.removeprefix("python\n"), {})
+    energy, unit = capsys.readouterr().out.split()
+    assert np.isfinite(float(energy))
+    assert unit == "kJ/mol"
 
 
 def test_virtual_sites_are_left_alone(student):

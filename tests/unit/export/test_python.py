@@ -13,7 +13,12 @@ from mlff_distiller.export.python import Found, boxed, compared, drift, run_in_c
 from mlff_distiller.export.target import Row
 from mlff_distiller.students import load_student
 
-ENGINES = {"openmm": "run_openmm.py", "ipi": "input.xml", "torchsim": "run_torchsim.py"}
+ENGINES = {
+    "lammps-python": "run_lammps.py",
+    "openmm": "run_openmm.py",
+    "ipi": "input.xml",
+    "torchsim": "run_torchsim.py",
+}
 
 
 @pytest.mark.parametrize("engine", ENGINES)

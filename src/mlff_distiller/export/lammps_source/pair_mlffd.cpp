@@ -18,7 +18,7 @@
 
 using namespace LAMMPS_NS;
 
-PairMLFFD::PairMLFFD(LAMMPS *lmp) : Pair(lmp)
+PairMLFFD::PairMLFFD(LAMMPS *lmp) : Pair(lmp), workers_(1)
 {
   single_enable = 0;
   restartinfo = 0;
@@ -57,11 +57,12 @@ void PairMLFFD::coeff(int narg, char **arg)
                n, narg);
   map_element2type(narg - 3, arg + 3);
   try {
-    model_.read(read_file(arg[2]));
+    workers_.resize(1);
+    workers_[0].model.read(read_file(arg[2]));
   } catch (const std::runtime_error &wrong) {
     error->all(FLERR, "{} cannot be used by pair_style mlffd: {}", arg[2], wrong.what());
   }
-  const auto &known = model_.elements;
+  const auto &known = workers_[0].model.elements;
   kind_.assign(n + 1, -1);
   for (int type = 1; type <= n; type++) {
     if (map[type] < 0) continue;
@@ -113,24 +114,67 @@ void PairMLFFD::init_style()
 double PairMLFFD::init_one(int i, int j)
 {
   if (setflag[i][j] == 0) error->all(FLERR, "pair_style mlffd: not all pair coeffs are set");
-  return model_.cutoff(kind_[i], kind_[j]);
+  return workers_[0].model.cutoff(kind_[i], kind_[j]);
+}
+
+/// Those of LAMMPS, if this was built with OpenMP; virials of atoms are summed by one.
+int PairMLFFD::threads() const
+{
+#ifdef _OPENMP
+  return vflag_atom || cvflag_atom ? 1 : comm->nthreads;
+#else
+  return 1;
+#endif
 }
 
 void PairMLFFD::compute(int eflag, int vflag)
 {
   ev_init(eflag, vflag);
-  double **f = atom->f;
+  const int n_threads = threads(), n = list->inum;
+  const int n_forces = 3 * (atom->nlocal + atom->nghost);
+  double *const f = n_forces ? atom->f[0] : nullptr;
+  if ((int) workers_.size() < n_threads) workers_.resize(n_threads, workers_[0]);
+#ifdef _OPENMP
+#pragma omp parallel num_threads(n_threads)
+#endif
+  {
+#ifdef _OPENMP
+#pragma omp for schedule(static, 1)
+#endif
+    for (int t = 0; t < n_threads; t++) {
+      Worker &own = workers_[t];
+      if (t) own.f.assign(n_forces, 0.0);
+      const auto bound = [&](bigint k) { return static_cast<int>(k * n / n_threads); };
+      share(own, bound(t), bound(t + 1), t ? own.f.data() : f);
+    }
+#ifdef _OPENMP
+#pragma omp for schedule(static)
+#endif
+    for (int k = 0; k < n_forces; k++)    // in the order of the threads: a run can be repeated
+      for (int t = 1; t < n_threads; t++) f[k] += workers_[t].f[k];
+  }
   double total = 0.0;
-  for (int ii = 0; ii < list->inum; ii++) {
+  for (int t = 0; t < n_threads; t++) total += workers_[t].energy;
+  if (!std::isfinite(total))
+    error->one(FLERR, "pair_style mlffd: the energy is not finite; atoms on top of each other?");
+  if (eflag_global) eng_vdwl += total;
+  if (vflag_fdotr) virial_fdotr_compute();
+}
+
+/// Energies of a share of the list's atoms, and the forces of these energies.
+void PairMLFFD::share(Worker &own, int begin, int end, double *f)
+{
+  own.energy = 0.0;
+  for (int ii = begin; ii < end; ii++) {
     const int i = list->ilist[ii];
-    gather(i);
-    const double energy = model_.compute(kind_[atom->type[i]], around_);
-    total += energy;
+    gather(own.around, i);
+    const double energy = own.model.compute(kind_[atom->type[i]], own.around);
+    own.energy += energy;
     if (eflag_atom) eatom[i] += energy;
     double fx = 0.0, fy = 0.0, fz = 0.0;
-    for (int k = 0; k < around_.n; k++) {
-      double g[3], *const fj = f[around_.atom[k]];
-      model_.gradient(k, g);
+    for (int k = 0; k < own.around.n; k++) {
+      double g[3], *const fj = f + 3 * own.around.atom[k];
+      own.model.gradient(k, g);
       fx += g[0];
       fy += g[1];
       fz += g[2];
@@ -138,24 +182,20 @@ void PairMLFFD::compute(int eflag, int vflag)
       fj[1] -= g[1];
       fj[2] -= g[2];
     }
-    f[i][0] += fx;
-    f[i][1] += fy;
-    f[i][2] += fz;
-    if (vflag_atom || cvflag_atom) tally();
+    f[3 * i] += fx;
+    f[3 * i + 1] += fy;
+    f[3 * i + 2] += fz;
+    if (vflag_atom || cvflag_atom) tally(own);
   }
-  if (!std::isfinite(total))
-    error->one(FLERR, "pair_style mlffd: the energy is not finite; atoms on top of each other?");
-  if (eflag_global) eng_vdwl += total;
-  if (vflag_fdotr) virial_fdotr_compute();
 }
 
 /// Neighbors of i within the cutoff.
-void PairMLFFD::gather(int i)
+void PairMLFFD::gather(mlffd::Neighborhood &around, int i) const
 {
   const double *const *const x = atom->x;
   const int *const type = atom->type, *const neighbors = list->firstneigh[i];
   const int size = list->numneigh[i];
-  around_.reserve(size);
+  around.reserve(size);
   const double xi = x[i][0], yi = x[i][1], zi = x[i][2], *const within = cutsq[type[i]];
   int n = 0;
   for (int jj = 0; jj < size; jj++) {
@@ -163,26 +203,27 @@ void PairMLFFD::gather(int i)
     const double dx = x[j][0] - xi, dy = x[j][1] - yi, dz = x[j][2] - zi;
     const double rsq = dx * dx + dy * dy + dz * dz;
     // Written in any case, kept if it is near: a branch would be guessed wrong too often.
-    around_.x[n] = dx;
-    around_.y[n] = dy;
-    around_.z[n] = dz;
-    around_.rsq[n] = rsq;
-    around_.type[n] = kind_[type[j]];
-    around_.atom[n] = j;
+    around.x[n] = dx;
+    around.y[n] = dy;
+    around.z[n] = dz;
+    around.rsq[n] = rsq;
+    around.type[n] = kind_[type[j]];
+    around.atom[n] = j;
     n += rsq < within[type[j]];
   }
-  around_.n = n;
+  around.n = n;
 }
 
 /// The virial of what the neighbors feel of the energy of i, which counts as theirs:
 /// with W_j,ab = sum_i (r_j - r_i)_a F_j(i),b the heat flux of the potential is sum_j W_j v_j.
-void PairMLFFD::tally()
+void PairMLFFD::tally(const Worker &own)
 {
-  for (int k = 0; k < around_.n; k++) {
-    const double r[3] = {around_.x[k], around_.y[k], around_.z[k]};
+  const auto &around = own.around;
+  for (int k = 0; k < around.n; k++) {
+    const double r[3] = {around.x[k], around.y[k], around.z[k]};
     double g[3];
-    model_.gradient(k, g);
-    const int j = around_.atom[k];
+    own.model.gradient(k, g);
+    const int j = around.atom[k];
     constexpr int A[9] = {0, 1, 2, 0, 0, 1, 1, 2, 2}, B[9] = {0, 1, 2, 1, 2, 2, 0, 0, 1};
     if (vflag_atom)
       for (int c = 0; c < 6; c++) vatom[j][c] -= 0.5 * (r[A[c]] * g[B[c]] + r[B[c]] * g[A[c]]);

@@ -25,13 +25,21 @@ class PairMLFFD : public Pair {
   void compute(int, int) override;
 
  private:
-  mlffd::NEP model_;
-  mlffd::Neighborhood around_;
+  /// What a thread has for itself.
+  struct Worker {
+    mlffd::NEP model;
+    mlffd::Neighborhood around;
+    std::vector<double> f;    // of all atoms; the first one's are LAMMPS' own
+    double energy;
+  };
+  std::vector<Worker> workers_;
   std::vector<int> kind_;    // of each atom type, its type in the model; -1 if it has none
 
   std::string read_file(const char *name);
-  void gather(int i);
-  void tally();
+  int threads() const;
+  void share(Worker &own, int begin, int end, double *f);
+  void gather(mlffd::Neighborhood &around, int i) const;
+  void tally(const Worker &own);
 };
 
 }    // namespace LAMMPS_NS
