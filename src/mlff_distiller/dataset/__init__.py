@@ -1,7 +1,7 @@
 """The store of labelled structures: crash-safe, checked on every read, split by kinship."""
 
 from mlff_distiller.dataset.frames import Frames
-from mlff_distiller.dataset.record import Record, label_key, structure_hash
+from mlff_distiller.dataset.record import Record, input_hash, label_key, structure_hash
 from mlff_distiller.dataset.split import Split, split_by_group
 from mlff_distiller.dataset.store import Dataset
 from mlff_distiller.dataset.verify import VerifyReport, verify
@@ -14,6 +14,7 @@ __all__ = [
     "Record",
     "Split",
     "VerifyReport",
+    "input_hash",
     "label_key",
     "split_by_group",
     "structure_hash",

@@ -21,6 +21,7 @@ from mlff_distiller.labeling.structures import read_frames
 from mlff_distiller.md.record import ForceField
 from mlff_distiller.reports.comparison import Validated, names_of, write_comparison
 from mlff_distiller.reports.validation import write_page
+from mlff_distiller.structure import warn_of_constraints
 from mlff_distiller.students import student_folder
 from mlff_distiller.teachers import load_teacher
 from mlff_distiller.validation.certificate import certified, read_certificate, write_certificate
@@ -122,6 +123,7 @@ def validate(
     atoms, given = read_frames(place)[0], dict(settings or {})
     read_settings({}, given)  # refused before anything is loaded
     check_structure(atoms, f"the structure in {place}")
+    warn_of_constraints([atoms], place)
     with ExitStack() as stack:
         stack.enter_context(claimed(folder))
         candidates = [
