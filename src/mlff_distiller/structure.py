@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import warnings
 from collections.abc import Sequence
@@ -9,6 +10,15 @@ from collections.abc import Sequence
 import numpy as np
 from ase import Atoms, units
 from ase.calculators.calculator import all_properties
+from ase.constraints import (
+    FixAtoms,
+    FixBondLengths,
+    FixCartesian,
+    FixConstraint,
+    FixedLine,
+    FixedPlane,
+    FixScaled,
+)
 from ase.data import covalent_radii
 from ase.md.velocitydistribution import Stationary, ZeroRotation
 from numpy.typing import NDArray
@@ -26,6 +36,8 @@ STATE = ("charge", "spin")
 _ALSO_CALLED = {"charge": ("total_charge",), "spin": ("multiplicity", "spin_multiplicity")}
 ATOMIC_STATE = ("initial_charges", "initial_magmoms")
 """Columns in ASE's names, a number for each atom, that calculators start from, in e and µB."""
+HONOURED = (FixAtoms, FixCartesian, FixScaled, FixedPlane, FixedLine, FixBondLengths)
+"""ASE's constraints that sampling and the dynamics of checks keep."""
 _VELOCITIES = {"vel", "velo", "velocity", "velocities"}
 _RESULTS = {
     *("energy", "energies", "force", "forces", "stress", "stresses", "virial", "virials"),
@@ -45,7 +57,8 @@ def bare(atoms: Atoms) -> Atoms:
     """What labels are of: elements, positions, cell, pbc, charge and spin, of all and of each atom.
 
     Total charge and multiplicity, whatever they are called, become ``info``'s charge and spin.
-    Charges and moments of atoms that are all zero say nothing, and are left out.
+    Charges and moments of atoms that are all zero say nothing, and are left out. Constraints, which
+    labels know nothing of, go along for what moves the atoms; see `constraints_of`.
     """
     kept = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
     for name in STATE:
@@ -55,7 +68,33 @@ def bare(atoms: Atoms) -> Atoms:
                 break
     for name, values in atomic_state(atoms).items():
         kept.set_array(name, values)
+    kept.set_constraint(constraints_of(atoms))
     return kept
+
+
+def constraints_of(atoms: Atoms) -> list[FixConstraint]:
+    """Copies of those of ``atoms`` that are ``HONOURED``."""
+    return [copy.deepcopy(one) for one in atoms.constraints if isinstance(one, HONOURED)]
+
+
+def degrees_of_freedom(atoms: Atoms) -> NDArray[np.float64]:
+    """What constraints leave of each atom's three, (n_atoms,); their sum is the system's.
+
+    Exact where no two constraints hold one atom: they project momenta, and a projection's trace is
+    what it leaves. Cost: three projections for each atom that is held.
+    """
+    degrees = np.full(len(atoms), 3.0)
+    held = [index for one in atoms.constraints for index in one.get_indices()]
+    for index in {int(index) for index in held}:
+        left = 0.0
+        for axis in range(3):
+            momenta = np.zeros((len(atoms), 3))
+            momenta[index, axis] = 1.0
+            for one in atoms.constraints:
+                one.adjust_momenta(atoms, momenta)
+            left += momenta[index, axis]
+        degrees[index] = left
+    return degrees
 
 
 def atomic_state(atoms: Atoms) -> dict[str, np.ndarray]:
@@ -79,6 +118,23 @@ def warn_of_what_labels_lack(frames: Sequence[Atoms], source: object) -> None:
             found.setdefault("info['total_spin']: give the multiplicity as 'spin'", where)
     for what, where in found.items():
         warnings.warn(f"teachers are not told {what} ({where} of {source})", stacklevel=3)
+
+
+def warn_of_constraints(frames: Sequence[Atoms], source: object) -> None:
+    """Warn, once, of constraints of ``frames`` that are not honoured, and of what they rule out."""
+    found: dict[str, str] = {}
+    for index, atoms in enumerate(frames):
+        where = f"structure {index} of {source}"
+        for one in atoms.constraints:
+            if not isinstance(one, HONOURED):
+                known = ", ".join(kind.__name__ for kind in HONOURED)
+                words = f"the constraint {type(one).__name__} is ignored; known are {known}"
+                found.setdefault(words, where)
+        if constraints_of(atoms) and atoms.pbc.any():
+            words = "atoms are held, so the cell stays as it is: without strain, scan or pressure"
+            found.setdefault(words, where)
+    for what, where in found.items():
+        warnings.warn(f"{what} ({where})", stacklevel=3)
 
 
 def warn_of_what_is_ignored(frames: Sequence[Atoms]) -> None:
@@ -118,8 +174,8 @@ def _says_more(value: object, *nothing: float) -> bool:
 def enlarge(atoms: Atoms, n_atoms: int) -> Atoms:
     """About ``n_atoms`` atoms: a supercell, or a grid of copies of a molecule 15 Å apart.
 
-    A cell smaller than the cutoff shows a student only copies of itself. Each copy has the charge
-    and the unpaired electrons of the one.
+    A cell smaller than the cutoff shows a student only copies of itself. Each copy has the charge,
+    the unpaired electrons and the honoured constraints of the one.
     """
     large: Atoms = atoms.copy()
     if len(atoms) >= n_atoms:
@@ -133,9 +189,11 @@ def enlarge(atoms: Atoms, n_atoms: int) -> Atoms:
     while len(atoms) * repeat.prod() < n_atoms:
         lengths = large.cell.lengths() * repeat
         repeat[axes[lengths[axes].argmin()]] += 1
+    large.set_constraint()  # ASE knows how to repeat some only
     large = large.repeat(repeat)
     large.pbc = pbc
     copies = int(repeat.prod())
+    large.set_constraint([_repeated(one, large, copies) for one in constraints_of(atoms)])
     charge, spin = (atoms.info.get(name) for name in STATE)
     if isinstance(charge, int | float | np.number):
         large.info["charge"] = copies * charge
@@ -144,6 +202,21 @@ def enlarge(atoms: Atoms, n_atoms: int) -> Atoms:
     if not pbc.any():
         large.cell = None
     return large
+
+
+def _repeated(one: FixConstraint, large: Atoms, copies: int) -> FixConstraint:
+    """The constraint of each of ``copies`` in ``large``, whose atoms follow each other."""
+    n = len(large) // copies
+    if not isinstance(one, FixBondLengths):
+        along: FixConstraint = one.repeat((copies, 1, 1), n)  # type: ignore[arg-type]
+        return along
+    offsets = n * np.arange(copies)
+    pairs = []
+    for a, b in one.pairs:
+        for first in a + offsets:  # a bond across the boundary leads into another copy
+            nearest = large.get_distances(first, b + offsets, mic=True).argmin()
+            pairs.append((first, b + offsets[nearest]))
+    return FixBondLengths(pairs)
 
 
 def shortest_distance(atoms: Atoms, search: float = 3.0) -> float:

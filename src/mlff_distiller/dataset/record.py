@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from ase import Atoms
+from ase.io.jsonio import encode
 
 from mlff_distiller.batch import Batch
 from mlff_distiller.dataset.columns import Rows
 from mlff_distiller.errors import DatasetError
 from mlff_distiller.properties import LABELS, STRUCTURE
-from mlff_distiller.structure import ATOMIC_STATE, atomic_state
+from mlff_distiller.structure import ATOMIC_STATE, atomic_state, constraints_of
 
 OPTIONAL_STRUCTURE = tuple(
     name for name, row in STRUCTURE.items() if row.per == "system" and not row.required
@@ -63,6 +64,15 @@ def structure_hash(atoms: Atoms) -> str:
     for name, values in atomic_state(atoms).items():
         digest.update(name.encode() + (values.astype("<f8") + 0.0).tobytes())
     return digest.hexdigest()
+
+
+def input_hash(atoms: Atoms) -> str:
+    """`structure_hash` of a structure that is sampled or simulated, and of what is held in it."""
+    constraints = constraints_of(atoms)
+    if not constraints:
+        return structure_hash(atoms)
+    held = encode([one.todict() for one in constraints])
+    return hashlib.sha256((structure_hash(atoms) + held).encode()).hexdigest()
 
 
 def label_key(atoms: Atoms, teacher_fingerprint: str) -> str:

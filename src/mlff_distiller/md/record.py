@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from ase import Atoms, units
 from ase.calculators.calculator import BaseCalculator
+from ase.constraints import FixAtoms
 from numpy.typing import NDArray
 
 from mlff_distiller.engines.choice import choose_engine
@@ -18,7 +19,7 @@ from mlff_distiller.errors import DistillerError, DynamicsError
 from mlff_distiller.md.ase import AseSimulation
 from mlff_distiller.md.ensemble import Ensemble
 from mlff_distiller.md.simulation import Simulation
-from mlff_distiller.structure import at_rest, thermalise
+from mlff_distiller.structure import at_rest, degrees_of_freedom, thermalise
 from mlff_distiller.students import Student
 
 Array = NDArray[np.float64]
@@ -64,24 +65,26 @@ class ForceField:
     def simulation(
         self, atoms: Atoms, ensemble: Ensemble, n_steps: int = 0
     ) -> Simulation | AseSimulation:
-        """What moves a copy of ``atoms``, for about ``n_steps``."""
+        """What moves a copy of ``atoms``, for about ``n_steps``; in ASE what it alone can hold."""
         student, atoms = self.student, atoms.copy()
-        if student is None:
+        if student is None or not all(isinstance(one, FixAtoms) for one in atoms.constraints):
             return AseSimulation(atoms, self.calculator, ensemble)
         engine = choose_engine(student, [atoms], skin=ensemble.skin_A, n_steps=n_steps)
         return Simulation(engine, [atoms], ensemble)
 
     def energy(self, atoms: Atoms) -> float:
         """eV."""
-        return float(self._with(atoms).get_potential_energy())
+        return float(self._with(atoms).get_potential_energy(apply_constraint=False))
 
     def forces(self, atoms: Atoms) -> Array:
         """(n_atoms, 3) eV/Å."""
-        return np.array(self._with(atoms).get_forces(), dtype=np.float64)
+        forces = self._with(atoms).get_forces(apply_constraint=False)
+        return np.array(forces, dtype=np.float64)
 
     def stress(self, atoms: Atoms) -> Array:
         """(3, 3) eV/Å³."""
-        return np.array(self._with(atoms).get_stress(voigt=False), dtype=np.float64)
+        stress = self._with(atoms).get_stress(voigt=False, apply_constraint=False)
+        return np.array(stress, dtype=np.float64)
 
     def _with(self, atoms: Atoms) -> Atoms:
         copy: Atoms = atoms.copy()
@@ -118,7 +121,9 @@ class Trajectory:
 
     @property
     def n_degrees(self) -> int:
-        """Degrees of freedom: without a thermostat the centre of mass is at rest."""
+        """Degrees of freedom: without a thermostat or constraint the centre of mass is at rest."""
+        if self.atoms.constraints:
+            return round(float(degrees_of_freedom(self.atoms).sum()))
         return 3 * len(self.atoms) - (0 if self.ensemble.has_langevin else 3)
 
     @property
@@ -177,8 +182,8 @@ def simulate(
     """``n_steps`` from ``atoms``, recorded at the start and ``every`` k steps.
 
     Velocities are drawn at the ensemble's temperature where the structure has none; at constant
-    energy the whole is at rest. A run that the force field breaks (NaN, an error, an explosion, a
-    volume that doubles or halves) ends there, with ``why``.
+    energy the whole is at rest, unless constraints hold it. A run that the force field breaks
+    (NaN, an error, an explosion, a volume that doubles or halves) ends there, with ``why``.
     """
     atoms, ensemble = begun(atoms, ensemble)
     rows: list[Row] = []
@@ -204,7 +209,7 @@ def begun(atoms: Atoms, ensemble: Ensemble) -> tuple[Atoms, Ensemble]:
     atoms = atoms.copy()
     if not atoms.get_momenta().any():
         thermalise(atoms, ensemble.temperature_K[0], np.random.default_rng(ensemble.seed))
-    if ensemble.ensemble == "nve":
+    if ensemble.ensemble == "nve" and not atoms.constraints:
         at_rest(atoms)
     return atoms, ensemble
 

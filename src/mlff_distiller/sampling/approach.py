@@ -51,7 +51,8 @@ def approach(
     """``n`` structures made of the seeds in turn, and their provenance.
 
     Pairs are drawn such that each pair of elements is as frequent as any other. Atoms of different
-    molecules take these along as rigid bodies; those of one move alone, for a crystal is one.
+    molecules take these along as rigid bodies; those of one move alone, for a crystal is one. What
+    constraints hold stays, and is approached; nor are lengths of such a structure scaled.
     Provenance: ``source`` (approach), ``seed``, ``branch`` (0, for they are akin to the seed), and
     ``distance_A``, those made, or ``factor`` of lengths. Fewer than ``n`` where there is nothing to
     push together.
@@ -70,7 +71,7 @@ def approach(
             continue
         found: Atoms | None
         made: dict[str, Any]
-        if rng.random() < settings.compressed:
+        if rng.random() < settings.compressed and not seeds[index].constraints:
             factor = float(rng.uniform(*settings.range))
             found, made = _scaled(seeds[index], factor), {"factor": round(factor, 4)}
         else:
@@ -124,7 +125,16 @@ def _push(
     i, j, vectors, bodies = pairs
     lengths = np.linalg.norm(vectors, axis=1)
     kinds = _kinds(atoms, i, j, bodies)
-    near = [k for k, kind in enumerate(kinds) if lengths[k] < _FAR * shortest[kind]]
+    held = np.zeros(len(atoms), dtype=bool)
+    held[[index for one in atoms.constraints for index in one.get_indices()]] = True
+    bound = np.isin(bodies, bodies[held])
+    alone = np.array([kind[2] for kind in kinds], dtype=bool)
+    # The share (n_pairs, 2) of the way that each of a pair goes.
+    goes = ~np.where(alone[:, None], held[np.stack([i, j], 1)], bound[np.stack([i, j], 1)])
+    share = goes / np.maximum(1, goes.sum(1, keepdims=True))
+    near = [
+        k for k, kind in enumerate(kinds) if lengths[k] < _FAR * shortest[kind] and goes[k].any()
+    ]
     pushed = bare(atoms)
     moved: set[int] = set()
     made: list[float] = []
@@ -136,8 +146,8 @@ def _push(
         kind = present[rng.integers(len(present))]
         k = int(rng.choice([k for k in free if kinds[k] == kind]))
         r = float(rng.uniform(*settings.range)) * shortest[kind]
-        step = 0.5 * (lengths[k] - r) * vectors[k] / lengths[k]
-        for atom, by in ((i[k], step), (j[k], -step)):
+        step = (lengths[k] - r) * vectors[k] / lengths[k]
+        for atom, by in ((i[k], share[k, 0] * step), (j[k], -share[k, 1] * step)):
             taken = [atom] if kind[2] else np.flatnonzero(bodies == bodies[atom])
             pushed.positions[taken] += by
             moved.update(int(one) for one in taken)

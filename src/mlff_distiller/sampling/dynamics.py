@@ -64,7 +64,8 @@ def walk(
         if found is None:
             moved, lasted = run_segment(walker, calculator, settings, seed, until_decorrelated=True)
         else:
-            moved, lasted = found, None
+            moved, lasted = found.copy(), None
+            moved.set_constraint(walker.atoms.constraints)  # labels know of none
         origin = _origin(walker, "dynamics", lasted)
         walker.segment += 1
         [labels] = label([moved], [origin]) if moved is not None else [None]
@@ -122,7 +123,7 @@ def explore(
                 walker.reach_fs = max(settings.shortest_fs, 0.5 * walker.reach_fs)
                 continue
             moved.calc = calculator
-            predictions.append(moved.get_forces())
+            predictions.append(moved.get_forces(apply_constraint=False))
             moved.calc = None
             frames.append(moved)
             origins.append(origin)

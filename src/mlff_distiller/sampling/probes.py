@@ -18,8 +18,8 @@ def probes(
     """``number`` pairs x + h d and x - h d of ``frames`` in turn, d normal of length one.
 
     ``(F(x - h d) - F(x + h d)) / 2h`` is the Hessian times d, up to O(h^2): a teacher's from two
-    calls, whatever the teacher. ``info`` of both names ``seed``, the number of the frame, and
-    ``probe``; labels keep it.
+    calls, whatever the teacher. Atoms move as constraints allow. ``info`` of both names
+    ``seed``, the number of the frame, and ``probe``; labels keep it.
     """
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(frames))
@@ -32,7 +32,7 @@ def probes(
         for sign in (1.0, -1.0):
             moved = frame.copy()
             moved.calc = None
-            moved.positions += sign * step
+            moved.set_positions(moved.positions + sign * step)
             moved.info.update(seed=parent, branch=1, probe=probe)
             pair.append(moved)
         yield pair[0], pair[1]

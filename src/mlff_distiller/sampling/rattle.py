@@ -191,7 +191,8 @@ def _expand(tree: _Tree, expansion: int, settings: RattleSettings, seed: int) ->
             tree.ends.append((atoms, energy, generation + 1))
             break
         atoms = atoms.copy()
-        atoms.positions += sigma / step * forces / np.maximum(sizes, 1e-12)[:, None]
+        moved = sigma / step * forces / np.maximum(sizes, 1e-12)[:, None]
+        atoms.set_positions(atoms.positions + moved)  # as constraints allow
 
 
 def _pick_parent(
@@ -210,14 +211,15 @@ def rattle(
 ) -> Atoms:
     """``parent`` in the seed's cell strained by N(0, sigma_cell), atoms moved by N(0, sigma) Å.
 
-    Only periodic directions are strained; the strain is symmetric, so nothing turns.
+    Only periodic directions are strained; the strain is symmetric, so nothing turns. Where
+    constraints hold atoms the cell stays, and the others move as these allow.
     """
     atoms = bare(parent)
     strain = rng.normal(0.0, sigma_cell, (3, 3))
     strain = 0.5 * (strain + strain.T) * np.outer(seed.pbc, seed.pbc)
-    if seed.pbc.any():
+    if seed.pbc.any() and not atoms.constraints:
         atoms.set_cell(seed.cell.array @ (np.eye(3) + strain), scale_atoms=bool(seed.pbc.all()))
-    atoms.positions += rng.normal(0.0, sigma, (len(atoms), 3))
+    atoms.set_positions(atoms.positions + rng.normal(0.0, sigma, (len(atoms), 3)))
     return atoms
 
 

@@ -39,12 +39,13 @@ def scan(
 ) -> tuple[list[Atoms], list[dict[str, Any]]]:
     """Strained copies of every seed that is periodic in three directions, and their provenance.
 
-    Atoms keep their scaled positions. Provenance: ``source`` (scan), ``seed``, ``branch`` (0, for
-    they are akin to the seed), ``strain`` (xx yy zz yz xz xy; shear as the tensor's component).
+    Seeds with held atoms are left out, for a strain would move them. Atoms keep their scaled
+    positions. Provenance: ``source`` (scan), ``seed``, ``branch`` (0, for they are akin to the
+    seed), ``strain`` (xx yy zz yz xz xy; shear as the tensor's component).
     """
     frames, origins = [], []
     for index, atoms in enumerate(seeds):
-        if not atoms.pbc.all():
+        if not atoms.pbc.all() or atoms.constraints:
             continue
         for strain in _strains(settings):
             frame = bare(atoms)

@@ -18,7 +18,7 @@ from mlff_distiller.md.ensemble import Ensemble, too_hot_K
 from mlff_distiller.md.record import ForceField
 from mlff_distiller.md.simulation import Simulation
 from mlff_distiller.sampling.walkers import DynamicsSettings, Walker
-from mlff_distiller.structure import bare, shortest_distance, thermalise
+from mlff_distiller.structure import bare, degrees_of_freedom, shortest_distance, thermalise
 from mlff_distiller.students import Student
 
 _LOOK_FS = 5.0
@@ -36,7 +36,7 @@ def run_segments(
     walker breaks, each runs on its own.
     """
     student = ForceField("student", calculator).student
-    alike = len({bool(walker.atoms.pbc.all()) for walker in group}) == 1
+    alike = len({_has_pressure(walker.atoms) for walker in group}) == 1
     if student is not None and alike and len(group) > 1:
         try:
             return _at_once(group, calculator, student, settings, seed)
@@ -148,7 +148,7 @@ def run_segment(
 
 def _ensemble(walker: Walker, calculator: Calculator, settings: DynamicsSettings) -> Ensemble:
     pressure: dict[str, Any] = {}
-    if settings.ensemble == "npt" and walker.atoms.pbc.all():
+    if settings.ensemble == "npt" and _has_pressure(walker.atoms):
         field = ForceField("", calculator)
         pressure = {
             "pressure_GPa": (walker.pressure_GPa,),
@@ -165,8 +165,13 @@ def _ensemble(walker: Walker, calculator: Calculator, settings: DynamicsSettings
     )
 
 
+def _has_pressure(atoms: Atoms) -> bool:
+    """Whether its cell may change: not where atoms are held, which would move."""
+    return bool(atoms.pbc.all()) and not atoms.constraints
+
+
 def _too_hot(walker: Walker, settings: DynamicsSettings) -> float:
-    n_degrees = 3.0 * len(walker.atoms)
+    n_degrees = float(degrees_of_freedom(walker.atoms).sum())
     return float(too_hot_K(walker.temperature_K, n_degrees, settings.explosion_factor))
 
 

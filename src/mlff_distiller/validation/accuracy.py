@@ -71,11 +71,12 @@ def labelled(frames: Sequence[Atoms]) -> list[Atoms]:
 
 def _answer(atoms: Atoms) -> tuple[float, Array, Array]:
     try:
-        stress = np.array(atoms.get_stress(voigt=False)) if atoms.pbc.all() else None
+        raw = {"voigt": False, "apply_constraint": False}
+        stress = np.array(atoms.get_stress(**raw)) if atoms.pbc.all() else None
     except PropertyNotImplementedError:
         stress = None
     return (
-        float(atoms.get_potential_energy()),
+        float(atoms.get_potential_energy(apply_constraint=False)),
         np.array(atoms.get_forces(apply_constraint=False), dtype=np.float64),
         np.full((3, 3), np.nan) if stress is None else stress,
     )

@@ -18,12 +18,14 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import BaseCalculator, Calculator
 
+from mlff_distiller.structure import STATE, atomic_state
+
 _MOST_BYTES = 2 * 1024**3
 """Forces of 10 ps of 5,000 atoms."""
 
 
 class Remembering(Calculator):
-    """``inner``, whose results are kept by numbers, positions, cell and pbc, and in ``file``.
+    """``inner``, whose results it keeps by numbers, positions, cell, pbc and state, also in ``file``.
 
     Results beyond ``most_bytes`` are not kept, and computed again. Cost of a look-up: a hash of the
     positions, some µs for a thousand atoms.
@@ -103,4 +105,7 @@ def _key(atoms: Atoms) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     for part in (atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc):
         digest.update(np.ascontiguousarray(part).tobytes())
+    for name, values in atomic_state(atoms).items():
+        digest.update(name.encode() + values.astype(np.float64).tobytes())
+    digest.update(repr([atoms.info.get(name) for name in STATE]).encode())
     return digest.digest()

@@ -11,7 +11,7 @@ from ase import Atoms
 
 from mlff_distiller.md.ensemble import Ensemble, seeds_of
 from mlff_distiller.md.record import ForceField, OnStep, Trajectory, simulate
-from mlff_distiller.structure import default_time_step_fs
+from mlff_distiller.structure import constraints_of, default_time_step_fs
 from mlff_distiller.validation.accuracy import Answers, Compared, answers
 from mlff_distiller.validation.kinds import Kind, kind_of
 from mlff_distiller.validation.settings import ValidationSettings
@@ -32,6 +32,7 @@ class Subject:
 
     force_field: ForceField
     atoms: Atoms
+    """Without constraints, which hold in the runs only; see ``start``."""
     settings: ValidationSettings
     """With the time step and the kind that ``atoms`` suggest, where none was given."""
     teacher: ForceField | None = None
@@ -51,6 +52,11 @@ class Subject:
     """Frames that both have answered: ``test`` and ``student_md``."""
 
     def __post_init__(self) -> None:
+        self.start = self.atoms.copy()
+        """Where runs begin, with the constraints that are honoured."""
+        self.start.set_constraint(constraints_of(self.atoms))
+        self.atoms = self.start.copy()
+        self.atoms.set_constraint()
         settings = self.settings
         self.settings = replace(
             settings,
@@ -78,7 +84,7 @@ class Subject:
         return [
             self.simulate(
                 self.force_field,
-                self.atoms,
+                self.start,
                 self.thermostat(kelvin, k),
                 max(self.steps(self.settings.equilibration_ps), self.settings.record_every),
                 self.settings.record_every,
@@ -119,7 +125,7 @@ class Subject:
     def teacher_run(self) -> Trajectory:
         """The teacher's run with a thermostat at the first temperature, equilibrated."""
         kelvin = self.settings.temperature_K[0]
-        return self.thermostatted(self.reference, self.atoms, kelvin, 1000, n_before=2)
+        return self.thermostatted(self.reference, self.start, kelvin, 1000, n_before=2)
 
     @cached_property
     def own_frames(self) -> list[Atoms]:

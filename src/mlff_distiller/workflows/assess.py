@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
-from mlff_distiller.dataset import Dataset, Split, structure_hash
+from mlff_distiller.dataset import Dataset, Split, input_hash
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.errors import DistillerError, TeacherError
 from mlff_distiller.labeling import Labeler, open_labels
@@ -307,7 +307,7 @@ def _data_block(labels: Dataset, split: Split) -> dict[str, Any]:
 def structure_block(subject: Subject, found: Examined) -> dict[str, Any]:
     """What a certificate says of one structure."""
     return {
-        "sha256": structure_hash(subject.atoms),
+        "sha256": input_hash(subject.start),
         "formula": subject.atoms.get_chemical_formula(),
         "n_atoms": len(subject.atoms),
         "kind": subject.kind,
@@ -327,7 +327,7 @@ def known_of(
     before, now = _resolved(certificate.get("settings") or {}), _resolved(asdict(settings))
     blocks = certificate.get("structures") or []
     alike = all(before.get(name) == now[name] for name in _ASKED)
-    own, sha256 = None, structure_hash(atoms)
+    own, sha256 = None, input_hash(atoms)
     for block in blocks if alike and certificate.get("dtype") == dtype else []:
         if block["sha256"] == sha256:
             own = block

@@ -14,7 +14,7 @@ from typing import Any
 
 from ase.calculators.calculator import BaseCalculator
 
-from mlff_distiller.dataset import structure_hash
+from mlff_distiller.dataset import input_hash
 from mlff_distiller.durable import EventLog, claimed, read_json, write_json, write_text
 from mlff_distiller.errors import ConfigError
 from mlff_distiller.export.table import checks_of, keep_checks
@@ -82,7 +82,7 @@ def distill(
         timeout_s=teacher_timeout_s,
     )
     with claimed(out), source:
-        inputs = {"teacher": source.spec, "structures": [structure_hash(atoms) for atoms in seeds]}
+        inputs = {"teacher": source.spec, "structures": [input_hash(atoms) for atoms in seeds]}
         if not is_begun(out):  # what cannot start binds no folder
             _start(source, on_progress)
         has_turn = (out / "turns" / "00" / "turn.json").exists() or (out / "report.json").exists()

@@ -12,12 +12,18 @@ from ase.io import read, write
 from ase.optimize import FIRE
 
 from mlff_distiller.batch import check_structure
-from mlff_distiller.dataset import structure_hash
+from mlff_distiller.dataset import input_hash
 from mlff_distiller.durable import EventLog, replacing
 from mlff_distiller.errors import DistillerError, StructureError
 from mlff_distiller.labeling import FilesOrAtoms, as_list, read_frames
 from mlff_distiller.sampling import RattleSettings
-from mlff_distiller.structure import bare, enlarge, warn_of_what_labels_lack
+from mlff_distiller.structure import (
+    bare,
+    degrees_of_freedom,
+    enlarge,
+    warn_of_constraints,
+    warn_of_what_labels_lack,
+)
 from mlff_distiller.teachers import TeacherCalculator
 
 _RELAXED = 0.2
@@ -26,15 +32,26 @@ _MOST_STEPS = 200
 
 
 def read_seeds(sources: FilesOrAtoms) -> list[Atoms]:
-    """Every frame of every source, checked; exact repeats are dropped."""
+    """Every frame of every source, checked; exact repeats are dropped.
+
+    Charges, moments and the constraints that are honoured are kept.
+    """
     frames: dict[str, Atoms] = {}
     for source in as_list(sources):
         found = [source] if isinstance(source, Atoms) else read_frames(source)
         for index, atoms in enumerate(found):
-            check_structure(atoms, f"structure {index} of {source}")
+            name = f"structure {index} of {source}"
+            check_structure(atoms, name)
             kept = bare(atoms)
-            frames.setdefault(structure_hash(kept), kept)
+            if degrees_of_freedom(kept).sum() < 0.5:
+                raise StructureError(
+                    f"constraints hold all atoms of {name}",
+                    expected="atoms that may move, as sampling and dynamics keep constraints",
+                    remedy="remove some of them",
+                )
+            frames.setdefault(input_hash(kept), kept)
         warn_of_what_labels_lack(found, source)
+        warn_of_constraints(found, source)
     if not frames:
         raise StructureError("no structures were given", expected="at least one")
     return list(frames.values())

@@ -23,6 +23,7 @@ from mlff_distiller.labeling.structures import read_frames
 from mlff_distiller.md.record import ForceField
 from mlff_distiller.reports.comparison import Validated, names_of, write_comparison
 from mlff_distiller.reports.validation import write_page
+from mlff_distiller.structure import warn_of_constraints
 from mlff_distiller.students import student_folder
 from mlff_distiller.teachers import load_teacher
 from mlff_distiller.validation.certificate import (
@@ -160,6 +161,7 @@ def validate(
         )
     read_settings({}, given)  # refused before anything is loaded
     check_structure(atoms, f"the structure in {place}")
+    warn_of_constraints([atoms], place)
     with ExitStack() as stack:
         stack.enter_context(claimed(folder))
         if isinstance(structure, Atoms):

@@ -31,12 +31,14 @@ _MOST_POINTS = 200
 def has_pressure(subject: Subject) -> bool:
     """Whether it is a crystal or a liquid whose stress is the derivative of the energy.
 
+    Atoms that are held rule out a cell that changes.
     Where it is not, that is the reason for a rejection; all that follows would only repeat it.
     """
     stress = subject.findings.get("stress_derivative_error", Finding(None)).value
     return (
         subject.kind in ("crystal", "liquid")
         and subject.settings.pressure_GPa is not None
+        and not subject.start.constraints
         and stress is not None
         and stress <= subject.limit("stress_derivative_error")
     )

@@ -26,6 +26,7 @@ from mlff_distiller.md.statistics import (
     variance,
 )
 from mlff_distiller.plotting import GREY, Panel
+from mlff_distiller.structure import degrees_of_freedom
 from mlff_distiller.validation.check import Check, Measured, Tree
 from mlff_distiller.validation.findings import completed, pair, worst
 from mlff_distiller.validation.subject import Subject
@@ -79,11 +80,13 @@ def canonical(trajectory: Trajectory) -> Canonical:
 def _by_element(trajectory: Trajectory) -> dict[str, Estimate]:
     atoms = trajectory.atoms
     twice = np.einsum("i,tik,tik->ti", atoms.get_masses(), *2 * [trajectory.velocities])
-    found = {}
+    free, found = degrees_of_freedom(atoms), {}
     for symbol in dict.fromkeys(atoms.get_chemical_symbols()):
         own = np.asarray(atoms.symbols == symbol)
+        if not free[own].sum() > 0.5:
+            continue  # held
         # Without a thermostat the centre of mass is at rest, at the cost of all alike.
-        degrees = 3 * own.sum() * trajectory.n_degrees / (3 * len(atoms))
+        degrees = free[own].sum() * trajectory.n_degrees / free.sum()
         temperature = mean(twice[:, own].sum(1) / (degrees * units.kB))
         if temperature is not None:
             found[symbol] = temperature

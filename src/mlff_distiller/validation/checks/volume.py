@@ -26,12 +26,13 @@ _LARGEST_CHANGE = 0.3
 
 
 def _applies(subject: Subject) -> bool:
-    """Whether it is a crystal or a liquid, and its dynamics has held so far."""
+    """Whether it is a crystal or a liquid without held atoms, whose dynamics has gone well."""
     held = subject.findings.get("nve_completed", Finding(None)).value
     return (
         subject.teacher is not None
         and subject.kind in ("crystal", "liquid")
         and subject.settings.pressure_GPa is not None
+        and not subject.start.constraints
         and held == 1.0
     )
 
