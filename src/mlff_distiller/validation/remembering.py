@@ -25,7 +25,7 @@ _MOST_BYTES = 2 * 1024**3
 
 
 class Remembering(Calculator):
-    """``inner``, whose results it keeps by numbers, positions, cell, pbc and state, also in ``file``.
+    """``inner``; results are kept by numbers, positions, cell, pbc and state, also in ``file``.
 
     Results beyond ``most_bytes`` are not kept, and computed again. Cost of a look-up: a hash of the
     positions, some µs for a thousand atoms.
