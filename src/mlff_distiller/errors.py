@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -18,6 +18,9 @@ class DistillerError(Exception):
     expected, found, remedy
         Shown on lines of their own when given.
     """
+
+    exit_code: ClassVar[int] = 1
+    """What a command ends with."""
 
     def __init__(
         self, problem: str, *, expected: object = None, found: object = None, remedy: str = ""
@@ -64,6 +67,12 @@ class DeviceMemoryError(DistillerError, MemoryError):
 
 class DynamicsError(DistillerError, RuntimeError):
     """A simulation cannot start or continue, or has blown up."""
+
+
+class UntrustedError(DynamicsError):
+    """A simulation met what its student does not know, by the student's own estimate."""
+
+    exit_code: ClassVar[int] = 3
 
 
 class ExportError(DistillerError, RuntimeError):

@@ -86,8 +86,9 @@ app.command(
 )(cli_train.train)
 app.command(
     "md",
-    epilog="Example: mlff-distiller md silicon.extxyz --student run/student --ensemble nvt"
-    " --temperature 300 --time-ps 100 --out md.extxyz",
+    epilog="Examples: mlff-distiller md silicon.extxyz --student run/student --ensemble nvt"
+    " --temperature 300 --time-ps 100 --out md.extxyz"
+    "\n\nmlff-distiller md silicon.extxyz --student run --time-ps 100 --guard stop --out md.extxyz",
 )(cli_md.md)
 app.command("validate", epilog=cli_validate.EPILOG)(cli_validate.validate)
 app.command("export", epilog=cli_export.EPILOG)(cli_export.export)
@@ -263,7 +264,7 @@ def main() -> None:
         if "--debug" in sys.argv:
             raise
         errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
-        sys.exit(1)
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         _print_interrupted()
         sys.exit(130)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,15 @@ import typer
 from mlff_distiller.cli.options import Device, Dtype, Quiet, TimeStep
 from mlff_distiller.cli.progress import Display
 from mlff_distiller.cli.shown import console, print_facts
+
+
+class Guard(StrEnum):
+    """What is done where the student does not know what it meets."""
+
+    off = "off"
+    warn = "warn"
+    stop = "stop"
+    harvest = "harvest"
 
 
 def md(
@@ -63,6 +73,22 @@ def md(
             help="Fuse the kernels of a student that PyTorch runs; by default where it pays."
         ),
     ] = None,
+    guard: Annotated[
+        Guard | None,
+        typer.Option(
+            help="What to do where the student's own estimate says that it does not know an atom's "
+            "environment: warn, which is the default if it can tell; stop (exit code 3); harvest "
+            "structures to label; off."
+        ),
+    ] = None,
+    guard_every: Annotated[int, typer.Option(min=1, help="Steps between the guard's looks.")] = 50,
+    guard_limit: Annotated[
+        float | None, typer.Option(help="Force error, eV/Å; the student has a limit of its own.")
+    ] = None,
+    harvest: Annotated[
+        Path | None,
+        typer.Option(help="Folder for --guard harvest; if not given, that of --out, as .harvest."),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete what --out holds and start again.")
     ] = False,
@@ -88,6 +114,10 @@ def md(
             dtype=dtype,  # type: ignore[arg-type]
             backend=backend,  # type: ignore[arg-type]
             compile=compile,
+            guard=None if guard is None else guard.value,
+            guard_every=guard_every,
+            guard_limit=guard_limit,
+            harvest=harvest,
             on_progress=display,
             ensemble=ensemble,
             temperature_K=temperature or 300.0,
@@ -105,4 +135,10 @@ def md(
     if quiet:
         return
     speed = {"speed": f"{result.ns_per_day:.3g} ns/day"} if result.seconds > 0 else {}
-    print_facts({"steps": result.n_steps, **speed, "seed": result.seed, **result.files})
+    facts = {"steps": result.n_steps, **speed, "seed": result.seed}
+    if result.trusted is not None:
+        facts |= {
+            "trusted": f"{100.0 * result.trusted:.6g} % of looks at atoms",
+            "largest estimate": f"{result.max_forces_error:.3g} eV/Å off",
+        }
+    print_facts({**facts, **result.files})

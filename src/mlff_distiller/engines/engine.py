@@ -92,6 +92,8 @@ class Engine(ABC):
     positions: wp.array  # (n_atoms,) vec3d, Å
     forces: wp.array  # (n_atoms,) vec3d, eV/Å
     totals: wp.array  # (n_systems,) vec7d: energy, and the virial's xx yy zz yz xz xy, eV
+    errors: wp.array | None = None
+    """(n_atoms,) float64, eV/Å; None for a student without an error model."""
     _cores: int | None
     _given: tuple[bytes, bytes | None] | None = None
     _many: tuple[object, Tensor, Tensor] = (None, torch.empty(0), torch.empty(0))
@@ -234,6 +236,10 @@ class Engine(ABC):
     @abstractmethod
     def total(self) -> None:
         """Launch their sums over each system."""
+
+    def estimate_errors(self) -> None:
+        """Launch the estimates of all atoms, into ``errors``; after ``compute``."""
+        raise NotImplementedError
 
     # -- what depends on the atoms' number and types -------------------------------------------
 

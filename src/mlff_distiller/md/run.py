@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from mlff_distiller.durable import Lock, explaining
 from mlff_distiller.engines.choice import BackendName, choose_engine
 from mlff_distiller.engines.loading import ready_student
-from mlff_distiller.errors import ConfigError, DynamicsError, from_pydantic
+from mlff_distiller.errors import ConfigError, DynamicsError, UntrustedError, from_pydantic
 from mlff_distiller.md.checkpoint import (
     check_same,
     hash_of_structures,
@@ -29,8 +29,9 @@ from mlff_distiller.md.checkpoint import (
 )
 from mlff_distiller.md.ensemble import Ensemble, Explosion
 from mlff_distiller.md.files import Mark, TrajectoryThread, check_format
+from mlff_distiller.md.guard import EVERY, Guard, Mode, guard_of
 from mlff_distiller.md.simulation import Simulation
-from mlff_distiller.md.thermo_log import Row, ThermoLog, rows_of
+from mlff_distiller.md.thermo_log import OF_TRUST, Row, ThermoLog, rows_of
 from mlff_distiller.structure import warn_of_what_is_ignored
 from mlff_distiller.students import Student
 
@@ -54,7 +55,12 @@ class MDResult:
     log: list[Row] = field(repr=False)
     """Rows of the thermodynamic log that this run wrote."""
     files: dict[str, Path] = field(default_factory=dict)
-    """``trajectory``, ``log`` and ``checkpoint``, if there was an ``out``."""
+    """``trajectory``, ``log`` and ``checkpoint`` of an ``out``; ``untrusted`` frames of a guard."""
+    trusted: float | None = None
+    """Of all the guard's looks at atoms, the fraction at which the estimated force error was below
+    the limit; None without a guard."""
+    max_forces_error: float | None = None
+    """The largest estimate, eV/Å."""
 
 
 def run_md(
@@ -74,6 +80,10 @@ def run_md(
     dtype: Literal["float32", "float64"] = "float32",
     backend: BackendName = "auto",
     compile: bool | None = None,
+    guard: Mode | None = None,
+    guard_every: int = EVERY,
+    guard_limit: float | None = None,
+    harvest: str | Path | None = None,
     on_progress: Progress | None = None,
     **ensemble: Any,
 ) -> MDResult:
@@ -102,12 +112,24 @@ def run_md(
         Whether a student without kernels of ours is compiled first, which takes most of a minute
         and makes steps some three times as fast; None: where it pays, on a GPU from 10,000 steps
         on, on a CPU from 300,000 steps times atoms on.
+    guard
+        What to do where the student, by its own estimate, does not know an atom's environment:
+        ``warn`` once for each system and keep some frames in ``NAME.untrusted.extxyz``, which is
+        the default of a student that can tell; ``stop`` at the last state before; ``harvest``
+        frames to label, in the folder ``harvest``, by default ``NAME.harvest``; or ``off``. None of
+        them changes the trajectory.
+    guard_every
+        Steps between looks.
+    guard_limit
+        eV/Å, in place of the student's own limit.
     ensemble
         Fields of ``Ensemble``: ``ensemble``, ``temperature_K``, ``pressure_GPa``, ``seed``, ...
         Without a seed each new run draws its own, and a continued one keeps that of its checkpoint.
 
     Raises
     ------
+    UntrustedError
+        ``guard="stop"``, and the student does not know what it has met.
     DynamicsError
         The simulation has blown up (its last good frame is in the trajectory), a constraint is not
         supported, or a file cannot be written, or is not as the checkpoint left it.
@@ -118,6 +140,7 @@ def run_md(
     if not frames:
         raise DynamicsError("there is no structure", expected="at least one")
     every = {"frames_every": frames_every, "log_every": log_every}
+    look_every = whole_number("guard_every", guard_every, 1)
     every |= {f"observer {k}": interval for k, (interval, _) in enumerate(observers)}
     steps = {name: whole_number(name, value, 1) for name, value in every.items()}
     if not checkpoint_every_s >= 0:
@@ -127,7 +150,8 @@ def run_md(
     settings = _settings(ensemble)
     target = _n_steps(n_steps, time_ps, settings.step_fs(*frames))
     model = ready_student(student, device, dtype)
-    with _Files(out, log_format, overwrite) as files:
+    mode = guard_of(guard, model)
+    with _Files(out, log_format, overwrite, mode, harvest) as files:
         if ensemble.get("seed") is None:
             settings = replace(settings, seed=files.seed(settings.seed))
         about = {
@@ -147,7 +171,12 @@ def run_md(
         simulation = Simulation(engine, frames, settings)
         warn_of_what_is_ignored(frames)
         files.open(simulation, frames, about)
-        run = _Run(simulation, files, about, steps, observers, on_progress)
+        watching: Guard | None = None
+        if mode != "off":
+            looks = look_every, steps.values(), guard_limit
+            kept = files.paths.get("untrusted")
+            watching = Guard(mode, simulation, *looks, kept, files.of_guard)
+        run = _Run(simulation, files, about, steps, observers, on_progress, watching)
         with _interruptions() as interrupted:
             run.until(target, checkpoint_every_s, interrupted)
     if interrupted:
@@ -156,7 +185,14 @@ def run_md(
     simulated_ns = 1e-6 * simulation.time_step_fs * run.n_steps
     rate = 86400.0 * simulated_ns / seconds if seconds > 0 else 0.0
     return MDResult(
-        simulation.frames(), simulation.step, seconds, rate, settings.seed, run.rows, files.paths
+        simulation.frames(),
+        simulation.step,
+        seconds,
+        rate,
+        settings.seed,
+        run.rows,
+        {name: path for name, path in files.paths.items() if path.exists()},
+        **({} if watching is None else watching.summary()),
     )
 
 
@@ -189,7 +225,14 @@ def whole_number(name: str, value: object, least: int) -> int:
 class _Files:
     """Trajectory, log and checkpoint of one run, or none of them; nobody else writes them."""
 
-    def __init__(self, out: str | Path | None, log_format: str, overwrite: bool) -> None:
+    def __init__(
+        self,
+        out: str | Path | None,
+        log_format: str,
+        overwrite: bool,
+        guard: Mode,
+        harvest: str | Path | None,
+    ) -> None:
         self.paths: dict[str, Path] = {}
         self.trajectory: TrajectoryThread | None = None
         self.log: ThermoLog | None = None
@@ -199,6 +242,13 @@ class _Files:
             raise ConfigError(
                 "unknown format of the log", expected="csv or jsonl", found=log_format
             )
+        self._guarded = guard != "off"
+        if (guard == "harvest" and out is None) or (guard != "harvest" and harvest is not None):
+            raise ConfigError(
+                "no frames can be harvested",
+                expected="guard=harvest, and a trajectory that names them",
+                found=f"guard={guard}, out={out}",
+            )
         if out is None:
             return
         path = Path(out)
@@ -207,22 +257,28 @@ class _Files:
             "trajectory": path,
             "log": path.with_suffix(f".log.{log_format}"),
             "checkpoint": path.with_suffix(".checkpoint.safetensors"),
+            "untrusted": path.with_suffix(".untrusted.extxyz"),
         }
+        if guard == "harvest":
+            folder = path.with_suffix(".harvest") if harvest is None else Path(harvest)
+            self.paths["untrusted"] = folder / f"{path.stem}.extxyz"
 
     def __enter__(self) -> _Files:
         if not self.paths:
             return self
-        checkpoint = self.paths["checkpoint"]
-        with explaining(str(checkpoint.parent), DynamicsError):
-            checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        lock = Lock(checkpoint, str(self.paths["trajectory"]), refused=DynamicsError)
-        self._stack.enter_context(lock)
         try:
+            self._claim(self.paths["checkpoint"], str(self.paths["trajectory"]))
+            self._claim(self.paths["untrusted"])
             self._look()
         except BaseException:
             self._stack.close()
             raise
         return self
+
+    def _claim(self, path: Path, what: str = "") -> None:
+        with explaining(str(path.parent), DynamicsError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self._stack.enter_context(Lock(path, what, refused=DynamicsError))
 
     def _look(self) -> None:
         """See whether there is a run to continue, or files that are not of one."""
@@ -248,6 +304,11 @@ class _Files:
         """The seed of the run that is continued, or ``drawn`` of a new one."""
         return drawn if self._header is None else int(self._header["about"]["seed"])
 
+    @property
+    def of_guard(self) -> dict[str, Any] | None:
+        """What the checkpoint says of the guard; None if it had none."""
+        return None if self._header is None else self._header.get("guard")
+
     def open(self, simulation: Simulation, frames: Sequence[Atoms], about: dict[str, Any]) -> None:
         """Open them, and bring ``simulation`` to where its checkpoint is, if there is one."""
         if not self.paths:
@@ -272,19 +333,23 @@ class _Files:
                         remedy="put it back, or overwrite to start again",
                     )
             simulation.load(state)
-        self.log = ThermoLog(self.paths["log"], marks["log"])
+        extra = OF_TRUST if self._guarded else ()
+        self.log = ThermoLog(self.paths["log"], marks["log"], extra)
         self._stack.callback(self.log.close)
         self.trajectory = TrajectoryThread(
             self.paths["trajectory"], simulation.templates, marks["trajectory"]
         )
         self._stack.callback(self.trajectory.close)
 
-    def checkpoint(self, simulation: Simulation, about: dict[str, Any]) -> None:
+    def checkpoint(
+        self, simulation: Simulation, about: dict[str, Any], guard: Guard | None
+    ) -> None:
         """Make all that was written durable, and say so."""
         if self.trajectory is None or self.log is None:
             return
         ends = {"trajectory": self.trajectory.mark(), "log": self.log.mark()}
-        content = {"about": about, "files": ends}
+        of_guard = self.of_guard if guard is None else guard.state()
+        content = {"about": about, "files": ends, "guard": of_guard}
         write_checkpoint(self.paths["checkpoint"], simulation.state(), content)
 
     def __exit__(self, *error: object) -> None:
@@ -302,8 +367,10 @@ class _Run:
         steps: dict[str, int],  # of frames, of rows, of each observer
         observers: Sequence[tuple[int, Observer]],
         on_progress: Progress | None,
+        guard: Guard | None,
     ) -> None:
         self.simulation, self.files, self._about = simulation, files, about
+        self._guard = guard
         self._frames_every, self._log_every, *intervals = steps.values()
         called = (observer for _, observer in observers)
         self._observers = list(zip(intervals, called, strict=True))
@@ -318,7 +385,7 @@ class _Run:
         step, saved = simulation.step, time.monotonic()
         if not self.files.continues:
             self._observe(step)
-            self.files.checkpoint(simulation, self._about)
+            self._checkpoint()
         self._report(step, target)
         try:
             while step < target and not interrupted:
@@ -331,18 +398,21 @@ class _Run:
                 self._observe(step)
                 self._report(step, target)
                 if time.monotonic() - saved >= checkpoint_every_s:
-                    self.files.checkpoint(simulation, self._about)
+                    self._checkpoint()
                     saved = time.monotonic()
-        except Explosion:
-            self.files.checkpoint(simulation, self._about)
+        except (Explosion, UntrustedError):
+            self._checkpoint()
             if self.files.trajectory is not None and simulation.step % self._frames_every:
                 self.files.trajectory.append(simulation.snapshot())
             raise
         except Exception:
             if simulation.step == self._observed:  # else its row and frame would be missing
-                self.files.checkpoint(simulation, self._about)
+                self._checkpoint()
             raise
-        self.files.checkpoint(simulation, self._about)
+        self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        self.files.checkpoint(self.simulation, self._about, self._guard)
 
     def _next(self, step: int, target: int) -> int:
         intervals = [self._frames_every, self._log_every, *(every for every, _ in self._observers)]
@@ -357,6 +427,9 @@ class _Run:
                 observer(self.simulation)
         if step % self._log_every == 0:
             rows = rows_of(step, self.simulation.time_ps, self.simulation.observables())
+            if self._guard is not None:
+                seen = self._guard.watch.row()
+                rows = [row | own for row, own in zip(rows, seen, strict=True)]
             self.rows += rows
             if self.files.log is not None:
                 self.files.log.write(rows)

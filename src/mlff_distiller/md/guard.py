@@ -1,0 +1,213 @@
+"""What ``run_md`` does where its student, by its own estimate, does not know what it meets."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from ase import Atoms
+from ase.io import iread
+from ase.io.extxyz import write_extxyz
+
+from mlff_distiller.durable import explaining, write_text
+from mlff_distiller.errors import ConfigError, DynamicsError, UntrustedError
+from mlff_distiller.md.files import expressible
+from mlff_distiller.md.simulation import Simulation
+from mlff_distiller.md.watch import Event, Trust, Watch
+from mlff_distiller.students import Student
+
+Mode = Literal["off", "warn", "stop", "harvest"]
+EVERY = 50
+"""Steps between looks: one costs about as much as two steps."""
+_APART_FS = 20.0
+"""Between frames that are kept, at first."""
+_MOST = {"warn": 20, "stop": 20, "harvest": 200}
+"""Frames that are kept of a run."""
+_MOST_ATOMS = 1_000_000
+"""In all of them."""
+
+
+def guard_of(mode: Mode | None, student: Student) -> Mode:
+    """``mode``, or by default ``warn`` where the student can estimate its errors.
+
+    Raises
+    ------
+    ConfigError
+        There is no such mode, or the student cannot.
+    """
+    can = getattr(student, "error_model", None) is not None
+    if mode is None:
+        return "warn" if can else "off"
+    if mode not in get_args(Mode):
+        raise ConfigError("unknown guard", expected=", ".join(get_args(Mode)), found=mode)
+    if mode != "off" and not can:
+        raise ConfigError(
+            f"guard={mode} needs a student that estimates its errors",
+            expected="one that this version has trained, with labels that were held out",
+            found="a student without an error model",
+            remedy="train it again, or take guard=off",
+        )
+    return mode
+
+
+class Guard:
+    """Watches a simulation, keeps the frames in which an atom is not trusted, and says so.
+
+    Parameters
+    ----------
+    mode
+        Not ``off``.
+    every
+        Steps between looks.
+    files_every
+        Steps at which the run writes: ``stop`` looks there too, so as never to go back behind them.
+    limit
+        eV/Å; None is the student's own.
+    kept
+        The file to keep frames in; None keeps none.
+    before
+        What `state` gave at the checkpoint that is continued.
+    """
+
+    def __init__(
+        self,
+        mode: Mode,
+        simulation: Simulation,
+        every: int,
+        files_every: Collection[int],
+        limit: float | None,
+        kept: Path | None,
+        before: dict[str, Any] | None = None,
+    ) -> None:
+        model: Any = simulation.engine.student.error_model
+        self.mode, self.limit = mode, float(model.limit if limit is None else limit)
+        trust = None if before is None else Trust(**before["trust"])
+        looks = {every, *files_every} if mode == "stop" else {every}
+        self.watch = Watch(simulation, looks, self.limit, self._meet, trust)
+        self._simulation, self._warned = simulation, set[int]()
+        self._frames: KeptFrames | None = None
+        if kept is not None:
+            apart = round(_APART_FS / simulation.time_step_fs)
+            self._frames = KeptFrames(kept, simulation.templates, _MOST[mode], apart)
+            self._frames.reopen((before or {}).get("apart"), simulation.step)
+        self.watch.begin(continues=before is not None)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint says of it, as JSON."""
+        apart = None if self._frames is None else self._frames.apart
+        return {"trust": asdict(self.watch.seen()), "apart": apart}
+
+    def summary(self) -> dict[str, Any]:
+        """Of all systems: ``trusted``, the fraction of looks at atoms, and ``max_forces_error``."""
+        trust, sizes = self.watch.seen(), self.watch.systems.sizes
+        n_looks = trust.n_looks * int(sizes.sum())
+        trusted = 1.0 - sum(trust.n_untrusted) / n_looks if n_looks else None
+        return {"trusted": trusted, "max_forces_error": max(trust.largest)}
+
+    def _meet(self, event: Event) -> None:
+        ends = np.cumsum(self.watch.systems.sizes)
+        parts = np.split(event.errors, ends[:-1])
+        met = [k for k, errors in enumerate(parts) if not (errors <= self.limit).all()]
+        if self._frames is not None:
+            self._frames.add(event, met)
+        words = [self._words(event.step, k, parts[k]) for k in met]
+        if self.mode == "stop":
+            state = self.watch.go_back(event)
+            raise UntrustedError(
+                words[0],
+                expected=f"at most {self.limit:.3g} eV/Å",
+                remedy=f"the state of step {state.step} is kept: the same command goes on from "
+                "there with another guard; label what it met, and train on it"
+                + ("" if self._frames is None else f" ({self._frames.path})"),
+            )
+        for k, said in zip(met, words, strict=True):
+            if k not in self._warned:
+                self._warned.add(k)
+                warnings.warn(f"{said}, above {self.limit:.3g} eV/Å", stacklevel=2)
+
+    def _words(self, step: int, system: int, errors: np.ndarray) -> str:
+        worst, template = int(errors.argmax()), self._simulation.templates[system]
+        return (
+            f"the student does not know what it met at step {step} "
+            f"({step * self._simulation.time_step_fs:g} fs): the estimated force error of atom "
+            f"{worst} ({template.symbols[worst]}) of system {system} is {errors[worst]:.3g} eV/Å"
+        )
+
+
+class KeptFrames:
+    """An extended XYZ file of single systems, of which at most so many are kept.
+
+    They are ``apart`` steps from each other at first. When the file is full every second one is
+    dropped, and they are kept half as often: they always cover the whole run. Each has ``step``,
+    ``time_ps``, ``system``, and the column ``forces_error`` (eV/Å).
+    """
+
+    def __init__(self, path: Path, templates: Sequence[Atoms], most: int, apart: int) -> None:
+        self.path, self._templates = path, [expressible(atoms) for atoms in templates]
+        self._most = max(2, min(most, _MOST_ATOMS // max(map(len, templates))))
+        self._apart, self._last = max(1, apart), -apart
+        self._frames: list[Atoms] = []
+
+    @property
+    def apart(self) -> int:
+        """Least steps between frames."""
+        return self._apart
+
+    def reopen(self, apart: int | None, step: int) -> None:
+        """Go on with the frames up to ``step`` that the file holds, ``apart`` from each other."""
+        self._apart = apart or self._apart
+        with suppress(Exception):  # one that was cut off ends the file
+            for atoms in iread(self.path, index=":", format="extxyz"):
+                self._frames += [atoms] if atoms.info.get("step", step + 1) <= step else []
+        if self._frames:
+            self._last = int(self._frames[-1].info["step"])
+            self._rewrite()
+        else:
+            self.path.unlink(missing_ok=True)
+
+    def add(self, event: Event, systems: Sequence[int]) -> None:
+        """Keep ``systems`` of an event, unless others were kept shortly before."""
+        state = event.state
+        if state.step < self._last + self._apart:
+            return
+        self._last = state.step
+        ends = np.cumsum([len(atoms) for atoms in self._templates])
+        new = []
+        for k in systems:
+            atoms = self._templates[k].copy()
+            own = slice(ends[k] - len(atoms), ends[k])
+            atoms.set_cell(state.cell[k])
+            atoms.set_positions(state.positions[own], apply_constraint=False)
+            atoms.set_momenta(
+                atoms.get_masses()[:, None] * state.velocities[own], apply_constraint=False
+            )
+            atoms.set_array("forces_error", event.errors[own])
+            atoms.info |= {"step": state.step, "system": k}
+            new.append(atoms)
+        self._frames += new
+        if len(self._frames) > self._most:
+            while len(self._frames) > self._most:
+                self._frames, self._apart = self._frames[::2], 2 * self._apart
+            self._rewrite()
+            return
+        with (
+            explaining(f"{self.path} cannot be written", DynamicsError),
+            self.path.open("a") as file,
+        ):
+            file.write(_text(new))
+
+    def _rewrite(self) -> None:
+        with explaining(f"{self.path} cannot be written", DynamicsError):
+            write_text(self.path, _text(self._frames))
+
+
+def _text(frames: Sequence[Atoms]) -> str:
+    text = io.StringIO()
+    write_extxyz(text, list(frames))
+    return text.getvalue()
