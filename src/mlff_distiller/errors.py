@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ase import Atoms
     from pydantic import ValidationError
 
 
@@ -73,6 +76,12 @@ class UntrustedError(DynamicsError):
     """A simulation met what its student does not know, by the student's own estimate."""
 
     exit_code: ClassVar[int] = 3
+    step: int = 0
+    """Where it did."""
+    met: Sequence[Atoms] = ()
+    """The systems concerned, at that step."""
+    before: Sequence[Atoms] = ()
+    """The same at the last look before."""
 
 
 class ExportError(DistillerError, RuntimeError):

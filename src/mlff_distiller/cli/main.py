@@ -103,7 +103,10 @@ app.command("doctor", epilog="Example: mlff-distiller doctor --require cuda --di
 )
 
 
-@app.command(epilog="Example: mlff-distiller distill silicon.extxyz --teacher 7net-0 --out run")
+@app.command(
+    epilog="Examples: mlff-distiller distill silicon.extxyz --teacher 7net-0 --out run"
+    "\n\nmlff-distiller distill silicon.extxyz --teacher 7net-0 --out run --harvest pool"
+)
 def distill(
     structures: Annotated[
         list[str],
@@ -125,6 +128,13 @@ def distill(
         int | None, typer.Option(help="Most structures that the teacher labels in all.")
     ] = None,
     max_hours: Annotated[float | None, typer.Option(help="Longest time of all turns.")] = None,
+    harvest: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="What md --guard harvest met: a file, a folder of files or a dataset, whose "
+            "structures are labelled and trained on next; repeatable."
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what the first turn will cost here.")
     ] = False,
@@ -166,7 +176,9 @@ def distill(
         print_facts(estimate(files, teacher, settings, **source))
         return
     with Display(console, quiet=quiet) as display:
-        report = pipeline.distill(files, teacher, out, settings, **source, on_progress=display)
+        report = pipeline.distill(
+            files, teacher, out, settings, **source, harvest=harvest or (), on_progress=display
+        )
     if not quiet:
         print_verdict(report["verdict"])
         print_next(report.get("goal"))

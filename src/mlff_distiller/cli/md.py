@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from mlff_distiller.cli.options import Device, Dtype, Quiet, TimeStep
+from mlff_distiller.cli.options import (
+    AllowDownload,
+    Device,
+    Dtype,
+    Quiet,
+    TeacherPython,
+    TeacherTimeout,
+    TimeStep,
+)
 from mlff_distiller.cli.progress import Display
 from mlff_distiller.cli.shown import console, print_facts
 
@@ -20,6 +28,7 @@ class Guard(StrEnum):
     warn = "warn"
     stop = "stop"
     harvest = "harvest"
+    repair = "repair"
 
 
 def md(
@@ -78,7 +87,7 @@ def md(
         typer.Option(
             help="What to do where the student's own estimate says that it does not know an atom's "
             "environment: warn, which is the default if it can tell; stop (exit code 3); harvest "
-            "structures to label; off."
+            "structures to label; repair: label, learn, go on; off."
         ),
     ] = None,
     guard_every: Annotated[int, typer.Option(min=1, help="Steps between the guard's looks.")] = 50,
@@ -88,6 +97,22 @@ def md(
     harvest: Annotated[
         Path | None,
         typer.Option(help="Folder for --guard harvest; if not given, that of --out, as .harvest."),
+    ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(help="Run whose labels --guard repair rehearses; found if --student is one."),
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Teacher of --guard repair; the run's if not given.")
+    ] = None,
+    teacher_python: TeacherPython = None,
+    allow_download: AllowDownload = False,
+    teacher_timeout: TeacherTimeout = None,
+    repairs: Annotated[int, typer.Option(min=0, help="Most repairs; after them it stops.")] = 5,
+    repair_labels: Annotated[int, typer.Option(min=1, help="Labels of each repair.")] = 24,
+    repair_updates: Annotated[
+        int | None,
+        typer.Option(min=1, help="Updates of each repair; a quarter of the run's if not given."),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete what --out holds and start again.")
@@ -99,39 +124,52 @@ def md(
     from mlff_distiller.md import run_md
 
     frames = [atoms for path in structures for atoms in read_frames(path) for _ in range(replicas)]
+    settings: dict[str, Any] = {
+        "time_ps": time_ps,
+        "out": out,
+        "frames_every": frames_every,
+        "log_every": log_every,
+        "log_format": log_format,
+        "checkpoint_every_s": checkpoint_every,
+        "overwrite": overwrite,
+        "device": device,
+        "dtype": dtype,
+        "backend": backend,
+        "compile": compile,
+        "guard_every": guard_every,
+        "guard_limit": guard_limit,
+        "ensemble": ensemble,
+        "temperature_K": temperature or 300.0,
+        "pressure_GPa": pressure or 0.0,
+        "time_step_fs": time_step,
+        "thermostat": thermostat,
+        "friction_per_ps": friction,
+        "thermostat_time_fs": thermostat_time,
+        "pressure_coupling": pressure_coupling,
+        "barostat_time_fs": barostat_time,
+        "compressibility_per_GPa": compressibility,
+        "skin_A": skin,
+        "seed": seed,
+    }
     with Display(console, quiet=quiet) as display:
-        result = run_md(
-            frames,
-            student,
-            time_ps=time_ps,
-            out=out,
-            frames_every=frames_every,
-            log_every=log_every,
-            log_format=log_format,  # type: ignore[arg-type]
-            checkpoint_every_s=checkpoint_every,
-            overwrite=overwrite,
-            device=device,
-            dtype=dtype,  # type: ignore[arg-type]
-            backend=backend,  # type: ignore[arg-type]
-            compile=compile,
-            guard=None if guard is None else guard.value,
-            guard_every=guard_every,
-            guard_limit=guard_limit,
-            harvest=harvest,
-            on_progress=display,
-            ensemble=ensemble,
-            temperature_K=temperature or 300.0,
-            pressure_GPa=pressure or 0.0,
-            time_step_fs=time_step,
-            thermostat=thermostat,
-            friction_per_ps=friction,
-            thermostat_time_fs=thermostat_time,
-            pressure_coupling=pressure_coupling,
-            barostat_time_fs=barostat_time,
-            compressibility_per_GPa=compressibility,
-            skin_A=skin,
-            seed=seed,
-        )
+        settings["on_progress"] = display
+        if guard is Guard.repair:
+            from mlff_distiller.workflows.repair import RepairSettings, run_of, run_with_repair
+
+            result = run_with_repair(
+                frames,
+                run_of(student) if run is None else run,
+                student=student,
+                teacher=teacher,
+                teacher_python=teacher_python,
+                allow_download=allow_download,
+                teacher_timeout_s=teacher_timeout,
+                settings=RepairSettings(repair_labels, repair_updates, repairs),
+                **settings,
+            )
+        else:
+            mode: Any = None if guard is None else guard.value
+            result = run_md(frames, student, guard=mode, harvest=harvest, **settings)
     if quiet:
         return
     speed = {"speed": f"{result.ns_per_day:.3g} ns/day"} if result.seconds > 0 else {}

@@ -18,8 +18,8 @@ from ase.io.extxyz import write_extxyz
 from mlff_distiller.durable import explaining, write_text
 from mlff_distiller.errors import ConfigError, DynamicsError, UntrustedError
 from mlff_distiller.md.files import expressible
-from mlff_distiller.md.simulation import Simulation
-from mlff_distiller.md.watch import Event, Trust, Watch
+from mlff_distiller.md.simulation import Simulation, State
+from mlff_distiller.md.watch import Array, Event, Trust, Watch
 from mlff_distiller.students import Student
 
 Mode = Literal["off", "warn", "stop", "harvest"]
@@ -118,18 +118,25 @@ class Guard:
             self._frames.add(event, met)
         words = [self._words(event.step, k, parts[k]) for k in met]
         if self.mode == "stop":
-            state = self.watch.go_back(event)
-            raise UntrustedError(
-                words[0],
-                expected=f"at most {self.limit:.3g} eV/Å",
-                remedy=f"the state of step {state.step} is kept: the same command goes on from "
-                "there with another guard; label what it met, and train on it"
-                + ("" if self._frames is None else f" ({self._frames.path})"),
-            )
+            self._stop(event, met, words[0])
         for k, said in zip(met, words, strict=True):
             if k not in self._warned:
                 self._warned.add(k)
                 warnings.warn(f"{said}, above {self.limit:.3g} eV/Å", stacklevel=2)
+
+    def _stop(self, event: Event, met: Sequence[int], words: str) -> None:
+        state, templates = self.watch.go_back(event), self._simulation.templates
+        error = UntrustedError(
+            words,
+            expected=f"at most {self.limit:.3g} eV/Å",
+            remedy=f"the state of step {state.step} is kept: the same command goes on from there "
+            "with another guard; label what it met, and train on it"
+            + ("" if self._frames is None else f" ({self._frames.path})"),
+        )
+        error.step = event.step
+        error.met = frames_of(event.state, templates, met)
+        error.before = frames_of(state, templates, met)
+        raise error
 
     def _words(self, step: int, system: int, errors: np.ndarray) -> str:
         worst, template = int(errors.argmax()), self._simulation.templates[system]
@@ -177,19 +184,7 @@ class KeptFrames:
         if state.step < self._last + self._apart:
             return
         self._last = state.step
-        ends = np.cumsum([len(atoms) for atoms in self._templates])
-        new = []
-        for k in systems:
-            atoms = self._templates[k].copy()
-            own = slice(ends[k] - len(atoms), ends[k])
-            atoms.set_cell(state.cell[k])
-            atoms.set_positions(state.positions[own], apply_constraint=False)
-            atoms.set_momenta(
-                atoms.get_masses()[:, None] * state.velocities[own], apply_constraint=False
-            )
-            atoms.set_array("forces_error", event.errors[own])
-            atoms.info |= {"step": state.step, "system": k}
-            new.append(atoms)
+        new = frames_of(state, self._templates, systems, event.errors)
         self._frames += new
         if len(self._frames) > self._most:
             while len(self._frames) > self._most:
@@ -205,6 +200,26 @@ class KeptFrames:
     def _rewrite(self) -> None:
         with explaining(f"{self.path} cannot be written", DynamicsError):
             write_text(self.path, _text(self._frames))
+
+
+def frames_of(
+    state: State, templates: Sequence[Atoms], systems: Sequence[int], errors: Array | None = None
+) -> list[Atoms]:
+    """``systems`` of a state, with momenta, ``step`` and ``system``, and maybe ``forces_error``."""
+    ends = np.cumsum([len(atoms) for atoms in templates])
+    frames = []
+    for k in systems:
+        atoms = templates[k].copy()
+        own = slice(ends[k] - len(atoms), ends[k])
+        momenta = atoms.get_masses()[:, None] * state.velocities[own]
+        atoms.set_cell(state.cell[k])
+        atoms.set_positions(state.positions[own], apply_constraint=False)
+        atoms.set_momenta(momenta, apply_constraint=False)
+        if errors is not None:
+            atoms.set_array("forces_error", errors[own])
+        atoms.info |= {"step": state.step, "system": k}
+        frames.append(atoms)
+    return frames
 
 
 def _text(frames: Sequence[Atoms]) -> str:

@@ -25,6 +25,7 @@ from mlff_distiller.md.checkpoint import (
     hash_of_student,
     read_checkpoint,
     read_header,
+    students_of,
     write_checkpoint,
 )
 from mlff_distiller.md.ensemble import Ensemble, Explosion
@@ -349,7 +350,8 @@ class _Files:
             return
         ends = {"trajectory": self.trajectory.mark(), "log": self.log.mark()}
         of_guard = self.of_guard if guard is None else guard.state()
-        content = {"about": about, "files": ends, "guard": of_guard}
+        students = students_of(self._header or {"about": about})
+        content = {"about": about, "files": ends, "guard": of_guard, "students": students}
         write_checkpoint(self.paths["checkpoint"], simulation.state(), content)
 
     def __exit__(self, *error: object) -> None:
