@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,6 +29,7 @@ class Guard(StrEnum):
     warn = "warn"
     stop = "stop"
     harvest = "harvest"
+    teacher = "teacher"
     repair = "repair"
 
 
@@ -87,7 +89,7 @@ def md(
         typer.Option(
             help="What to do where the student's own estimate says that it does not know an atom's "
             "environment: warn, which is the default if it can tell; stop (exit code 3); harvest "
-            "structures to label; repair: label, learn, go on; off."
+            "structures to label; teacher: it makes these steps; repair: label, learn, go on; off."
         ),
     ] = None,
     guard_every: Annotated[int, typer.Option(min=1, help="Steps between the guard's looks.")] = 50,
@@ -103,8 +105,11 @@ def md(
         typer.Option(help="Run whose labels --guard repair rehearses; found if --student is one."),
     ] = None,
     teacher: Annotated[
-        str | None, typer.Option(help="Teacher of --guard repair; the run's if not given.")
+        str | None, typer.Option(help="Teacher of --guard teacher, and of repair if not the run's.")
     ] = None,
+    teacher_steps: Annotated[
+        int, typer.Option(min=1, help="Steps that the teacher makes before the student is asked.")
+    ] = 100,
     teacher_python: TeacherPython = None,
     allow_download: AllowDownload = False,
     teacher_timeout: TeacherTimeout = None,
@@ -151,7 +156,7 @@ def md(
         "skin_A": skin,
         "seed": seed,
     }
-    with Display(console, quiet=quiet) as display:
+    with Display(console, quiet=quiet) as display, ExitStack() as stack:
         settings["on_progress"] = display
         if guard is Guard.repair:
             from mlff_distiller.workflows.repair import RepairSettings, run_of, run_with_repair
@@ -168,6 +173,18 @@ def md(
                 **settings,
             )
         else:
+            if guard is Guard.teacher and teacher is not None:
+                from mlff_distiller.teachers import TeacherCalculator
+
+                source = TeacherCalculator(
+                    teacher,
+                    device=device,
+                    python=teacher_python,
+                    allow_download=allow_download,
+                    timeout_s=teacher_timeout,
+                )
+                settings["teacher"] = stack.enter_context(source)
+                settings["teacher_steps"] = teacher_steps
             mode: Any = None if guard is None else guard.value
             result = run_md(frames, student, guard=mode, harvest=harvest, **settings)
     if quiet:
@@ -179,4 +196,6 @@ def md(
             "trusted": f"{100.0 * result.trusted:.6g} % of looks at atoms",
             "largest estimate": f"{result.max_forces_error:.3g} eV/Å off",
         }
+    if result.teacher_steps:
+        facts["made by the teacher"] = ", ".join(f"{a} to {b}" for a, b in result.teacher_steps)
     print_facts({**facts, **result.files})

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from ase import Atoms
+from ase.calculators.calculator import BaseCalculator
 from ase.io import iread
 from ase.io.extxyz import write_extxyz
 
@@ -19,31 +20,38 @@ from mlff_distiller.durable import explaining, write_text
 from mlff_distiller.errors import ConfigError, DynamicsError, UntrustedError
 from mlff_distiller.md.files import expressible
 from mlff_distiller.md.simulation import Simulation, State
+from mlff_distiller.md.thermo_log import OF_TEACHER
 from mlff_distiller.md.watch import Array, Event, Trust, Watch
 from mlff_distiller.students import Student
 
-Mode = Literal["off", "warn", "stop", "harvest"]
+Mode = Literal["off", "warn", "stop", "harvest", "teacher"]
 EVERY = 50
 """Steps between looks: one costs about as much as two steps."""
 _APART_FS = 20.0
 """Between frames that are kept, at first."""
-_MOST = {"warn": 20, "stop": 20, "harvest": 200}
+_MOST = {"warn": 20, "stop": 20, "harvest": 200, "teacher": 20}
 """Frames that are kept of a run."""
 _MOST_ATOMS = 1_000_000
 """In all of them."""
 
 
-def guard_of(mode: Mode | None, student: Student) -> Mode:
+def guard_of(mode: Mode | None, student: Student, teacher: BaseCalculator | None = None) -> Mode:
     """``mode``, or by default ``warn`` where the student can estimate its errors.
 
     Raises
     ------
     ConfigError
-        There is no such mode, or the student cannot.
+        There is no such mode, the student cannot, or there is no teacher to take over.
     """
     can = getattr(student, "error_model", None) is not None
     if mode is None:
-        return "warn" if can else "off"
+        mode = "warn" if can else "off"
+    if (mode == "teacher") != (teacher is not None):
+        raise ConfigError(
+            "a teacher takes over with guard=teacher only",
+            expected="both, or none",
+            found=f"guard={mode}, teacher={teacher}",
+        )
     if mode not in get_args(Mode):
         raise ConfigError("unknown guard", expected=", ".join(get_args(Mode)), found=mode)
     if mode != "off" and not can:
@@ -73,6 +81,8 @@ class Guard:
         The file to keep frames in; None keeps none.
     before
         What `state` gave at the checkpoint that is continued.
+    teacher, teacher_steps
+        What takes over, for how many steps, in the mode of that name.
     """
 
     def __init__(
@@ -84,11 +94,15 @@ class Guard:
         limit: float | None,
         kept: Path | None,
         before: dict[str, Any] | None = None,
+        teacher: BaseCalculator | None = None,
+        teacher_steps: int = 0,
     ) -> None:
+        self.teacher, self.teacher_steps = teacher, teacher_steps
+        self._taken = [tuple(pair) for pair in (before or {}).get("by_teacher", ())]
         model: Any = simulation.engine.student.error_model
         self.mode, self.limit = mode, float(model.limit if limit is None else limit)
         trust = None if before is None else Trust(**before["trust"])
-        looks = {every, *files_every} if mode == "stop" else {every}
+        looks = {every, *files_every} if mode in ("stop", "teacher") else {every}
         self.watch = Watch(simulation, looks, self.limit, self._meet, trust)
         self._simulation, self._warned = simulation, set[int]()
         self._frames: KeptFrames | None = None
@@ -96,19 +110,50 @@ class Guard:
             apart = round(_APART_FS / simulation.time_step_fs)
             self._frames = KeptFrames(kept, simulation.templates, _MOST[mode], apart)
             self._frames.reopen((before or {}).get("apart"), simulation.step)
-        self.watch.begin(continues=before is not None)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint says of it, as JSON."""
         apart = None if self._frames is None else self._frames.apart
-        return {"trust": asdict(self.watch.seen()), "apart": apart}
+        trust = asdict(self.watch.seen())
+        return {"trust": trust, "apart": apart, "by_teacher": self._taken}
 
     def summary(self) -> dict[str, Any]:
         """Of all systems: ``trusted``, the fraction of looks at atoms, and ``max_forces_error``."""
         trust, sizes = self.watch.seen(), self.watch.systems.sizes
         n_looks = trust.n_looks * int(sizes.sum())
         trusted = 1.0 - sum(trust.n_untrusted) / n_looks if n_looks else None
-        return {"trusted": trusted, "max_forces_error": max(trust.largest)}
+        largest = max(trust.largest)
+        return {
+            "trusted": trusted,
+            "max_forces_error": largest,
+            "teacher_steps": tuple(self._taken),
+        }
+
+    def row(self, since: int, step: int) -> list[dict[str, Any]]:
+        """What the row of ``step`` says of each system, after that of ``since``."""
+        taken = sum(max(0, min(b, step) - max(a - 1, since)) for a, b in self._taken)
+        extra = {OF_TEACHER: taken} if self.mode == "teacher" else {}
+        return [row | extra for row in self.watch.row()]
+
+    def by_teacher(self, first: int, step: int) -> None:
+        """Note that the teacher, which went on from ``first``, has made ``step``."""
+        if self._taken and self._taken[-1][0] == first + 1:
+            self._taken.pop()
+        self._taken.append((first + 1, step))
+
+    def begin(self, *, continues: bool) -> bool:
+        """Look at the present state, with which steps of the student begin; whether it may.
+
+        ``continues``: as others have left it. Where it may not, and no teacher is there to take
+        over, a guard that stops raises.
+        """
+        try:
+            self.watch.begin(continues=continues)
+        except UntrustedError:
+            if self.teacher is None:
+                raise
+            return False
+        return True
 
     def _meet(self, event: Event) -> None:
         ends = np.cumsum(self.watch.systems.sizes)
@@ -119,6 +164,11 @@ class Guard:
         words = [self._words(event.step, k, parts[k]) for k in met]
         if self.mode == "stop":
             self._stop(event, met, words[0])
+        self._warn(met, words)
+        if self.mode == "teacher":
+            self._stop(event, met, words[0])
+
+    def _warn(self, met: Sequence[int], words: Sequence[str]) -> None:
         for k, said in zip(met, words, strict=True):
             if k not in self._warned:
                 self._warned.add(k)

@@ -27,6 +27,8 @@ COLUMNS = (
 OF_TRUST = ("max_forces_error", "trusted")
 """Where a guard looks: the largest estimate since the last row, eV/Å, and the trusted fraction of
 all looks at atoms so far."""
+OF_TEACHER = "teacher_steps"
+"""How many steps since the last row a teacher has made, where it takes over."""
 
 Row = dict[str, float | int | None]
 

@@ -143,6 +143,7 @@ class Watch:
     def begin(self, *, continues: bool) -> None:
         """Look at the state that a run begins with; one that it continues with counts no more."""
         self.simulation.keep(self.simulation.step)
+        self._good_step.fill_(-1)
         self.look()
         if continues:
             self._forget()

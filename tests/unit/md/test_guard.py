@@ -240,6 +240,37 @@ def test_what_is_harvested_covers_the_run_and_stays_below_its_cap(tmp_path, monk
     assert steps[-1] > 200
 
 
+@pytest.mark.filterwarnings("ignore:the student does not know")
+def test_a_teacher_takes_over_where_the_student_does_not_know(limit, tmp_path):
+    """It is the student itself in ASE's loop: the trajectory tells whether any step lacks."""
+    whole = run_md(crystal(), random_nep(), n_steps=60, out=tmp_path / "a.extxyz", **BRIEF)
+    settings = BRIEF | {"guard": "teacher", "teacher_steps": 6, "out": tmp_path / "b.extxyz"}
+    student = knowing(random_nep(), limit)
+    for n_steps in (17, 60):
+        teacher = StudentCalculator(random_nep(), device="cpu")
+        run = run_md(crystal(), student, n_steps=n_steps, teacher=teacher, **settings)
+    assert run.n_steps == 60
+    assert np.abs(run.atoms[0].positions - whole.atoms[0].positions).max() < 1e-5
+    made = {step for first, last in run.teacher_steps for step in range(first, last + 1)}
+    assert 0 < len(made) < 60
+    lines = (tmp_path / "b.log.csv").read_text().splitlines()
+    rows = [dict(zip(lines[0].split(","), line.split(","), strict=True)) for line in lines[1:]]
+    assert [int(row["step"]) for row in rows] == list(range(0, 61, 10))
+    assert sum(int(row["teacher_steps"]) for row in rows) == len(made)
+    frames = [read(tmp_path / name, ":") for name in ("a.extxyz", "b.extxyz")]
+    for one, other in zip(*frames, strict=True):
+        assert one.info["step"] == other.info["step"]
+        assert np.abs(one.get_forces() - other.get_forces()).max() < 1e-4
+
+
+def test_a_run_that_begins_untrusted_is_the_teachers_until_it_is_not(tmp_path):
+    teacher = StudentCalculator(random_nep(), device="cpu")
+    settings = {"guard": "teacher", "teacher": teacher, "teacher_steps": 6} | BRIEF
+    with pytest.warns(UserWarning, match="does not know what it met at step 0 "):
+        run = run_md(crystal(), knowing(random_nep(), 1e-6), n_steps=15, **settings)
+    assert run.teacher_steps == ((1, 15),)
+
+
 def test_a_log_without_these_columns_is_continued_without_them(limit, tmp_path):
     settings = BRIEF | {"out": tmp_path / "md.extxyz"}
     run_md(crystal(), random_nep(), n_steps=20, **settings)
@@ -259,6 +290,8 @@ def test_a_guard_without_an_estimate_is_refused():
         run_md(crystal(), random_nep(), n_steps=1, guard="shout")
     with pytest.raises(ConfigError, match="harvested"):
         run_md(crystal(), knowing(random_nep(), 1.0), n_steps=1, guard="harvest")
+    with pytest.raises(ConfigError, match="a teacher takes over"):
+        run_md(crystal(), knowing(random_nep(), 1.0), n_steps=1, guard="teacher")
     with pytest.raises(ConfigError, match="guard_every"):
         run_md(crystal(), random_nep(), n_steps=1, guard_every=0)
 
