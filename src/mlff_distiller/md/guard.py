@@ -17,6 +17,7 @@ from ase.io import iread
 from ase.io.extxyz import write_extxyz
 
 from mlff_distiller.durable import explaining, write_text
+from mlff_distiller.engines.guarding import check_guard
 from mlff_distiller.errors import ConfigError, DynamicsError, UntrustedError
 from mlff_distiller.md.files import expressible
 from mlff_distiller.md.simulation import Simulation, State
@@ -25,8 +26,6 @@ from mlff_distiller.md.watch import Array, Event, Trust, Watch
 from mlff_distiller.students import Student
 
 Mode = Literal["off", "warn", "stop", "harvest", "teacher"]
-EVERY = 50
-"""Steps between looks: one costs about as much as two steps."""
 _APART_FS = 20.0
 """Between frames that are kept, at first."""
 _MOST = {"warn": 20, "stop": 20, "harvest": 200, "teacher": 20}
@@ -43,23 +42,14 @@ def guard_of(mode: Mode | None, student: Student, teacher: BaseCalculator | None
     ConfigError
         There is no such mode, the student cannot, or there is no teacher to take over.
     """
-    can = getattr(student, "error_model", None) is not None
     if mode is None:
-        mode = "warn" if can else "off"
+        mode = "off" if student.error_model is None else "warn"
+    check_guard(mode, get_args(Mode), student)
     if (mode == "teacher") != (teacher is not None):
         raise ConfigError(
             "a teacher takes over with guard=teacher only",
             expected="both, or none",
             found=f"guard={mode}, teacher={teacher}",
-        )
-    if mode not in get_args(Mode):
-        raise ConfigError("unknown guard", expected=", ".join(get_args(Mode)), found=mode)
-    if mode != "off" and not can:
-        raise ConfigError(
-            f"guard={mode} needs a student that estimates its errors",
-            expected="one that this version has trained, with labels that were held out",
-            found="a student without an error model",
-            remedy="train it again, or take guard=off",
         )
     return mode
 

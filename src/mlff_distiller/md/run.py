@@ -17,11 +17,12 @@ from ase.calculators.calculator import BaseCalculator
 from pydantic import ValidationError
 
 from mlff_distiller.engines.choice import BackendName, choose_engine
+from mlff_distiller.engines.guarding import EVERY
 from mlff_distiller.engines.loading import ready_student
 from mlff_distiller.errors import ConfigError, DynamicsError, UntrustedError, from_pydantic
 from mlff_distiller.md.checkpoint import hash_of_structures, hash_of_student
 from mlff_distiller.md.ensemble import Ensemble, Explosion
-from mlff_distiller.md.guard import EVERY, Guard, Mode, guard_of
+from mlff_distiller.md.guard import Guard, Mode, guard_of
 from mlff_distiller.md.output import Files
 from mlff_distiller.md.simulation import Simulation
 from mlff_distiller.md.takeover import Takeover
