@@ -20,6 +20,7 @@ from mlff_distiller.errors import DeviceMemoryError, StudentError
 from mlff_distiller.kernels.compiling import warp_device
 from mlff_distiller.kernels.neighbors.verlet import VerletList
 from mlff_distiller.kernels.systems import Systems
+from mlff_distiller.neighbors import Neighbors
 from mlff_distiller.students.base import Student
 
 Array = NDArray[np.float64]
@@ -51,6 +52,14 @@ class Evaluations:
     virial: Tensor  # (n_systems, 3, 3) eV; stress is -virial / volume
 
 
+@dataclass(frozen=True)
+class Estimates:
+    """How far forces may be trusted, see `ErrorModel`; the arrays are the caller's own."""
+
+    errors: Array  # (n_atoms,) eV/Å
+    extrapolation: Array  # (n_atoms,) 1 at the edge of what the student was trained on
+
+
 _FULL = ((0, 5, 4), (5, 1, 3), (4, 3, 2))
 """Places of xx, yy, zz, yz, xz, xy in a matrix."""
 
@@ -60,9 +69,9 @@ class Engine(ABC):
 
     Callers on the host call ``evaluate``, programs that move many systems ``evaluate_many``.
     Dynamics that stays on the device calls ``for_frames``, then ``rebuild``, ``compute`` and
-    ``total``. Whoever moves ``positions`` also moves ``neighbors.inside``, and sets
-    ``neighbors.moved`` once an atom has left its skin. ``compute`` and ``total`` then do nothing,
-    or nothing of worth, until ``rebuild``.
+    ``total``, and where wanted ``estimate_errors``. Whoever moves ``positions`` also moves
+    ``neighbors.inside``, and sets ``neighbors.moved`` once an atom has left its skin. These then do
+    nothing, or nothing of worth, until ``rebuild``.
 
     Nothing is compiled or allocated before there are atoms, and memory is allocated again only
     when they are others. Copies, also by pickling, start without atoms. Not for use from several
@@ -94,6 +103,8 @@ class Engine(ABC):
     totals: wp.array  # (n_systems,) vec7d: energy, and the virial's xx yy zz yz xz xy, eV
     errors: wp.array | None = None
     """(n_atoms,) float64, eV/Å; None for a student without an error model."""
+    extrapolation: wp.array | None = None
+    """(n_atoms,) float64; see `Estimates`."""
     _cores: int | None
     _given: tuple[bytes, bytes | None] | None = None
     _many: tuple[object, Tensor, Tensor] = (None, torch.empty(0), torch.empty(0))
@@ -237,9 +248,58 @@ class Engine(ABC):
     def total(self) -> None:
         """Launch their sums over each system."""
 
+    # -- errors of forces ----------------------------------------------------------------------
+
+    def estimates(self) -> Estimates | None:
+        """Those of the atoms last evaluated, one system or many; None without an error model.
+
+        Waits for the device.
+        """
+        if self.errors is None or self.extrapolation is None:
+            return None
+        with torch.inference_mode(False), torch.device("cpu"), self._memory(len(self.errors)):
+            self.estimate_errors()
+            return Estimates(self.errors.numpy().copy(), self.extrapolation.numpy().copy())
+
     def estimate_errors(self) -> None:
-        """Launch the estimates of all atoms, into ``errors``; after ``compute``."""
-        raise NotImplementedError
+        """Launch the estimates of all atoms, into ``errors`` and ``extrapolation``.
+
+        Of positions and neighbours as they are: after ``compute``, before anybody moves an atom.
+        Cost: some part of ``compute``, of which nothing else is slower.
+        """
+        model = self.student.error_model
+        if model is None:
+            return
+        with self._on_stream():
+            lattice = wp.to_torch(self.neighbors.lattice)
+            positions = wp.to_torch(self.positions)
+            periodic = torch.ones(len(lattice), 3, dtype=torch.bool, device=lattice.device)
+            system_idx = wp.to_torch(self.systems.system_idx).long()
+            batch = Batch(positions, self._all_types, system_idx, lattice, periodic)
+            found = model.estimate(self.student, self._all_types, batch, self._pairs())
+            for array, values in zip((self.errors, self.extrapolation), found, strict=True):
+                wp.to_torch(array).copy_(values)
+
+    def _pairs(self) -> Neighbors:
+        """Those of the list, with shifts of atoms that are not wrapped into their cell."""
+        near = self.neighbors
+        counts, table, images, laps, whole = (
+            wp.to_torch(array)
+            for array in (near.counts, near.neighbors, near.images, near.laps, near.whole)
+        )
+        used = torch.arange(table.shape[1], device=counts.device) < counts.unsqueeze(1)
+        i, j = used.nonzero()[:, 0], table[used].long()
+        return Neighbors(i, j, whole[images[used].long()] - laps[j] + laps[i])
+
+    @contextmanager
+    def _on_stream(self) -> Iterator[None]:
+        """What torch does here follows what Warp has launched, and the other way round."""
+        if not self.device.is_cuda:
+            yield
+            return
+        warps = torch.cuda.ExternalStream(self.device.stream.cuda_stream, self.student.device)
+        with torch.cuda.stream(warps):
+            yield
 
     # -- what depends on the atoms' number and types -------------------------------------------
 
@@ -250,6 +310,12 @@ class Engine(ABC):
             self._given = None  # until all is there
             types = self.student.types(torch.from_numpy(numbers).to(self.student.device))
             self._make_room(types, np.array([len(numbers)]) if sizes is None else sizes)
+            if self.student.error_model is not None:
+                self._all_types = types
+                with wp.ScopedDevice(self.device):
+                    self.errors, self.extrapolation = (
+                        wp.zeros(len(numbers), dtype=wp.float64) for _ in range(2)
+                    )
             self._given = given
 
     @abstractmethod

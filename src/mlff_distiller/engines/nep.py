@@ -17,10 +17,12 @@ from mlff_distiller.kernels.compiling import Launch, load
 from mlff_distiller.kernels.neighbors.verlet import VerletList
 from mlff_distiller.kernels.nep.reference import ZBL_COULOMB, ZBL_LENGTH
 from mlff_distiller.kernels.nep.warp import Kernels, Specialization, build
+from mlff_distiller.kernels.nep.warp_errors import build_errors
 from mlff_distiller.kernels.nep.warp_functions import ZBL_SIZE
 from mlff_distiller.kernels.nep.warp_lanes import WARP
 from mlff_distiller.kernels.systems import Systems
 from mlff_distiller.kernels.types import vec6d, vec7d
+from mlff_distiller.students.error_model import LARGEST
 from mlff_distiller.students.nep import NEP
 
 SKIN = 1.0
@@ -44,6 +46,7 @@ class NEPEngine(Engine):
     exact = True
     student: NEP
     energies: wp.array  # (n_atoms,) float64, eV
+    _estimate: Callable[[], None] | None = None
     _dtype: torch.dtype
     _lanes: int
     _with_graphs: bool
@@ -93,6 +96,34 @@ class NEPEngine(Engine):
         self._chunk_totals()
         self._totals()
 
+    def estimate_errors(self) -> None:
+        if self._estimate is None:
+            self._estimate = self._record_estimate()
+        self._estimate()
+
+    def _record_estimate(self) -> Callable[[], None]:
+        kernels, n = build_errors(self._spec, LARGEST), self.systems.n_atoms
+        load(kernels.module, self.device)
+        real, near, skip = self._kernels.types.real, self.neighbors, self.neighbors.moved
+        squares = wp.zeros(n, dtype=real, device=self.device)
+        network, law = self._model["errors"]
+        places = (skip, near.inside, near.shifts, self._atom_types)
+        pairs = (near.counts, near.neighbors, near.images)
+        steps = (
+            (kernels.distances, (*self._seen, *network, squares)),
+            (
+                kernels.estimates,
+                (*places, *pairs, squares, *law, self.errors, self.extrapolation),
+            ),
+        )
+        launches = [Launch([step], n, self.device, self.n_threads) for step in steps]
+
+        def estimate() -> None:
+            for launch in launches:
+                launch()
+
+        return estimate
+
     # -- what depends on the atoms' number and types -------------------------------------------
 
     def _make_room(self, types: Tensor, sizes: NDArray[np.int64]) -> None:
@@ -110,7 +141,7 @@ class NEPEngine(Engine):
 
     def _set_present(self, present: NDArray[np.int64]) -> None:
         """Upload what these types need, and load kernels for them."""
-        spec = Specialization(
+        self._spec = spec = Specialization(
             self.student.shape,
             len(present) == 1,
             self.student.zbl is not None,
@@ -122,6 +153,8 @@ class NEPEngine(Engine):
         load(self._kernels.module, self.device)
         self._model = _upload(self._kernels, self.student, present, self.device)
         cutoff = float(self._model["cutoffs"].numpy().max())
+        if self.student.error_model is not None:
+            cutoff = max(cutoff, self.student.error_model.reach)
         self.neighbors = VerletList(cutoff, self.skin, self.device, self.n_threads)
         self._present = present
         self._sizes = np.empty(0, dtype=np.int64)
@@ -166,6 +199,7 @@ class NEPEngine(Engine):
         model = (m["cutoffs"], m["c_radial"], m["c_angular"], m["zbl"], *m["network"])
         results = (self._g, self.energies, self._virials)
         gradients = (k.gradients, (skip, *edges, *model, *results))
+        self._seen = (skip, *edges, *model[:3])
         pairs = (near.counts, near.neighbors, near.reverse)
         forces = (k.forces, (skip, *pairs, self._g, self.forces))
         chunk = (skip, systems.chunks, self.energies, self._virials, self._partial)
@@ -176,6 +210,7 @@ class NEPEngine(Engine):
         self._chunk_totals = Launch([(k.chunk_totals, chunk)], systems.n_chunks, self.device)
         self._totals = Launch([(k.totals, total)], systems.n_systems, self.device)
         self._version, self._graph, self._n_runs = near.version, None, 0
+        self._estimate = None
 
     # -- one evaluation ------------------------------------------------------------------------
 
@@ -232,8 +267,9 @@ def _upload(
         chosen: Array = own(values)[:, present]
         return chosen.reshape(n_types**2, *chosen.shape[2:])
 
+    w0 = own(p.w0) * p.scaler.detach().cpu().double().numpy()  # (types, neurons, descriptors)
+
     def network() -> tuple[wp.array, ...]:
-        w0 = own(p.w0) * p.scaler.detach().cpu().double().numpy()  # (types, neurons, descriptors)
         rest = (array(own(p.b0), types.real), array(own(p.w1), types.real))
         reference = wp.array(own(student.reference_energies) - b1, dtype=wp.float64, device=device)
         if kernels.lanes == 1:
@@ -252,12 +288,23 @@ def _upload(
         zbl[:, 2] = 0.5 * ZBL_COULOMB * zi * zj
         zbl[:, 3::2] = table[:, 2::2]
         zbl[:, 4::2] = table[:, 3::2] * ((zi**0.23 + zj**0.23) * ZBL_LENGTH)[:, None]
+    errors: tuple[Any, ...] = ()
+    if (known := student.error_model) is not None:
+        hidden = wp.types.vector(student.shape.neurons, types.real)
+        mean, whitening = (array(own(x), hidden) for x in (known.mean, known.whitening))
+        scale, edge = (
+            wp.array(own(x), dtype=wp.float64, device=device) for x in (known.scale, known.edge)
+        )
+        law = types.real(known.reach), scale, edge, wp.float64(known.power)
+        inputs = array(w0, types.descriptors), array(own(p.b0), types.real)
+        errors = (*inputs, mean, whitening), law
     return {
         "cutoffs": array(cutoffs, types.vec2),
         "c_radial": array(pairs(p.c_radial).transpose(0, 2, 1), types.radial),
         "c_angular": array(pairs(p.c_angular).transpose(0, 2, 1), types.angular),
         "network": network(),
         "zbl": array(zbl, types.zbl),
+        "errors": errors,
     }
 
 

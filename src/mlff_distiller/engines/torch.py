@@ -10,9 +10,8 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mlff_distiller.batch import Batch
-from mlff_distiller.engines.engine import Array, Engine, Evaluation
+from mlff_distiller.engines.engine import Array, Engine, Estimates, Evaluation, Evaluations
 from mlff_distiller.kernels.neighbors.verlet import VerletList
 from mlff_distiller.kernels.systems import Systems
 from mlff_distiller.kernels.types import vec7d
@@ -86,6 +85,8 @@ class TorchEngine(Engine):
     exact = False
     padded: bool
     compile: bool
+    _once: tuple[Batch, Neighbors] | None = None
+    """What ``evaluate`` has seen, where the rest is not prepared for it."""
 
     def __init__(
         self,
@@ -116,16 +117,31 @@ class TorchEngine(Engine):
             torch.from_numpy(cell).unsqueeze(0),
             torch.from_numpy(pbc).unsqueeze(0),
         )
-        neighbors = neighbor_list(batch, self.student.cutoff)
         device = self.student.device
+        neighbors = neighbor_list(batch, self.student.cutoff).to(device)
+        batch = batch.to(device)
         with torch.no_grad():
-            found = self.student(batch.to(device), neighbors.to(device))
+            found = self.student(batch, neighbors)
+        self._once = batch, neighbors
         return Evaluation(
             float(found.energy[0]),
             found.energies.cpu().numpy(),
             found.forces.double().cpu().numpy(),
             -found.strain_gradient[0].cpu().numpy()[_VOIGT],
         )
+
+    def _evaluate_many(self, batch: Batch) -> Evaluations:
+        self._once = None
+        return super()._evaluate_many(batch)
+
+    def estimates(self) -> Estimates | None:
+        model = self.student.error_model
+        if self._once is None or model is None:
+            return super().estimates()
+        batch, neighbors = self._once
+        types = self.student.types(batch.atomic_numbers)
+        found = model.estimate(self.student, types, batch, neighbors)
+        return Estimates(*(values.cpu().numpy() for values in found))
 
     def _evaluate(self, positions: Array, cell: Array, pbc: NDArray[np.bool_]) -> Evaluation:
         near = self.neighbors
@@ -201,17 +217,6 @@ class TorchEngine(Engine):
         self._set_launch()
 
     # -- edges ---------------------------------------------------------------------------------
-
-    def _pairs(self) -> Neighbors:
-        """Those of the list, with shifts of atoms that are not wrapped into their cell."""
-        near = self.neighbors
-        counts, table, images, laps, whole = (
-            wp.to_torch(array)
-            for array in (near.counts, near.neighbors, near.images, near.laps, near.whole)
-        )
-        used = torch.arange(table.shape[1], device=counts.device) < counts.unsqueeze(1)
-        i, j = used.nonzero()[:, 0], table[used].long()
-        return Neighbors(i, j, whole[images[used].long()] - laps[j] + laps[i])
 
     def _set_edges(self, edges: Neighbors) -> None:
         """Pairs first, in their order; padding from there on."""
@@ -304,13 +309,3 @@ class TorchEngine(Engine):
             warnings.warn(f"evaluations go without a CUDA graph, slower: {error}", stacklevel=6)
             return
         self._launch = graph.replay
-
-    @contextmanager
-    def _on_stream(self) -> Iterator[None]:
-        """What torch does here follows what Warp has launched, and the other way round."""
-        if not self.device.is_cuda:
-            yield
-            return
-        warps = torch.cuda.ExternalStream(self.device.stream.cuda_stream, self.student.device)
-        with torch.cuda.stream(warps):
-            yield

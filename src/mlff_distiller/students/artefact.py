@@ -1,5 +1,7 @@
 """A student on disk: ``config.json``, ``weights.safetensors``, ``README.md`` and its exports.
 
+One that knows its errors has ``errors.safetensors`` as well.
+
 No pickle anywhere: the configuration is JSON, the tensors are safetensors, and what they may
 contain is fixed by the architecture.
 """
@@ -19,9 +21,12 @@ from mlff_distiller.batch import Batch
 from mlff_distiller.durable import read_json, replacing, sha256_of_file
 from mlff_distiller.errors import StudentError
 from mlff_distiller.students.base import Student
+from mlff_distiller.students.error_model import ErrorModel
 from mlff_distiller.students.registry import architectures
 
 SCHEMA = 1
+ERRORS = "errors.safetensors"
+"""File of the `ErrorModel`."""
 _FORM = {"schema": SCHEMA, "architecture": "", "model": {}, "weights_sha256": "", "about": {}}
 
 
@@ -43,13 +48,17 @@ def save_student(
         weights = temporary / "weights.safetensors"
         tensors = {name: value.detach().cpu() for name, value in student.state_dict().items()}
         weights.write_bytes(save({name: value.contiguous() for name, value in tensors.items()}))
+        hashes = {"weights_sha256": sha256_of_file(weights)}
+        if student.error_model is not None:
+            (temporary / ERRORS).write_bytes(student.error_model.to_bytes())
+            hashes["errors_sha256"] = sha256_of_file(temporary / ERRORS)
         known = architectures().get(student.architecture)
         exports = known.export(student, temporary, frames) if known and known.export else {}
         config = {
             "schema": SCHEMA,
             "architecture": student.architecture,
             "model": student.config(),
-            "weights_sha256": sha256_of_file(weights),
+            **hashes,
             "exports": exports,
             "about": about,
         }
@@ -80,17 +89,14 @@ def load_student(path: str | Path) -> Student:
         )
     weights = path / "weights.safetensors"
     try:
-        if sha256_of_file(weights) != config["weights_sha256"]:
-            raise StudentError(
-                f"{weights} does not belong to its config.json",
-                expected=f"sha256 {config['weights_sha256']}",
-                found=f"sha256 {sha256_of_file(weights)}",
-                remedy="copy the whole folder again from where it was made",
-            )
+        _check(weights, config["weights_sha256"])
         student = architecture.student.from_config(config["model"])
         tensors = load_file(weights)
         student.to(tensors[next(name for name, _ in student.named_parameters())].dtype)
         student.load_state_dict(tensors)
+        if "errors_sha256" in config:
+            _check(path / ERRORS, config["errors_sha256"])
+            student.error_model = ErrorModel.from_file(path / ERRORS)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
         if isinstance(error, StudentError):
             raise
@@ -98,6 +104,16 @@ def load_student(path: str | Path) -> Student:
             f"{path} holds a damaged student", found=f"{type(error).__name__}: {error}"
         ) from error
     return student.eval()
+
+
+def _check(file: Path, sha256: str) -> None:
+    if (found := sha256_of_file(file)) != sha256:
+        raise StudentError(
+            f"{file} does not belong to its config.json",
+            expected=f"sha256 {sha256}",
+            found=f"sha256 {found}",
+            remedy="copy the whole folder again from where it was made",
+        )
 
 
 def _read_file(path: Path) -> Student:

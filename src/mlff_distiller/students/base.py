@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from ase.data import atomic_numbers, chemical_symbols
@@ -16,6 +16,9 @@ from mlff_distiller.batch import Batch
 from mlff_distiller.errors import UnknownElementError
 from mlff_distiller.neighbors import Neighbors, edge_vectors
 from mlff_distiller.students.repulsion import ZBL, Pairs
+
+if TYPE_CHECKING:
+    from mlff_distiller.students.error_model import ErrorModel
 
 TRACING: ContextVar[bool] = ContextVar("tracing", default=False)
 """Whether operations are only recorded, which those of kernels cannot be."""
@@ -59,6 +62,8 @@ class Student(nn.Module, ABC):
     repulsion: ZBL | None
     by_kernels: bool = False
     """Whether kernels made for training serve it when it is not in training mode, too."""
+    error_model: ErrorModel | None = None
+    """What estimates the errors of its forces; None where they have not been measured."""
 
     def __init__(
         self,
@@ -132,6 +137,14 @@ class Student(nn.Module, ABC):
             energies = self.site_energies(types, i, j, leaf, max_neighbors)
             (gradients,) = torch.autograd.grad(energies.sum(), leaf, create_graph=self.training)
         return energies, gradients
+
+    def environments(self, types: Tensor, i: Tensor, j: Tensor, vectors: Tensor) -> Tensor | None:
+        """Smooth invariants (n_atoms, H) that tell atoms' environments apart, without gradients.
+
+        The last hidden layer is best; of arguments as for ``site_energies``. A student that gives
+        some has an `ErrorModel` once it is trained.
+        """
+        return None
 
     @classmethod
     @abstractmethod

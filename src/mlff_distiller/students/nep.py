@@ -154,6 +154,12 @@ class NEP(Student):
             zbl = zbl_pairs(Repulsion(own.table, own.charges), self.cutoff_angular)
         return Fixed(self.shape, self.scaler, self.q_center, cutoffs, zbl)
 
+    @torch.no_grad()
+    def environments(self, types: Tensor, i: Tensor, j: Tensor, vectors: Tensor) -> Tensor:
+        p = self.nep4()
+        q = self.descriptors(types, i, j, vectors) * p.scaler
+        return torch.tanh((p.w0[types] @ q.unsqueeze(-1)).squeeze(-1) - p.b0[types])
+
     def descriptors(self, types: Tensor, i: Tensor, j: Tensor, vectors: Tensor) -> Tensor:
         """Unscaled q (n_atoms, D), without gradients."""
         with torch.no_grad():

@@ -125,8 +125,29 @@ class PaiNN(Student):
         vectors: Tensor,
         max_neighbors: int | None = None,
     ) -> Tensor:
+        s, r, pair = self._scalars(types, i, j, vectors, max_neighbors)
+        energies: Tensor = self.scale.to(s.dtype) * self.readout(s).squeeze(1)
+        if self.repulsion is not None:
+            energies = energies + self.repulsion(r, *pair).sum(1)
+        return energies
+
+    @torch.no_grad()
+    def environments(self, types: Tensor, i: Tensor, j: Tensor, vectors: Tensor) -> Tensor:
+        """The last hidden layer."""
+        hidden: Tensor = self.readout[:-1](self._scalars(types, i, j, vectors)[0])
+        return hidden
+
+    def _scalars(
+        self,
+        types: Tensor,
+        i: Tensor,
+        j: Tensor,
+        vectors: Tensor,
+        max_neighbors: int | None = None,
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """Those of the last layer (n_atoms, C); distances (n_atoms, n_slots) and their types."""
         slots = Slots.from_edges(types, i, j, vectors, 2.0 * self.cutoff, max_neighbors)
-        r = (slots.vectors.square().sum(2) + _SHORTEST**2).sqrt()  # (n_atoms, n_slots)
+        r = (slots.vectors.square().sum(2) + _SHORTEST**2).sqrt()
         directions = slots.vectors / r.unsqueeze(2)
         pair, seen = (types.unsqueeze(1), slots.neighbor_types), r
         if self.repulsion is not None and self.saturates:
@@ -136,10 +157,7 @@ class PaiNN(Student):
         s, v = self.updates[0](_of_type(self.embedding, types) + s, v)
         for message, update in zip(self.messages, self.updates[1:], strict=True):
             s, v = update(*message(s, v, slots.neighbors, radial, directions))
-        energies: Tensor = self.scale.to(s.dtype) * self.readout(s).squeeze(1)
-        if self.repulsion is not None:
-            energies = energies + self.repulsion(r, *pair).sum(1)
-        return energies
+        return s, r, pair
 
 
 def saturated(r: Tensor, outer: Tensor) -> Tensor:

@@ -177,6 +177,7 @@ def _learn(
             progress.epoch, progress.batch = progress.epoch + 1, 0
 
     student.load_state_dict(best)
+    student.error_model = None  # that of the weights before
     student.eval()
     return progress.history
 

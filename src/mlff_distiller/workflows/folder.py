@@ -111,7 +111,7 @@ def files_of_student(folder: Path) -> dict[str, Path]:
     """What a student consists of, by name: its folder's files, or the one file it is."""
     if folder.is_file():
         return {f"student/{folder.name}": folder}
-    names = ("config.json", "weights.safetensors", "nep.txt")
+    names = ("config.json", "weights.safetensors", "errors.safetensors", "nep.txt")
     return {f"student/{name}": folder / name for name in names if (folder / name).is_file()}
 
 

@@ -25,6 +25,7 @@ from mlff_distiller.md.record import ForceField, stays_up
 from mlff_distiller.neighbors import neighbor_list
 from mlff_distiller.students import Student, load_student, save_student, set_repulsion
 from mlff_distiller.students.data import robust_fit
+from mlff_distiller.students.error_model import fit_error_model
 from mlff_distiller.training import ALONE, Trackers, Workers, train, workers_of_torchrun
 from mlff_distiller.training.sources import NO_EXTRA, NO_SOURCES, Extra, Sources
 from mlff_distiller.validation.accuracy import student_errors
@@ -225,6 +226,8 @@ def train_stage(
         }
         card = "# A student, not yet evaluated\n\nIts run only trained, or has not finished.\n"
         if workers.leads:
+            trained = training.beside(extra.frames)
+            student.error_model = fit_error_model(student, trained, validation)
             save_student(student, folder, about=about, card=card, frames=training)
         workers.wait()
     return load_student(folder).to(workers.device(resolve_device(config.device)))

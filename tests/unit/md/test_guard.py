@@ -1,22 +1,25 @@
 """Guards of ``run_md``: what they count, keep and stop; and that they move no atom."""
 
-from types import SimpleNamespace
+from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
-import warp as wp
 from ase import Atoms
 from ase.build import bulk
 from ase.io import read
 from tests.helpers import command, random_nep, random_painn, rattled
 
 from mlff_distiller import StudentCalculator, md, run_md
+from mlff_distiller.batch import Batch
 from mlff_distiller.engines.choice import choose_engine
 from mlff_distiller.engines.nep import NEPEngine
 from mlff_distiller.engines.torch import TorchEngine
 from mlff_distiller.errors import ConfigError, UntrustedError
 from mlff_distiller.md import Ensemble, Simulation, guard
 from mlff_distiller.md.watch import Watch
+from mlff_distiller.neighbors import neighbor_list
+from mlff_distiller.students.error_model import ErrorModel, fit_error_model
 
 BRIEF = {
     "time_step_fs": 0.2,
@@ -52,19 +55,24 @@ def forces_as_errors(engine) -> None:
 @pytest.fixture(autouse=True)
 def _planted(monkeypatch):
     for engine in (NEPEngine, TorchEngine):
-        make_room = engine._make_room
+        monkeypatch.setattr(engine, "estimate_errors", forces_as_errors)
 
-        def room(self, types, sizes, make_room=make_room):
-            make_room(self, types, sizes)
-            self.errors = wp.zeros(len(types), dtype=wp.float64, device=self.device)
 
-        monkeypatch.setattr(engine, "_make_room", room)
-        monkeypatch.setattr(engine, "estimate_errors", forces_as_errors, raising=False)
+@cache
+def model(architecture: str) -> ErrorModel:
+    student = {"nep": random_nep, "painn": random_painn}[architecture]()
+    frames = []
+    for seed in range(4):
+        batch = Batch.from_atoms([crystal(seed)])
+        found = student(batch, neighbor_list(batch, student.cutoff))
+        labels = {"energy": found.energy, "forces": found.forces.detach() + 0.01}
+        frames.append(replace(batch, labels=labels))
+    return fit_error_model(student, frames[:2], frames[2:])
 
 
 def knowing(student, limit: float):
     """``student`` with an error model of that limit."""
-    student.error_model = SimpleNamespace(limit=limit, typical=0.1)
+    student.error_model = replace(model(student.architecture), limit=limit)
     return student
 
 
@@ -307,3 +315,22 @@ def test_a_command_that_the_guard_has_stopped_ends_with_a_code_of_its_own(tmp_pa
     done = command("md", tmp_path / "a.xyz", *words, "--guard", "stop", "--guard-limit", 0.5)
     assert done.returncode == 3
     assert "does not know what it met" in done.stderr
+
+
+@pytest.mark.filterwarnings("ignore:the student does not know")
+def test_a_calculator_counts_warns_and_stops(limit):
+    atoms = crystal()
+    student = knowing(random_nep(), limit)
+    atoms.calc = StudentCalculator(student, device="cpu", guard="warn", guard_every=2)
+    forces = [atoms.get_forces()]
+    for _ in range(4):
+        atoms.rattle(0.2, rng=np.random.default_rng(len(forces)))
+        forces.append(atoms.get_forces())
+    bad = sum((np.linalg.norm(one, axis=1) > limit).sum() for one in forces[::2])
+    assert (atoms.calc.n_looks, atoms.calc.n_untrusted) == (3 * len(atoms), bad)
+    assert bad > 0
+    atoms.calc = StudentCalculator(student, device="cpu", guard="stop", guard_every=1)
+    with pytest.raises(UntrustedError, match="does not know this structure"):
+        atoms.get_forces()
+    with pytest.raises(ConfigError, match="estimates its errors"):
+        StudentCalculator(random_nep(), device="cpu", guard="warn")

@@ -25,8 +25,9 @@ def gradients_by_threads(
     n_invariants, neurons = shape.n_invariants, shape.neurons
     real, vec2, vec3, vec_r, vec_a = types.real, types.vec2, types.vec3, types.radial, types.angular
     vec_h, vec_i, vec_d, vec_z = types.harmonics, types.invariants, types.descriptors, types.zbl
-    invariants, slopes, separation = of_atom.invariants, of_atom.slopes, of_atom.separation
-    pair_of, density, gradient = of_edge.pair, of_edge.density, of_edge.gradient
+    slopes, separation = of_atom.slopes, of_atom.separation
+    pair_of, gather, descriptor = of_edge.pair, of_edge.gather, of_edge.descriptor
+    gradient = of_edge.gradient
 
     @outlined
     def network(
@@ -71,28 +72,14 @@ def gradients_by_threads(
         i = first + wp.tid()
         if skip[0] != 0:
             return
-        q_radial = vec_r()
         s = wp.zeros(shape=(n_angular,), dtype=vec_h)
-        for slot in range(counts[i]):
-            j = neighbors[i, slot]
-            pair = pair_of(i, j, types, n_types)
-            d = separation(i, j, images[i, slot], positions, shifts)
-            rc = cutoffs[pair]
-            r = wp.length(d)
-            if r < wp.max(rc[0], rc[1]):
-                g_radial, g_angular, b = density(d, pair, cutoffs, c_radial, c_angular)
-                q_radial += g_radial
-                if r < rc[1]:
-                    for n in range(n_angular):
-                        s[n] = s[n] + g_angular[n] * b
-
-        q = vec_d()
-        for n in range(n_radial):
-            q[n] = q_radial[n]
-        for n in range(n_angular):
-            q_n = invariants(s[n])
-            for k in range(n_invariants):
-                q[n_radial + k * n_angular + n] = q_n[k]
+        # fmt: off
+        q_radial = gather(
+            i, positions, shifts, types, n_types, counts, neighbors, images,
+            cutoffs, c_radial, c_angular, s,
+        )
+        # fmt: on
+        q = descriptor(q_radial, s)
         t = int(0)
         if wp.static(not one_type):
             t = types[i]

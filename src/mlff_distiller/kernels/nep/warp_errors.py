@@ -1,0 +1,146 @@
+"""Estimates of force errors as Warp kernels: one source for CPU and GPU; see `ErrorModel`.
+
+Descriptors are formed once more, by a thread an atom, so that a step that does not ask costs what
+it did; and the module is one of its own, so that who never asks never compiles it.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import warp as wp
+
+from mlff_distiller.kernels.nep.warp import CPU_FLAGS, Specialization
+from mlff_distiller.kernels.nep.warp_functions import Types, atom_functions, edge_functions, waves
+
+BLOCK = 64
+
+
+@dataclass(frozen=True)
+class ErrorKernels:
+    """In the order of their use, with the types of their arrays."""
+
+    module: wp.Module
+    types: Types
+    hidden: type  # one number for each neuron
+    distances: wp.Kernel
+    estimates: wp.Kernel
+
+
+@cache
+def build_errors(spec: Specialization, largest: float) -> ErrorKernels:
+    """Kernels for ``spec``, whose results are at most ``largest``; compiled when first loaded."""
+    shape, on_cpu = spec.shape, spec.device == "cpu"
+    types = Types.of(shape, float64=spec.float64)
+    module = wp.Module(f"{spec.name}_errors", None)
+    block_dim = 1 if on_cpu else BLOCK
+    module.options.update(enable_backward=False, block_dim=block_dim, default_grid_stride=False)
+    if on_cpu:
+        module.options["cpu_compiler_flags"] = CPU_FLAGS
+    func, kernel = wp.func(module=module), wp.kernel(module=module)
+    outlined = wp.func(module=module, inline=False if on_cpu else None)
+    one_type = spec.one_type
+    of_atom = atom_functions(func, outlined, types, shape)
+    of_edge = edge_functions(
+        func, outlined, of_atom, types, shape, one_type=one_type, has_zbl=spec.has_zbl
+    )
+    real, vec2, vec_r, vec_a = types.real, types.vec2, types.radial, types.angular
+    vec_h, vec_d = types.harmonics, types.descriptors
+    gather, descriptor, separation = of_edge.gather, of_edge.descriptor, of_atom.separation
+    n_angular, neurons = shape.n_max_angular + 1, shape.neurons
+    vec_m = wp.types.vector(neurons, real)
+    most = wp.constant(wp.float64(largest))
+    cos_pi, _ = waves(real)
+
+    @outlined
+    def distance(
+        q: vec_d,
+        t: int,
+        w0: wp.array2d(dtype=vec_d),
+        b0: wp.array2d(dtype=real),
+        mean: wp.array(dtype=vec_m),
+        whitening: wp.array2d(dtype=vec_m),
+    ) -> real:
+        hidden = vec_m()
+        for m in range(neurons):
+            hidden[m] = wp.tanh(wp.dot(w0[t, m], q) - b0[t, m])
+        hidden -= mean[t]
+        total = real(0.0)
+        for m in range(neurons):
+            along = wp.dot(whitening[t, m], hidden)
+            total += along * along
+        return total
+
+    @kernel
+    def distances(
+        first: int,
+        skip: wp.array(dtype=int),
+        positions: wp.array(dtype=wp.vec3d),
+        shifts: wp.array(dtype=wp.vec3d),
+        types: wp.array(dtype=int),
+        n_types: int,
+        counts: wp.array(dtype=int),
+        neighbors: wp.array2d(dtype=int),
+        images: wp.array2d(dtype=int),
+        cutoffs: wp.array(dtype=vec2),
+        c_radial: wp.array2d(dtype=vec_r),
+        c_angular: wp.array2d(dtype=vec_a),
+        w0: wp.array2d(dtype=vec_d),
+        b0: wp.array2d(dtype=real),
+        mean: wp.array(dtype=vec_m),
+        whitening: wp.array2d(dtype=vec_m),
+        squares: wp.array(dtype=real),
+    ):
+        """d_i^2 of each atom."""
+        i = first + wp.tid()
+        if skip[0] != 0:
+            return
+        s = wp.zeros(shape=(n_angular,), dtype=vec_h)
+        # fmt: off
+        q_radial = gather(
+            i, positions, shifts, types, n_types, counts, neighbors, images,
+            cutoffs, c_radial, c_angular, s,
+        )
+        # fmt: on
+        t = int(0)
+        if wp.static(not one_type):
+            t = types[i]
+        squares[i] = distance(descriptor(q_radial, s), t, w0, b0, mean, whitening)
+
+    @kernel
+    def estimates(
+        first: int,
+        skip: wp.array(dtype=int),
+        positions: wp.array(dtype=wp.vec3d),
+        shifts: wp.array(dtype=wp.vec3d),
+        types: wp.array(dtype=int),
+        counts: wp.array(dtype=int),
+        neighbors: wp.array2d(dtype=int),
+        images: wp.array2d(dtype=int),
+        squares: wp.array(dtype=real),
+        reach: real,
+        scale: wp.array(dtype=wp.float64),
+        edge: wp.array(dtype=wp.float64),
+        power: wp.float64,
+        errors: wp.array(dtype=wp.float64),
+        extrapolation: wp.array(dtype=wp.float64),
+    ):
+        i = first + wp.tid()
+        if skip[0] != 0:
+            return
+        total = squares[i]
+        weights = real(1.0)
+        for slot in range(counts[i]):
+            j = neighbors[i, slot]
+            r = wp.length(separation(i, j, images[i, slot], positions, shifts))
+            if r < reach:
+                weight = real(0.5) + real(0.5) * cos_pi(r / reach)
+                weights += weight
+                total += weight * squares[j]
+        t = types[i]
+        gamma = wp.sqrt(wp.float64(total / weights)) / edge[t]
+        if not (gamma < most):  # NaN neither
+            gamma = most
+        errors[i] = wp.min(scale[t] * wp.pow(gamma, power), most)
+        extrapolation[i] = gamma
+
+    return ErrorKernels(module, types, vec_m, distances, estimates)

@@ -1,0 +1,168 @@
+"""Estimates of force errors: kernels as PyTorch, laws of physics, files; what is far is told."""
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk
+from safetensors.numpy import load_file
+from scipy.spatial.transform import Rotation
+from tests.helpers import random_nep, random_painn, rattled, structures
+
+from mlff_distiller.batch import Batch
+from mlff_distiller.engines.choice import choose_engine, slow_engine
+from mlff_distiller.errors import StudentError
+from mlff_distiller.neighbors import neighbor_list
+from mlff_distiller.students import load_student, save_student
+from mlff_distiller.students.error_model import LARGEST, fit_error_model
+
+STUDENTS = {"nep": random_nep, "painn": random_painn}
+NOISE = 0.1
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    return request.param
+
+
+def labelled(student, atoms: Atoms, seed: int) -> Batch:
+    """With the student's own forces, and errors that have a length of ``NOISE`` eV/Å."""
+    batch = Batch.from_atoms([atoms])
+    found = student(batch, neighbor_list(batch, student.cutoff))
+    apart = np.random.default_rng(seed).normal(size=(len(atoms), 3))
+    apart *= NOISE / np.linalg.norm(apart, axis=1, keepdims=True)
+    forces = found.forces.detach().double() + torch.from_numpy(apart)
+    return dataclasses.replace(batch, labels={"energy": found.energy, "forces": forces})
+
+
+def crystal(a: float = 3.0) -> Atoms:
+    return bulk("OH", "rocksalt", a=a, cubic=True) * (2, 1, 1)
+
+
+@pytest.fixture(scope="module", params=STUDENTS)
+def fitted(request):
+    student = STUDENTS[request.param]()
+    frames = [labelled(student, rattled(crystal(), 0.05, seed), seed) for seed in range(20)]
+    student.error_model = fit_error_model(student, frames[::2], frames[1::2])
+    return student
+
+
+def estimates(engine, atoms: Atoms):
+    engine.evaluate(atoms.positions, atoms.numbers.astype(np.int64), atoms.cell.array, atoms.pbc)
+    return engine.estimates()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_engine_estimates_what_the_model_says(fitted, dtype, device):
+    student = copy.deepcopy(fitted).to(device, dtype)
+    frames = [rattled(atoms, 0.05) for atoms in structures().values()]
+    batch = Batch.from_atoms(frames).to(device)
+    types = student.types(batch.atomic_numbers)
+    pairs = neighbor_list(batch, student.cutoff)
+    wanted = [
+        own.cpu().numpy() for own in student.error_model.estimate(student, types, batch, pairs)
+    ]
+    engine = choose_engine(student)
+    engine.evaluate_many(batch)
+    ends = np.cumsum([len(atoms) for atoms in frames])[:-1]
+    tolerance = {"rtol": 1e-3 if dtype == torch.float32 else 1e-9}
+    for one in (engine.estimates(), engine.estimates()):
+        np.testing.assert_allclose(one.errors, wanted[0], **tolerance)
+        np.testing.assert_allclose(one.extrapolation, wanted[1], **tolerance)
+    for own in (choose_engine(student), slow_engine(student)):
+        parts = zip(frames, np.split(wanted[0], ends), np.split(wanted[1], ends), strict=True)
+        for atoms, errors, extrapolation in parts:
+            one = estimates(own, atoms)
+            np.testing.assert_allclose(one.errors, errors, **tolerance)
+            np.testing.assert_allclose(one.extrapolation, extrapolation, **tolerance)
+
+
+def test_on_the_device_they_are_of_the_atoms_as_they_are(fitted):
+    atoms = rattled(crystal(), 0.05)
+    engine = choose_engine(fitted, [atoms])
+    assert np.array_equal(engine.errors.numpy(), np.zeros(len(atoms)))
+    engine.positions.assign(atoms.positions)
+    engine.rebuild(atoms.cell.array, atoms.pbc)
+    engine.compute()
+    engine.estimate_errors()
+    wanted = estimates(choose_engine(fitted), atoms)
+    np.testing.assert_allclose(engine.errors.numpy(), wanted.errors, rtol=1e-12)
+    np.testing.assert_allclose(engine.extrapolation.numpy(), wanted.extrapolation, rtol=1e-12)
+
+
+def test_turning_moving_and_renumbering_atoms_changes_nothing(fitted):
+    engine, atoms = choose_engine(fitted), rattled(crystal(), 0.05)
+    wanted = estimates(engine, atoms)
+    order = np.random.default_rng(0).permutation(len(atoms))
+    turn = Rotation.random(rng=1).as_matrix()
+    other = atoms[order]
+    other.set_cell(other.cell.array @ turn.T, scale_atoms=True)
+    other.positions += [7.1, -3.2, 0.4]
+    found = estimates(engine, other)
+    np.testing.assert_allclose(found.errors, wanted.errors[order], rtol=1e-9)
+    np.testing.assert_allclose(found.extrapolation, wanted.extrapolation[order], rtol=1e-9)
+
+
+def test_errors_are_those_of_frames_that_did_not_train(fitted):
+    model, engine = fitted.error_model, choose_engine(fitted)
+    assert model.typical == pytest.approx(NOISE, rel=1e-6)
+    found = [estimates(engine, rattled(crystal(), 0.05, seed)).errors for seed in range(100, 120)]
+    assert np.sqrt(np.mean(np.square(found))) == pytest.approx(NOISE, rel=0.25)
+    assert np.max(found) < model.limit
+
+
+def test_what_is_far_is_beyond_the_limit(fitted):
+    engine, limit = choose_engine(fitted), fitted.error_model.limit
+    trained = [rattled(crystal(), 0.05, seed) for seed in range(0, 20, 2)]
+    grades = [estimates(engine, atoms).extrapolation.max() for atoms in trained]
+    assert max(grades) == pytest.approx(1.0)
+    squeezed, hole = rattled(crystal(2.5), 0.05), rattled(crystal(), 0.05)[1:]
+    for atoms in (squeezed, hole, Atoms("OH", [[0, 0, 0], [0, 0, 0.5]]), Atoms("O")):
+        assert estimates(engine, atoms).errors.max() > limit
+
+
+def test_an_element_that_did_not_train_is_far(fitted):
+    student = copy.deepcopy(fitted)
+    atoms = Atoms("O", cell=[2.0] * 3, pbc=True) * 2
+    frames = [labelled(student, rattled(atoms, 0.05, seed), seed) for seed in range(6)]
+    student.error_model = fit_error_model(student, frames[:3], frames[3:])
+    engine = choose_engine(student)
+    assert estimates(engine, rattled(atoms, 0.05, 7)).errors.max() < student.error_model.limit
+    assert estimates(engine, crystal()).errors.max() > student.error_model.limit
+
+
+def test_what_is_not_a_number_is_as_far_as_can_be(fitted):
+    model = dataclasses.replace(fitted.error_model, mean=fitted.error_model.mean * np.nan)
+    student = copy.deepcopy(fitted)
+    student.error_model = model
+    found = estimates(choose_engine(student), crystal())
+    assert (found.extrapolation == LARGEST).all()
+    assert (found.errors > model.limit).all()
+
+
+def test_a_student_keeps_its_model_on_disk(fitted, tmp_path):
+    save_student(fitted, tmp_path / "student", about={}, card="", frames=[])
+    found = load_student(tmp_path / "student")
+    for field in dataclasses.fields(found.error_model):
+        own = getattr(found.error_model, field.name)
+        assert torch.equal(
+            torch.as_tensor(own), torch.as_tensor(getattr(fitted.error_model, field.name))
+        )
+    path = tmp_path / "student" / "errors.safetensors"
+    assert {"mean", "whitening", "limit"} <= set(load_file(path))
+    path.write_bytes(path.read_bytes()[:-8] + bytes(8))
+    with pytest.raises(StudentError, match="does not belong to its config"):
+        load_student(tmp_path / "student")
+
+
+def test_a_student_without_one_says_nothing(tmp_path):
+    student = random_nep()
+    save_student(student, tmp_path / "student", about={}, card="", frames=[])
+    assert load_student(tmp_path / "student").error_model is None
+    engine = choose_engine(student)
+    assert estimates(engine, crystal()) is None
+    assert engine.errors is None
+    assert fit_error_model(student, [labelled(student, crystal(), 0)], []) is None
