@@ -192,7 +192,7 @@ class KeptFrames:
 
     They are ``apart`` steps from each other at first. When the file is full every second one is
     dropped, and they are kept half as often: they always cover the whole run. Each has ``step``,
-    ``time_ps``, ``system``, and the column ``forces_error`` (eV/Å).
+    ``system``, and the column ``forces_error`` (eV/Å).
     """
 
     def __init__(self, path: Path, templates: Sequence[Atoms], most: int, apart: int) -> None:

@@ -130,7 +130,8 @@ def run_md(
     Raises
     ------
     UntrustedError
-        ``guard="stop"``, and the student does not know what it has met.
+        ``guard="stop"``, and the student does not know what it has met. The checkpoint is that of
+        the last state that was trusted, which is also the trajectory's last frame.
     DynamicsError
         The simulation has blown up (its last good frame is in the trajectory), a constraint is not
         supported, or a file cannot be written, or is not as the checkpoint left it.
@@ -173,6 +174,8 @@ def run_md(
         simulation = Simulation(engine, frames, settings)
         warn_of_what_is_ignored(frames)
         files.open(simulation, frames, about)
+        if teacher is not None:
+            Takeover(simulation, teacher)  # refuses what it cannot do before a step is made
         watching: Guard | None = None
         if mode != "off":
             looks = look_every, steps.values(), guard_limit

@@ -300,6 +300,9 @@ def test_a_guard_without_an_estimate_is_refused():
         run_md(crystal(), knowing(random_nep(), 1.0), n_steps=1, guard="harvest")
     with pytest.raises(ConfigError, match="a teacher takes over"):
         run_md(crystal(), knowing(random_nep(), 1.0), n_steps=1, guard="teacher")
+    teacher = {"guard": "teacher", "teacher": StudentCalculator(random_nep(), device="cpu")}
+    with pytest.raises(ConfigError, match="for one system"):
+        run_md([crystal()] * 2, knowing(random_nep(), 1.0), n_steps=1, **teacher)
     with pytest.raises(ConfigError, match="guard_every"):
         run_md(crystal(), random_nep(), n_steps=1, guard_every=0)
 
