@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ase import Atoms
     from pydantic import ValidationError
 
 
@@ -18,6 +21,9 @@ class DistillerError(Exception):
     expected, found, remedy
         Shown on lines of their own when given.
     """
+
+    exit_code: ClassVar[int] = 1
+    """What a command ends with."""
 
     def __init__(
         self, problem: str, *, expected: object = None, found: object = None, remedy: str = ""
@@ -64,6 +70,18 @@ class DeviceMemoryError(DistillerError, MemoryError):
 
 class DynamicsError(DistillerError, RuntimeError):
     """A simulation cannot start or continue, or has blown up."""
+
+
+class UntrustedError(DynamicsError):
+    """A simulation met what its student does not know, by the student's own estimate."""
+
+    exit_code: ClassVar[int] = 3
+    step: int = 0
+    """Where it did."""
+    met: Sequence[Atoms] = ()
+    """The systems concerned, at that step."""
+    before: Sequence[Atoms] = ()
+    """The same at the last look before."""
 
 
 class ExportError(DistillerError, RuntimeError):

@@ -26,8 +26,10 @@ from mlff_distiller import StudentCalculator
 from mlff_distiller.cli.main import app
 from mlff_distiller.cli.options import REFUSED
 from mlff_distiller.dataset import Dataset, verify
-from mlff_distiller.workflows.config import load_config
+from mlff_distiller.workflows.config import config_of, load_config
 from mlff_distiller.workflows.distill import distill
+from mlff_distiller.workflows.folder import read_inputs
+from mlff_distiller.workflows.train import split_labels
 
 COUNTED = '''
 import hashlib, os
@@ -250,7 +252,7 @@ def test_other_structures_are_refused(bench, straight):
 TWO_TEMPERATURES = "sampling.temperature_K=[300, 400]"
 
 
-def interrupted(bench, out, when, *words):
+def interrupted(bench, out, when, *words, **options):
     """The run, interrupted at the first stage of progress that ``when`` is true of."""
 
     def on_progress(stage, done, total, news):
@@ -261,8 +263,9 @@ def interrupted(bench, out, when, *words):
     with contextlib.chdir(bench.folder), pytest.MonkeyPatch.context() as patched:
         for name, value in bench.environment(out).items():
             patched.setenv(name, value)
+        options["on_progress"] = on_progress
         with pytest.raises(KeyboardInterrupt):
-            distill(["cu.extxyz"], "ase:counted:Counted", out, config, on_progress=on_progress)
+            distill(["cu.extxyz"], "ase:counted:Counted", out, config, **options)
 
 
 def test_a_run_interrupted_between_its_turns_has_not_ended(bench, straight):
@@ -304,6 +307,31 @@ def test_a_finished_run_goes_on_with_a_larger_budget(bench, straight):
         command("validate", "--verify", bench.folder / "more" / "certificate.json").returncode == 0
     )
     again = bench.run("more", "goal.max_turns=3", TWO_TEMPERATURES)
+    assert "finished earlier" in again.stdout
+
+
+def test_a_finished_run_learns_what_production_runs_met(bench, straight):
+    out, pool = bench.folder / "harvested", bench.folder / "pool"
+    shutil.copytree(straight, out, ignore=shutil.ignore_patterns(".lock"))
+    pool.mkdir()
+    dense = bulk("Cu", cubic=True)
+    dense.set_cell(0.9 * dense.cell.array, scale_atoms=True)
+    gas = dense.copy()
+    gas.set_cell(2.0 * dense.cell.array, scale_atoms=True)
+    write(pool / "md.extxyz", [dense, dense, gas, bulk("Cu", cubic=True)])  # the last is known
+    before = json.loads((out / "report.json").read_text())["goal"]["turns"]
+    interrupted(bench, "harvested", lambda stage: stage == "train", harvest=["pool"])
+    done = bench.run("harvested")
+    assert done.returncode == 0, done.stderr
+    turns = json.loads((out / "report.json").read_text())["goal"]["turns"]
+    assert [turn["step"]["kind"] for turn in turns[len(before) :]] == ["harvest"]
+    labels = Dataset(out / "dataset")
+    met = [k for k in range(len(labels)) if labels.provenance(k).get("source") == "harvest"]
+    assert len(met) == turns[-1]["n_new_labels"] == 2
+    split = split_labels(labels, config_of(read_inputs(out)["config"]))
+    assert set(met) <= set(split.train.tolist())
+    again = bench.run("harvested", "--harvest", "pool")
+    assert "0 new" in again.stdout
     assert "finished earlier" in again.stdout
 
 

@@ -101,7 +101,10 @@ for _name, _command, _epilog in (
     app.command(_name, epilog=_epilog)(_command)
 
 
-@app.command(epilog="Example: mlff-distiller distill silicon.extxyz --teacher 7net-0 --out run")
+@app.command(
+    epilog="Examples: mlff-distiller distill silicon.extxyz --teacher 7net-0 --out run"
+    "\n\nmlff-distiller distill silicon.extxyz --teacher 7net-0 --out run --harvest pool"
+)
 def distill(
     structures: Annotated[
         list[str],
@@ -140,6 +143,14 @@ def distill(
     max_hours: Annotated[
         float | None,
         typer.Option(metavar="HOURS", help="Longest time of all turns.", show_default="4"),
+    ] = None,
+    harvest: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="PATH",
+            help="What md --guard harvest met: a file, a folder of files or a dataset, whose "
+            "structures are labelled and trained on next; repeatable.",
+        ),
     ] = None,
     dry_run: Annotated[
         bool,
@@ -183,7 +194,9 @@ def distill(
         print_facts(estimate(files, teacher, settings, **source))
         return
     with Display(console, quiet=quiet, shares=_SHARES) as display:
-        report = pipeline.distill(files, teacher, out, settings, **source, on_progress=display)
+        report = pipeline.distill(
+            files, teacher, out, settings, **source, harvest=harvest or (), on_progress=display
+        )
     if not quiet:
         print_verdict(report["verdict"])
         print_next(report.get("goal"))
@@ -267,7 +280,7 @@ def main() -> None:
         if "--debug" in sys.argv:
             raise
         errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
-        sys.exit(1)
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         _print_interrupted()
         sys.exit(130)

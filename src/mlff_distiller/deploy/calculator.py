@@ -22,11 +22,13 @@ from ase.calculators.calculator import (
     all_changes,
     all_properties,
 )
+from ase.data import chemical_symbols
 
 from mlff_distiller.batch import check_structure
 from mlff_distiller.engines.choice import BackendName, choose_engine, slow_engine
+from mlff_distiller.engines.guarding import EVERY, check_guard
 from mlff_distiller.engines.loading import ready_student
-from mlff_distiller.errors import KernelError, StudentError
+from mlff_distiller.errors import KernelError, StudentError, UntrustedError
 from mlff_distiller.students import Student
 
 if TYPE_CHECKING:
@@ -57,9 +59,17 @@ class StudentCalculator(Calculator):
         Whether PyTorch's kernels are fused at the first call, and again whenever the elements
         change or neighbours outgrow their room: that takes most of a minute, and makes evaluations
         some three times as fast.
+    guard
+        What to do where the student, by its own estimate, does not know an atom's environment, at
+        the first and then at each ``guard_every``-th structure: ``warn``, once, or ``stop``, by
+        ``UntrustedError``. ``n_looks`` and ``n_untrusted`` count the atoms looked at.
 
     Raises
     ------
+    ConfigError
+        There is no such guard, or the student has no error model for it.
+    UntrustedError
+        ``guard="stop"``; the forces are not given.
     KernelError
         ``backend="warp"``, and Warp cannot compile the kernels here.
     StudentError
@@ -79,6 +89,8 @@ class StudentCalculator(Calculator):
         dtype: Literal["float32", "float64"] = "float32",
         backend: BackendName = "auto",
         compile: bool = False,
+        guard: Literal["off", "warn", "stop"] = "off",
+        guard_every: int = EVERY,
     ) -> None:
         self._lock = threading.Lock()
         self._known: _Snapshot | None = None
@@ -87,6 +99,9 @@ class StudentCalculator(Calculator):
         self.student = ready_student(model, device, dtype)
         self._engine = choose_engine(self.student, backend=backend, compile=compile)
         self._may_be_slow = backend != "warp"
+        check_guard(guard, ("off", "warn", "stop"), self.student)
+        self._guard, self._guard_every = guard, max(1, int(guard_every))
+        self._n_seen = self.n_looks = self.n_untrusted = 0
 
     # -- what ASE calls, several times a step -------------------------------------------------
 
@@ -214,6 +229,8 @@ class StudentCalculator(Calculator):
                 found=f"energy {energy} eV; forces of atoms {bad[:5].tolist()}",
                 remedy="look for atoms on top of each other; restart from the last good frame",
             )
+        if self._guard != "off":
+            self._look(now)
         results = {
             "energy": energy,
             "free_energy": energy,
@@ -223,6 +240,31 @@ class StudentCalculator(Calculator):
         if now.volume > 0.0:
             results["stress"] = found.virial / -now.volume
         return results
+
+    def _look(self, now: _Snapshot) -> None:
+        due, self._n_seen = self._n_seen % self._guard_every == 0, self._n_seen + 1
+        model, found = self.student.error_model, self._engine.estimates() if due else None
+        if model is None or found is None:
+            return
+        errors, limit = found.errors, model.limit
+        n_untrusted = int((errors > limit).sum())
+        self.n_looks += len(errors)
+        self.n_untrusted += n_untrusted
+        if not n_untrusted:
+            return
+        worst = int(errors.argmax())
+        words = (
+            f"the student does not know this structure: the estimated force error of atom {worst} "
+            f"({chemical_symbols[now.numbers[worst]]}) is {errors[worst]:.3g} eV/Å"
+        )
+        if self._guard == "stop":
+            raise UntrustedError(
+                words,
+                expected=f"at most {limit:.3g} eV/Å",
+                remedy="label such structures, and train on them",
+            )
+        if self.n_untrusted == n_untrusted:
+            warnings.warn(f"{words}, above {limit:.3g} eV/Å", stacklevel=5)
 
 
 class _Extra(Mapping[str, np.ndarray]):

@@ -35,10 +35,29 @@ def write_checkpoint(path: Path, state: State, about: dict[str, Any]) -> None:
     if state.seeds is not None:
         arrays["seeds"] = state.seeds
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    header = json.dumps({"schema": SCHEMA, "step": state.step, **about})
-    metadata = {"simulation": header, "sha256": _digest(header, contiguous)}
+    _write(path, {"schema": SCHEMA, "step": state.step, **about}, contiguous)
+
+
+def _write(path: Path, content: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
+    header = json.dumps(content)
+    metadata = {"simulation": header, "sha256": _digest(header, arrays)}
     with explaining(f"the checkpoint {path} cannot be written", DynamicsError):
-        write_bytes(path, save(contiguous, metadata=metadata))
+        write_bytes(path, save(arrays, metadata=metadata))
+
+
+def students_of(header: dict[str, Any]) -> list[dict[str, Any]]:
+    """Which student runs from which step on, the first at step 0."""
+    first = {"from_step": 0, "student_sha256": header["about"]["student_sha256"]}
+    return header.get("students") or [first]
+
+
+def hand_over(path: Path, student_sha256: str) -> None:
+    """Let another student go on from a checkpoint, and keep the steps that each has run."""
+    header, arrays = _read(path)
+    now = {"from_step": header["step"], "student_sha256": student_sha256}
+    students = [one for one in students_of(header) if one["from_step"] < header["step"]]
+    about = {**header["about"], "student_sha256": student_sha256}
+    _write(path, {**header, "about": about, "students": [*students, now]}, arrays)
 
 
 def _digest(header: str, arrays: dict[str, Any]) -> str:

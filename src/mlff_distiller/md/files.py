@@ -186,7 +186,7 @@ class ExtendedXYZ:
     """All systems of a frame one after another: every n_systems-th frame is of one system."""
 
     def __init__(self, path: Path, templates: Sequence[Atoms], mark: Mark | None) -> None:
-        self._templates = [_expressible(atoms) for atoms in templates]
+        self._templates = [expressible(atoms) for atoms in templates]
         self._file = GrowingText(path, mark)
 
     def append(self, frame: Frame) -> None:
@@ -205,7 +205,7 @@ class ExtendedXYZ:
             self._file.close()
 
 
-def _expressible(template: Atoms) -> Atoms:
+def expressible(template: Atoms) -> Atoms:
     """``template`` without what extended XYZ has no words for; a warning names it."""
     plain = {"numbers", "positions", "masses", "tags"}
     if not (template.info or set(template.arrays) - plain) or _comes_back(template[:_LOOKED_AT]):

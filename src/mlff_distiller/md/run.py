@@ -6,31 +6,27 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from ase import Atoms
+from ase.calculators.calculator import BaseCalculator
 from pydantic import ValidationError
 
-from mlff_distiller.durable import Lock, explaining
 from mlff_distiller.engines.choice import BackendName, choose_engine
+from mlff_distiller.engines.guarding import EVERY
 from mlff_distiller.engines.loading import ready_student
-from mlff_distiller.errors import ConfigError, DynamicsError, from_pydantic
-from mlff_distiller.md.checkpoint import (
-    check_same,
-    hash_of_structures,
-    hash_of_student,
-    read_checkpoint,
-    read_header,
-    write_checkpoint,
-)
+from mlff_distiller.errors import ConfigError, DynamicsError, UntrustedError, from_pydantic
+from mlff_distiller.md.checkpoint import hash_of_structures, hash_of_student
 from mlff_distiller.md.ensemble import Ensemble, Explosion
-from mlff_distiller.md.files import Mark, TrajectoryThread, check_format
+from mlff_distiller.md.guard import Guard, Mode, guard_of
+from mlff_distiller.md.output import Files
 from mlff_distiller.md.simulation import Simulation
-from mlff_distiller.md.thermo_log import Row, ThermoLog, rows_of
+from mlff_distiller.md.takeover import Takeover
+from mlff_distiller.md.thermo_log import Row, rows_of
 from mlff_distiller.structure import warn_of_what_is_ignored
 from mlff_distiller.students import Student
 
@@ -54,7 +50,14 @@ class MDResult:
     log: list[Row] = field(repr=False)
     """Rows of the thermodynamic log that this run wrote."""
     files: dict[str, Path] = field(default_factory=dict)
-    """``trajectory``, ``log`` and ``checkpoint``, if there was an ``out``."""
+    """``trajectory``, ``log`` and ``checkpoint`` of an ``out``; ``untrusted`` frames of a guard."""
+    trusted: float | None = None
+    """Of all the guard's looks at atoms, the fraction at which the estimated force error was below
+    the limit; None without a guard."""
+    max_forces_error: float | None = None
+    """The largest estimate, eV/Å."""
+    teacher_steps: tuple[tuple[int, int], ...] = ()
+    """First and last of steps in a row that the teacher made, of ``guard="teacher"``."""
 
 
 def run_md(
@@ -74,6 +77,12 @@ def run_md(
     dtype: Literal["float32", "float64"] = "float32",
     backend: BackendName = "auto",
     compile: bool | None = None,
+    guard: Mode | None = None,
+    guard_every: int = EVERY,
+    guard_limit: float | None = None,
+    harvest: str | Path | None = None,
+    teacher: BaseCalculator | None = None,
+    teacher_steps: int = 100,
     on_progress: Progress | None = None,
     ensemble: Literal["nve", "nvt", "npt"] = "nve",
     temperature_K: float | Sequence[float] = 300.0,
@@ -115,12 +124,27 @@ def run_md(
         Whether a student without kernels of ours is compiled first, which takes most of a minute
         and makes steps some three times as fast; None: where it pays, on a GPU from 10,000 steps
         on, on a CPU from 300,000 steps times atoms on.
+    guard
+        What to do where the student, by its own estimate, does not know an atom's environment:
+        ``warn`` once for each system and keep some frames in ``NAME.untrusted.extxyz``, which is
+        the default of a student that can tell; ``stop`` at the last state before; ``harvest``
+        frames to label, in the folder ``harvest``, by default ``NAME.harvest``; or ``off``. None of
+        these changes the trajectory. ``teacher`` goes back to the last state that was trusted,
+        from which ``teacher`` makes steps in ASE's loop, ``teacher_steps`` or as many times more,
+        until one is trusted again; of one system.
+    guard_every
+        Steps between looks.
+    guard_limit
+        eV/Å, in place of the student's own limit.
     ensemble, temperature_K, pressure_GPa, ..., seed
         See ``Ensemble``. Temperature and pressure are those of all systems, or one for each.
         Without a seed each new run draws its own, and a continued one keeps that of its checkpoint.
 
     Raises
     ------
+    UntrustedError
+        ``guard="stop"``, and the student does not know what it has met. The checkpoint is that of
+        the last state that was trusted, which is also the trajectory's last frame.
     DynamicsError
         The simulation has blown up (its last good frame is in the trajectory), a constraint is not
         supported, or a file cannot be written, or is not as the checkpoint left it.
@@ -131,6 +155,8 @@ def run_md(
     if not frames:
         raise DynamicsError("there is no structure", expected="at least one")
     every = {"frames_every": frames_every, "log_every": log_every}
+    look_every = whole_number("guard_every", guard_every, 1)
+    teacher_steps = whole_number("teacher_steps", teacher_steps, 1)
     every |= {f"observer {k}": interval for k, (interval, _) in enumerate(observers)}
     steps = {name: whole_number(name, value, 1) for name, value in every.items()}
     if not checkpoint_every_s >= 0:
@@ -155,7 +181,8 @@ def run_md(
     )
     target = _n_steps(n_steps, time_ps, settings.step_fs(*frames))
     model = ready_student(student, device, dtype)
-    with _Files(out, log_format, overwrite) as files:
+    mode = guard_of(guard, model, teacher)
+    with Files(out, log_format, overwrite, mode, harvest) as files:
         if seed is None:
             settings = replace(settings, seed=files.seed(settings.seed))
         about = {
@@ -175,7 +202,14 @@ def run_md(
         simulation = Simulation(engine, frames, settings)
         warn_of_what_is_ignored(frames)
         files.open(simulation, frames, about)
-        run = _Run(simulation, files, about, steps, observers, on_progress)
+        if teacher is not None:
+            Takeover(simulation, teacher)  # refuses what it cannot do before a step is made
+        watching: Guard | None = None
+        if mode != "off":
+            looks = look_every, steps.values(), guard_limit
+            kept = files.paths.get("untrusted")
+            watching = Guard(mode, simulation, *looks, kept, files.of_guard, teacher, teacher_steps)
+        run = _Run(simulation, files, about, steps, observers, on_progress, watching)
         with _interruptions() as interrupted:
             run.until(target, checkpoint_every_s, interrupted)
     if interrupted:
@@ -184,7 +218,14 @@ def run_md(
     simulated_ns = 1e-6 * simulation.time_step_fs * run.n_steps
     rate = 86400.0 * simulated_ns / seconds if seconds > 0 else 0.0
     return MDResult(
-        simulation.frames(), simulation.step, seconds, rate, settings.seed, run.rows, files.paths
+        simulation.frames(),
+        simulation.step,
+        seconds,
+        rate,
+        settings.seed,
+        run.rows,
+        {name: path for name, path in files.paths.items() if path.exists()},
+        **({} if watching is None else watching.summary()),
     )
 
 
@@ -216,129 +257,27 @@ def whole_number(name: str, value: object, least: int) -> int:
     )
 
 
-class _Files:
-    """Trajectory, log and checkpoint of one run, or none of them; nobody else writes them."""
-
-    def __init__(self, out: str | Path | None, log_format: str, overwrite: bool) -> None:
-        self.paths: dict[str, Path] = {}
-        self.trajectory: TrajectoryThread | None = None
-        self.log: ThermoLog | None = None
-        self._overwrite, self._stack = overwrite, ExitStack()
-        self._header: dict[str, Any] | None = None
-        if log_format not in ("csv", "jsonl"):
-            raise ConfigError(
-                "unknown format of the log", expected="csv or jsonl", found=log_format
-            )
-        if out is None:
-            return
-        path = Path(out)
-        check_format(path)
-        self.paths = {
-            "trajectory": path,
-            "log": path.with_suffix(f".log.{log_format}"),
-            "checkpoint": path.with_suffix(".checkpoint.safetensors"),
-        }
-
-    def __enter__(self) -> _Files:
-        if not self.paths:
-            return self
-        checkpoint = self.paths["checkpoint"]
-        with explaining(str(checkpoint.parent), DynamicsError):
-            checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        lock = Lock(checkpoint, str(self.paths["trajectory"]), refused=DynamicsError)
-        self._stack.enter_context(lock)
-        try:
-            self._look()
-        except BaseException:
-            self._stack.close()
-            raise
-        return self
-
-    def _look(self) -> None:
-        """See whether there is a run to continue, or files that are not of one."""
-        if self._overwrite:
-            return
-        files = {name: path for name, path in self.paths.items() if path.exists()}
-        if "checkpoint" in files:
-            self._header = read_header(files["checkpoint"])
-            if self._header["files"]["trajectory"] is None:
-                self._header = None  # it ended before it had written anything
-        elif files:
-            raise ConfigError(
-                f"{next(iter(files.values()))} exists, without a checkpoint to continue from",
-                remedy="choose another name, or overwrite",
-            )
-
-    @property
-    def continues(self) -> bool:
-        """Whether there is a run that goes on here."""
-        return self._header is not None
-
-    def seed(self, drawn: int) -> int:
-        """The seed of the run that is continued, or ``drawn`` of a new one."""
-        return drawn if self._header is None else int(self._header["about"]["seed"])
-
-    def open(self, simulation: Simulation, frames: Sequence[Atoms], about: dict[str, Any]) -> None:
-        """Open them, and bring ``simulation`` to where its checkpoint is, if there is one."""
-        if not self.paths:
-            return
-        marks: dict[str, Mark | None] = {"trajectory": None, "log": None}
-        checkpoint = self.paths["checkpoint"]
-        if self._header is None:
-            with explaining(str(checkpoint.parent), DynamicsError):
-                for old in self.paths.values():
-                    old.unlink(missing_ok=True)
-            # From now on they are this run's, whatever ends it.
-            write_checkpoint(checkpoint, simulation.state(), {"about": about, "files": marks})
-        else:
-            check_same(checkpoint, self._header["about"], about)
-            state = read_checkpoint(checkpoint, sum(map(len, frames)), len(frames))
-            for name in marks:
-                mark = self._header["files"][name]
-                marks[name] = Mark(*mark) if isinstance(mark, list) else Mark(int(mark))
-                if not self.paths[name].exists():
-                    raise DynamicsError(
-                        f"{self.paths[name]} is missing, which {checkpoint.name} continues",
-                        remedy="put it back, or overwrite to start again",
-                    )
-            simulation.load(state)
-        self.log = ThermoLog(self.paths["log"], marks["log"])
-        self._stack.callback(self.log.close)
-        self.trajectory = TrajectoryThread(
-            self.paths["trajectory"], simulation.templates, marks["trajectory"]
-        )
-        self._stack.callback(self.trajectory.close)
-
-    def checkpoint(self, simulation: Simulation, about: dict[str, Any]) -> None:
-        """Make all that was written durable, and say so."""
-        if self.trajectory is None or self.log is None:
-            return
-        ends = {"trajectory": self.trajectory.mark(), "log": self.log.mark()}
-        content = {"about": about, "files": ends}
-        write_checkpoint(self.paths["checkpoint"], simulation.state(), content)
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
-
-
 class _Run:
     """The loop: steps up to the next thing to do, and that thing."""
 
     def __init__(
         self,
         simulation: Simulation,
-        files: _Files,
+        files: Files,
         about: dict[str, Any],
         steps: dict[str, int],  # of frames, of rows, of each observer
         observers: Sequence[tuple[int, Observer]],
         on_progress: Progress | None,
+        guard: Guard | None,
     ) -> None:
         self.simulation, self.files, self._about = simulation, files, about
+        self._guard = guard
         self._frames_every, self._log_every, *intervals = steps.values()
         called = (observer for _, observer in observers)
         self._observers = list(zip(intervals, called, strict=True))
         self._on_progress = on_progress
         self._observed = simulation.step
+        self._is_trusted = True
         self.rows: list[Row] = []
         self.seconds = 0.0
         self.n_steps = 0
@@ -346,33 +285,64 @@ class _Run:
     def until(self, target: int, checkpoint_every_s: float, interrupted: list[int]) -> None:
         simulation = self.simulation
         step, saved = simulation.step, time.monotonic()
+        if self._guard is not None:
+            self._is_trusted = self._guard.begin(continues=self.files.of_guard is not None)
         if not self.files.continues:
             self._observe(step)
-            self.files.checkpoint(simulation, self._about)
+            self._checkpoint()
         self._report(step, target)
         try:
             while step < target and not interrupted:
-                stop = self._next(step, target)
                 began = time.perf_counter()
-                simulation.advance(stop - step)
+                before, step = step, self._advance(step, target, interrupted)
                 self.seconds += time.perf_counter() - began
-                self.n_steps += stop - step
-                step = stop
-                self._observe(step)
+                self.n_steps += step - before
                 self._report(step, target)
                 if time.monotonic() - saved >= checkpoint_every_s:
-                    self.files.checkpoint(simulation, self._about)
+                    self._checkpoint()
                     saved = time.monotonic()
-        except Explosion:
-            self.files.checkpoint(simulation, self._about)
+        except (Explosion, UntrustedError):
+            self._checkpoint()
             if self.files.trajectory is not None and simulation.step % self._frames_every:
                 self.files.trajectory.append(simulation.snapshot())
             raise
         except Exception:
             if simulation.step == self._observed:  # else its row and frame would be missing
-                self.files.checkpoint(simulation, self._about)
+                self._checkpoint()
             raise
-        self.files.checkpoint(simulation, self._about)
+        self._checkpoint()
+
+    def _advance(self, step: int, target: int, interrupted: list[int]) -> int:
+        stop = self._next(step, target)
+        try:
+            if self._is_trusted:
+                self.simulation.advance(stop - step)
+                self._observe(stop)
+                return stop
+        except UntrustedError:
+            if self._guard is None or self._guard.teacher is None:
+                raise
+        return self._by_teacher(target, interrupted)
+
+    def _by_teacher(self, target: int, interrupted: list[int]) -> int:
+        """From the last trusted state until one that is trusted again; observers see none of it."""
+        guard, simulation = self._guard, self.simulation
+        if guard is None or guard.teacher is None:
+            raise ValueError("there is no teacher")
+        step = first = simulation.step
+        self._is_trusted, self._observed = False, -1
+        while step < target and not interrupted and not self._is_trusted:
+            takeover = Takeover(simulation, guard.teacher)
+            n_steps = min(guard.teacher_steps, target - step)
+            for now in takeover.steps(n_steps, lambda: bool(interrupted)):
+                guard.by_teacher(first, now)
+                self._write(now, takeover)
+            step, self._is_trusted = takeover.step, guard.begin(continues=True)
+        self._observed = step
+        return step
+
+    def _checkpoint(self) -> None:
+        self.files.checkpoint(self.simulation, self._about, self._guard)
 
     def _next(self, step: int, target: int) -> int:
         intervals = [self._frames_every, self._log_every, *(every for every, _ in self._observers)]
@@ -385,14 +355,21 @@ class _Run:
         for every, observer in self._observers:
             if step % every == 0:
                 observer(self.simulation)
+        self._write(step, self.simulation)
+        self._observed = step
+
+    def _write(self, step: int, source: Simulation | Takeover) -> None:
+        """A row and a frame, where they are due."""
         if step % self._log_every == 0:
-            rows = rows_of(step, self.simulation.time_ps, self.simulation.observables())
+            rows = rows_of(step, source.time_ps, source.observables())
+            if self._guard is not None:
+                seen = self._guard.row(step - self._log_every, step)
+                rows = [row | own for row, own in zip(rows, seen, strict=True)]
             self.rows += rows
             if self.files.log is not None:
                 self.files.log.write(rows)
         if step % self._frames_every == 0 and self.files.trajectory is not None:
-            self.files.trajectory.append(self.simulation.snapshot())
-        self._observed = step
+            self.files.trajectory.append(source.snapshot())
 
     def _report(self, step: int, target: int) -> None:
         if self._on_progress is None:

@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import warp as wp
@@ -23,6 +23,9 @@ from mlff_distiller.kernels.types import vec6d
 from mlff_distiller.md.ensemble import Ensemble, explosion, seeds_of
 from mlff_distiller.md.files import Frame
 from mlff_distiller.structure import is_of_one_frame, thermalise
+
+if TYPE_CHECKING:
+    from mlff_distiller.md.watch import Watch
 
 STEPS_A_GRAPH = 16
 LARGEST_BLOCK = 512
@@ -83,6 +86,7 @@ class Simulation:
 
     def __init__(self, engine: Engine, frames: Sequence[Atoms], ensemble: Ensemble) -> None:
         self.engine, self.ensemble = engine, ensemble
+        self.watch: Watch | None = None
         self.device = engine.device
         self.templates = [_template(atoms) for atoms in frames]
         self._check(frames)
@@ -194,7 +198,7 @@ class Simulation:
             self.velocities = wp.zeros(n, dtype=wp.vec3d)
             self._masses = wp.array(masses, dtype=wp.float64)
             self._inverse_masses = wp.array(np.where(fixed, 0.0, 1.0 / masses), dtype=wp.float64)
-            self._step, self._halt, self._broken = (
+            self.step_on_device, self.halt, self._broken = (
                 wp.zeros(1, dtype=dtype) for dtype in (wp.int64, int, int)
             )
             self._partial = wp.zeros(systems.n_chunks, dtype=vec6d)
@@ -221,13 +225,13 @@ class Simulation:
             return Launch([(kernel, arguments)], size, self.device, f.n_threads)
 
         moving = (self._masses, self.velocities, self._partial)
-        self._kinetic = launch(k.kinetic, systems.n_chunks, self._halt, systems.chunks, *moving)
+        self._kinetic = launch(k.kinetic, systems.n_chunks, self.halt, systems.chunks, *moving)
         begin: list[Callable[[], None]] = []
         if self._is_coupled:
             decay = np.exp(-self.time_step_fs / e.thermostat_time_fs) if e.has_bussi else 1.0
             rate = e.compressibility_per_GPa / units.GPa * self.time_step_fs / e.barostat_time_fs
             couple = (
-                *(self._halt, self._step, self._seeds, systems.first_chunk, self._partial),
+                *(self.halt, self.step_on_device, self._seeds, systems.first_chunk, self._partial),
                 *(self._thermal, self._dof_on_device, wp.float64(decay), f.totals),
                 *(_MODES[e.pressure_coupling] if is_npt else integrators.FIXED, self._pressures),
                 *(wp.float64(rate), wp.float64(near.cutoff), wp.float64(near.skin)),
@@ -236,10 +240,10 @@ class Simulation:
             )
             begin += [self._kinetic, launch(k.couple, systems.n_systems, *couple)]
             if is_npt:
-                begin.append(near.shifting(self._halt))
+                begin.append(near.shifting(self.halt))
         kept = wp.float64(np.exp(-1e-3 * e.friction_per_ps * self.time_step_fs))
         advance = (
-            *(self._halt, self._step, self._seeds, dt, kept, self._thermal),
+            *(self.halt, self.step_on_device, self._seeds, dt, kept, self._thermal),
             *(self._factor, self._growth, self._shrinkage, wp.float64(e.max_step_A**2)),
             *(systems.system_idx, systems.first_atom, self._inverse_masses, f.forces),
             *(f.positions, self.velocities, near.lattice, near.stretch, near.limit_squared),
@@ -249,15 +253,17 @@ class Simulation:
         kick = (dt, self._inverse_masses, f.forces, self.velocities, near.moved)
         self._end = [f.compute]
         self._end += [f.total] if is_npt else []
-        self._end.append(launch(k.kick, n, *kick, self._halt, self._step))
+        self._end.append(launch(k.kick, n, *kick, self.halt, self.step_on_device))
         self._graphs = {}
+        if self.watch is not None:
+            self.watch.record()
 
     # -- steps ---------------------------------------------------------------------------------
 
     @property
     def step(self) -> int:
         """Number of steps done."""
-        return int(self._step.numpy()[0])
+        return int(self.step_on_device.numpy()[0])
 
     @property
     def time_ps(self) -> float:
@@ -276,24 +282,39 @@ class Simulation:
         DynamicsError
             A position or velocity is not finite, or exceeds its limit. The state is then the last
             good one, some steps earlier.
+        UntrustedError
+            The ``watch`` has met what the student does not know, and is to stop there.
         """
         done, target = self.step, self.step + n_steps
         while done < target:
-            self._keep(done)
+            self.keep(done)
             block = min(target - done, self._block_size())
             began = time.perf_counter()
-            for start in range(done, done + block):
-                if self._with_graphs:
-                    self._launch_graphs(block)
-                    break
-                _call(self._begin)
-                _call(self._end)
-                if self.engine.neighbors.moved.numpy()[0]:
-                    self._find_neighbors(start)
+            self._launch(done, done + block)
             now = self._settle(done)
             self.seconds_a_step = (time.perf_counter() - began) / max(1, now - done)
             self._steps_listed += now - done
             done = now
+            if self.watch is not None:
+                self.watch.settle(done)
+
+    def _launch(self, start: int, end: int) -> None:
+        """Steps from ``start`` to ``end``, and the watch's looks before that."""
+        while start < end:
+            stop = end if self.watch is None else min(end, self.watch.next_look(start))
+            if self._with_graphs:
+                self._launch_graphs(stop - start)
+                if not self._with_graphs:
+                    return
+            else:
+                for step in range(start, stop):
+                    _call(self._begin)
+                    _call(self._end)
+                    if self.engine.neighbors.moved.numpy()[0]:
+                        self._find_neighbors(step)
+            if self.watch is not None and stop < end:
+                self.watch.look()
+            start = stop
 
     def _block_size(self) -> int:
         size = self._block if self._with_graphs else LARGEST_BLOCK
@@ -355,7 +376,7 @@ class Simulation:
             limit = f"at most {self.ensemble.max_step_A} Å a step"
             self._fail(f"atom {atom} of system {system} moves too far", limit, step)
         self._list()
-        self._halt.zero_()
+        self.halt.zero_()
         _call(self._end)
 
     def _list(self, cell: Array | None = None) -> None:
@@ -368,12 +389,7 @@ class Simulation:
             self._record()
 
     def _fail(self, found: str, expected: str, step: int) -> None:
-        good = State(
-            self._kept_step,
-            self._kept_positions.numpy(),
-            self._kept_velocities.numpy(),
-            self._kept_cell(),
-        )
+        good = self.kept()
         self.load(good)
         raise explosion(
             step,
@@ -413,8 +429,8 @@ class Simulation:
         """Go on from ``state``, exactly as if never interrupted."""
         self._cell = np.array(state.cell)
         self.velocities.assign(state.velocities)
-        self._step.fill_(state.step)
-        self._halt.zero_()
+        self.step_on_device.fill_(state.step)
+        self.halt.zero_()
         self._broken.zero_()
         if state.seeds is not None:
             self._seeds.assign(state.seeds)
@@ -470,18 +486,24 @@ class Simulation:
 
     # -- between device and host ---------------------------------------------------------------
 
-    def _keep(self, step: int) -> None:
-        """The state that an explosion leads back to."""
+    def keep(self, step: int) -> None:
+        """Keep the present state, of ``step``: an explosion leads back to it."""
         wp.copy(self._kept_positions, self.engine.positions)
         wp.copy(self._kept_velocities, self.velocities)
         wp.copy(self._kept_lattice, self.engine.neighbors.lattice)
         self._kept_step = step
 
-    def _kept_cell(self) -> Array:
-        if self.ensemble.ensemble != "npt":
-            return self._cell
-        cell: Array = self._kept_lattice.numpy().copy()
-        return cell
+    def kept(self) -> State:
+        """What `keep` kept."""
+        arrays = self._kept_positions, self._kept_velocities, self._kept_lattice
+        return self.state_of(self._kept_step, *arrays)
+
+    def state_of(
+        self, step: int, positions: wp.array, velocities: wp.array, lattice: wp.array
+    ) -> State:
+        """A state of such arrays on the device; without a barostat the cell is that of now."""
+        cell = lattice.numpy().copy() if self.ensemble.ensemble == "npt" else self._cell.copy()
+        return State(step, positions.numpy().copy(), velocities.numpy().copy(), cell)
 
     def _kinetic_energy(self) -> Array:
         """(n_systems,) eV, after ``_kinetic`` was launched."""

@@ -169,6 +169,7 @@ def run_student(
             device=device,
             dtype=dtype,
             compile=compile,
+            guard="off",
             **settings,
         )
 

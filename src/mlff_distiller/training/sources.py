@@ -29,10 +29,14 @@ class Extra:
 
 @dataclass(frozen=True)
 class Sources:
-    """Datasets to take them from: ``others`` with their weights, any level of theory."""
+    """Datasets to take them from: ``others`` with their weights, any level of theory.
+
+    ``more`` are labels by the same teacher, whose energies are what they are.
+    """
 
     probes: Path | None = None
     others: tuple[tuple[Path, float], ...] = ()
+    more: tuple[Path, ...] = ()
 
     def inputs(self) -> dict[str, str]:
         """What identifies them: structures, level, and values."""
@@ -44,6 +48,10 @@ class Sources:
             other = Dataset(path)
             found[f"other_{number}"] = f"{other.key_hash} x {weight:g}"
             found[f"other_{number}_values"] = other.label_set_hash()
+        for number, path in enumerate(self.more):
+            more = Dataset(path)
+            found[f"more_{number}"] = more.key_hash
+            found[f"more_{number}_values"] = more.label_set_hash()
         return found
 
     def read(self, student: Student, held_out: Sequence[Batch]) -> Extra:
@@ -68,6 +76,11 @@ class Sources:
                 labels.pop("energies", None)
                 frames.append(replace(frame, labels=labels))
                 weights.append(weight)
+        for path in self.more:
+            dataset = Dataset(path)
+            found = dataset.read(np.arange(len(dataset))).systems()
+            frames += found
+            weights += [1.0] * len(found)
         probes = tuple((2 * k, 2 * k + 1) for k in range(len(pairs)))
         return Extra(tuple(frames), tuple(weights), probes)
 

@@ -29,6 +29,7 @@ from mlff_distiller.workflows.assess import some_of
 from mlff_distiller.workflows.config import Config
 from mlff_distiller.workflows.folder import files_of_run, fix_inputs, is_begun
 from mlff_distiller.workflows.goal import to_plain as plain_turn
+from mlff_distiller.workflows.harvest import bring
 from mlff_distiller.workflows.seeds import read_seeds, ready_seeds, save_structures
 from mlff_distiller.workflows.train import OnProgress
 from mlff_distiller.workflows.turns import Turns, copy_folder
@@ -48,6 +49,7 @@ def distill(
     teacher_python: str | None = None,
     allow_download: bool = False,
     teacher_timeout_s: float | None = None,
+    harvest: Sequence[str | Path] = (),
     on_progress: OnProgress = lambda stage, done, total, news: None,
 ) -> dict[str, Any]:
     """Distil ``teacher`` on ``structures`` into ``out``; returns the content of report.json.
@@ -65,6 +67,10 @@ def distill(
         see `TeacherCalculator`.
     teacher_timeout_s
         See `TeacherCalculator`.
+    harvest
+        What production runs met and the student did not know (``run_md(guard="harvest")``): files,
+        folders of files, or datasets, of which the structures count. What is new there is labelled
+        and trained on in a turn of its own, also where the run had ended.
 
     Raises
     ------
@@ -87,6 +93,8 @@ def distill(
             _start(source, on_progress)
         has_turn = (out / "turns" / "00" / "turn.json").exists() or (out / "report.json").exists()
         fix_inputs(out, config, inputs, _MAY_GROW if has_turn else ())
+        if harvest:
+            bring(out, harvest, on_progress)
         finished = _finished(out, on_progress)
         if finished:
             on_progress("report", 1, 1, "finished earlier; nothing to do")
@@ -175,7 +183,7 @@ def turn_in_words(turns: Turns) -> str:
     )
     step = decided.step
     follows = "" if step is None else f" -> {step.why}"
-    if step is not None and step.kind in ("labels", "longer"):
+    if step is not None and step.kind in ("labels", "longer", "harvest"):
         follows += f" ({step.labels} labels, {step.updates:,} updates)"
     return (
         f"turn {turn.number + 1}: {turn.step.student}, {turn.n_labels} labels, "

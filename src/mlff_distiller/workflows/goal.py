@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 
-Kind = Literal["first", "labels", "longer", "larger"]
+Kind = Literal["first", "labels", "longer", "larger", "harvest"]
 
 _PRIORS = {"labels": 0.4, "longer": 0.2, "larger": 0.15}
 """Exponents of the gap in labels, and of the fit in updates and in a student's cost."""
@@ -124,6 +124,14 @@ class Decision:
 
     step: Step | None
     diagnosis: str
+
+
+def after_harvest(last: Turn, n_structures: int) -> Decision:
+    """To learn what production runs met, whatever else the student lacks."""
+    labels = last.n_labels + n_structures
+    updates = _rounded(last.step.updates * math.sqrt(labels / last.n_labels))
+    step = Step("harvest", last.step.student, labels, updates, "labels of what runs have met")
+    return Decision(step, "production runs met what the student did not know")
 
 
 def decide(turns: Sequence[Turn], goal: Goal) -> Decision:

@@ -228,7 +228,8 @@ def train_stage(
         }
         card = "# A student, not yet evaluated\n\nIts run only trained, or has not finished.\n"
         if workers.leads:
-            student.error_model = fit_error_model(student, training, validation)
+            trained = training.beside(extra.frames)
+            student.error_model = fit_error_model(student, trained, validation)
             save_student(student, folder, about=about, card=card, frames=training)
         workers.wait()
     return load_student(folder).to(workers.device(resolve_device(config.device)))

@@ -33,10 +33,12 @@ from mlff_distiller.workflows.goal import (
     Goal,
     Step,
     Turn,
+    after_harvest,
     decide,
     of_plain,
     to_plain,
 )
+from mlff_distiller.workflows.harvest import label_harvest, waiting
 from mlff_distiller.workflows.labels import label_more, label_stage
 from mlff_distiller.workflows.plan import disagreement
 from mlff_distiller.workflows.seeds import read_structures, save_structures
@@ -103,12 +105,23 @@ class Turns:
         wanted = [turn for turn in self.done if turn.step.student in self.config.ladder]
         return min(wanted or self.done, key=lambda turn: turn.badness)
 
+    @property
+    def _n_harvests(self) -> int:
+        """Those that turns have learned from."""
+        return sum(turn.step.kind == "harvest" for turn in self.done)
+
     def folder(self, number: int) -> Path:
         return self.out / "turns" / f"{number:02d}"
 
     def decide_again(self) -> None:
-        """Where the run had ended, with the settings of now: a budget may have grown."""
-        if self.decided is not None and self.decided.step is None:
+        """Where the run had ended, with the settings of now: a budget may have grown.
+
+        Also where a harvest waits, unless the next turn has begun.
+        """
+        if self.decided is None:
+            return
+        begun = self.folder(len(self.done)).exists()
+        if self.decided.step is None or (waiting(self.out, self._n_harvests) and not begun):
             self._decide()
 
     def make_next(self) -> None:
@@ -198,7 +211,9 @@ class Turns:
             )
         else:
             last = self.done[-1]
-            if step.labels > last.n_labels:
+            if step.kind == "harvest":
+                label_harvest(self.out, self._n_harvests, self.teacher, self.on_progress)
+            elif step.labels > last.n_labels:
                 label_more(
                     self.out,
                     self.seeds,
@@ -248,6 +263,9 @@ class Turns:
     def _decide(self) -> None:
         """After the last turn, which is on disk with what follows it."""
         turn, decision = self.done[-1], decide(self.done, self.goal)
+        harvest = waiting(self.out, self._n_harvests)
+        if harvest:
+            decision = after_harvest(turn, len(harvest))
         self.history[-1] = (turn, decision)
         write_json(self.folder(turn.number) / "turn.json", to_plain(turn, decision))
 
