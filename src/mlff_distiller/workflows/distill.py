@@ -8,6 +8,7 @@ a higher goal or more temperatures it goes on from there.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
