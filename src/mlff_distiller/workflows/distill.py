@@ -159,11 +159,10 @@ def _publish(turns: Turns) -> dict[str, Any]:
         },
     }
     student = out / "student"
-    checks = checks_of(student) if student.is_dir() else None
+    checks = checks_of(student)
     copy_folder(turns.folder(best.number) / "student", student)
     write_text(student / "README.md", model_card(report, read_config(student)))
-    if checks:
-        keep_checks(student, checks)
+    keep_checks(student, checks)
     evidence = dataclasses.replace(
         done.evidence, learning=turns.rows(best), rounds=turns.log.rows("round")
     )

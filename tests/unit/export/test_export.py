@@ -115,7 +115,8 @@ def test_the_card_has_the_largest_differences_by_engine(folder, tmp_path, monkey
     rows = [
         Row("forces, bulk", 1e-9, "eV/Å", 1e-6),
         Row("forces, slab", 2e-9, "eV/Å", 1e-6),
-        Row("energy, bulk", 3e-9, "eV", 1e-6),
+        Row("virial, bulk", float("nan"), "eV", 1e-6),
+        Row("virial, slab", 3e-9, "eV", 1e-6),
     ]
     student = copytree(folder, tmp_path / "student")
     (student / "README.md").write_text("# A student\n")
@@ -127,6 +128,7 @@ def test_the_card_has_the_largest_differences_by_engine(folder, tmp_path, monkey
     card = (student / "README.md").read_text()
     assert card.startswith("# A student\n")
     assert card.count("| ✓ | forces, slab | 2e-09 | 1e-06 | eV/Å |") == 2
+    assert card.count("| ✗ | virial, bulk | not a number | 1e-06 | eV |") == 2
     assert card.count("### gpumd, 20") == card.count(f"calorine {version('calorine')}") == 1
     assert load_student(student).elements == ("H", "O")
 
