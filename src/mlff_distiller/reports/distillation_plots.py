@@ -129,9 +129,7 @@ def _error_against_force(sets: Mapping[str, ParitySet]) -> Panel:
             errors.append(y)
     if not traces:
         return Panel(title, None)
-    x_axis = plotting.log_axis(
-        "teacher's force on an atom (eV/Å)", np.concatenate(sizes)
-    )
+    x_axis = plotting.log_axis("teacher's force on an atom (eV/Å)", np.concatenate(sizes))
     y_axis = plotting.log_axis("size of the error (meV/Å)", np.concatenate(errors))
     look = {"showlegend": True, "legend_entrywidth": 0.45, "legend_entrywidthmode": "fraction"}
     note = "Atoms are binned by force, equally many in each bin."
