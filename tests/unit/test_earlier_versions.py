@@ -93,7 +93,7 @@ def test_distill_again_shows_the_finished_report(here):
     (here / "copper.py").write_text("raise RuntimeError('nobody asks the teacher')\n")
     before = contents(here / "run")
     done = command(*made(here)["commands"]["distill"])
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == REFUSED, done.stderr
     assert "test_forces_fidelity" in done.stdout
     assert "run/report.html" in done.stdout
     assert contents(here / "run") == before

@@ -109,6 +109,7 @@ class Display:
         begin, share = self._spans[stage]
         whole = self._tasks[_WHOLE]
         before = bars.tasks[bars.task_ids.index(whole)].completed
-        bars.update(whole, completed=max(before, int(100 * (begin + share * part))), news=stage)
+        now = int(100 * (begin + share * part)) if share else 0
+        bars.update(whole, completed=max(before, now), news=stage)
         for name, task in self._tasks.items():
             bars.update(task, visible=name in (_WHOLE, stage))

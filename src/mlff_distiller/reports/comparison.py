@@ -104,6 +104,7 @@ def write_comparison(path: Path, found: Sequence[Validated]) -> None:
             "distributions": _distributions(found),
         },
         found=found,
+        movie=found[0].series.get("movie"),
         rows=rows,
         has_memory=any(row["memory_MB"] is not None for row in rows),
         checks=list(checks_table({one.name: one.content["verdict"] for one in found})),

@@ -46,7 +46,7 @@ def write_report(
         movie=movie,
         scalars=_scalars(report.get("observables")),
         run=run_name,
-        student_path=json.dumps(run_name, ensure_ascii=False),
+        student_path=json.dumps(f"{run_name}/student", ensure_ascii=False),
         raw=report,
         raw_file="report.json",
     )

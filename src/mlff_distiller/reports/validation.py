@@ -44,7 +44,7 @@ def write_page(
         content=content,
         name=name,
         notes=notes_of(content),
-        reasons=[_in_words(reason) for reason in verdict.get("reasons") or []],
+        reasons=[in_words(reason) for reason in verdict.get("reasons") or []],
         use=class_of(verdict) if "status" in verdict else None,
         value_of=values.get,
         named=lambda key: named(found, key),
@@ -68,7 +68,7 @@ def notes_of(content: Mapping[str, Any]) -> dict[str, str]:
     return notes
 
 
-def _in_words(reason: str) -> str:
+def in_words(reason: str) -> str:
     """A reason for a rejection, with the names of checks as the page shows them."""
     known = sorted(CRITERIA, key=len, reverse=True)
     return re.sub("|".join(known), lambda found: CRITERIA[found[0]].title, reason)

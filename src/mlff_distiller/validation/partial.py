@@ -51,11 +51,15 @@ class Partial:
         return len(self._checks)
 
     def check(self, name: str, make: Callable[[], Measured]) -> Measured:
-        """What an earlier call found, or what ``make`` finds, which is then kept."""
+        """What an earlier call found, or what ``make`` finds; kept, unless something is unknown.
+
+        A teacher that failed then may answer now.
+        """
         if name not in self._checks:
             made = make()
-            self._checks[name] = asdict(made)
-            write_text(self.folder / "checks.json", json.dumps(self._checks))  # NaN and all
+            if all(finding.value is not None for finding in made.findings.values()):
+                self._checks[name] = asdict(made)
+                write_text(self.folder / "checks.json", json.dumps(self._checks))  # NaN and all
             return made
         known = dict(self._checks[name])
         for part in ("findings", "of_teacher"):

@@ -24,7 +24,7 @@ from ase import Atoms
 from mlff_distiller.dataset import Dataset, Frames, Split
 from mlff_distiller.errors import DatasetError, TeacherError
 from mlff_distiller.structure import random_rotation
-from mlff_distiller.teachers import TeacherCalculator
+from mlff_distiller.teachers import TeacherCalculator, load_teacher
 from mlff_distiller.training import Samples, validate
 from mlff_distiller.training.cache import Room
 from mlff_distiller.workflows.config import Config
@@ -121,7 +121,7 @@ def plan(
         source = None
         if teacher is not None:  # started before hours of training, not after
             source = stack.enter_context(
-                TeacherCalculator(
+                load_teacher(
                     teacher, device=device, python=teacher_python, allow_download=allow_download
                 )
             )

@@ -144,10 +144,9 @@ def validate(
             expected="a folder, for anything but a single run of distill",
             remedy="give --out FOLDER",
         )
-    if isinstance(structure, Atoms):
-        place = folder / "structure.traj"
-    else:
-        place = Path(structure) if structure is not None else _structure_of(run)
+    place = folder / "structure.traj"
+    if not isinstance(structure, Atoms):
+        place = Path(structure or _structure_of(run))
     files = {"structure": place}
     known: dict[str, list[Atoms]] = {}
     for name, path in (("training", training), ("test", test)):
@@ -155,17 +154,14 @@ def validate(
             known[name], files[name] = read_frames(path), Path(path)
     atoms = structure if isinstance(structure, Atoms) else read_frames(place)[0]
     given = dict(settings or {})
-    if profile not in get_args(Profile):
-        raise ConfigError(
-            "there is no such profile", expected=" or ".join(get_args(Profile)), found=profile
-        )
+    _check_profile(profile)
     read_settings({}, given)  # refused before anything is loaded
     check_structure(atoms, f"the structure in {place}")
     warn_of_constraints([atoms], place)
     with ExitStack() as stack:
         stack.enter_context(claimed(folder))
         if isinstance(structure, Atoms):
-            save_structures(place, [structure])
+            save_structures(place, [atoms])
         candidates = [
             _student(Path(path), name, given, device, dtype, files, known)
             for path, name in zip(students, names_of([Path(p) for p in students]), strict=True)
@@ -199,6 +195,12 @@ def validate(
     if len(done) > 1:
         write_comparison(folder / "report.html", done)
     return done
+
+
+def _check_profile(profile: str) -> None:
+    known = get_args(Profile)
+    if profile not in known:
+        raise ConfigError("there is no such profile", expected=" or ".join(known), found=profile)
 
 
 def page_of(folder: Path, run: Path | None) -> Path:

@@ -97,7 +97,7 @@ def test_teachers_may_be_allowed_to_download(command, copper, tmp_path, monkeypa
     def calculator(spec, **options):
         raise Asked(options["allow_download"])
 
-    monkeypatch.setattr(f"mlff_distiller.workflows.{command}.TeacherCalculator", calculator)
+    monkeypatch.setattr(f"mlff_distiller.workflows.{command}.load_teacher", calculator)
     monkeypatch.setattr("mlff_distiller.workflows.plan.Dataset", lambda folder: None)
     words = [command, str(copper), "--teacher", "mace-mp-0"]
     words += ["--out", str(tmp_path / "new.xyz")] if command == "sample" else []
@@ -162,7 +162,7 @@ def test_what_an_interruption_says_is_true(copper, tmp_path):
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted; distill, label, train, md and data import continue" in said
+    assert "interrupted; distill, label, train, md, validate and data import continue" in said
     assert "Traceback" not in said
     assert len(read(out, ":")) >= 1
 

@@ -5,6 +5,7 @@ import html
 import json
 import re
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tests.unit.validation.faults import Hole, Pairs, argon
 from tests.unit.validation.short import SHORT
 
 from mlff_distiller.md.record import ForceField
-from mlff_distiller.reports.validation import write_page
+from mlff_distiller.reports.validation import in_words, write_page
 from mlff_distiller.reports.validation_plots import panels
 from mlff_distiller.reports.validation_tables import tables
 from mlff_distiller.validation.validate import validate
@@ -54,8 +55,9 @@ def test_the_verdict_comes_first_with_its_reasons(tmp_path, found):
     verdict = found[0]["verdict"]
     assert page.visible[0] == "✗ Rejected"
     for reason in verdict["reasons"]:
-        assert page.text.index(reason) < page.text.index("Measured Limit Result")
-    assert "two atoms fall into a hole at short distance: dimer_drop_eV is" in page.text
+        assert page.text.index(in_words(reason)) < page.text.index("Measured Limit Result")
+    title = "Energy drop between two atoms at short distance"
+    assert f"two atoms fall into a hole at short distance: {title} is" in page.text
     assert "yardstick" not in page.text
     found[0]["verdict"]["remarks"] = ["the teacher itself: <b>falls</b>"]
     assert "yardstick: the teacher itself: <b>falls</b>" in render(tmp_path, found).text
@@ -355,4 +357,47 @@ def test_tables_are_saved_as_csv(browsed, measured):
 
 def test_the_page_is_small_enough(tmp_path, found):
     render(tmp_path, found)
-    assert (tmp_path / "report.html").stat().st_size < 6e6
+    assert (tmp_path / "report.html").stat().st_size < 2.6e6
+
+
+def test_the_page_says_where_it_was_made_and_by_what(tmp_path, found, monkeypatch):
+    words = ["/usr/bin/mlff-distiller", "validate", "a b.xyz", "--out", "<p>"]
+    monkeypatch.setattr("sys.argv", words)
+    text = render(tmp_path, found).text
+    assert "mlff-distiller validate 'a b.xyz' --out '<p>'" in text
+    assert f"cores · MLFF Distiller {version('mlff-distiller')}" in text
+    assert re.search(r"\d\d [A-Z][a-z]+ 20\d\d, \d\d:\d\d UTC", text)
+    monkeypatch.setattr("sys.argv", ["pytest"])
+    assert "a b.xyz" not in render(tmp_path, found).text
+
+
+def test_a_difference_within_noise_is_shown_with_its_error(tmp_path, found):
+    check = {"name": "density_difference_percent", "value": 0.0, "limit": 2.0, "passed": True}
+    found[0]["verdict"]["checks"] = [check]
+    finding = {"value": 0.0, "words": "2.33 and 2.32 ± 0.02 g/cm³"}
+    found[0]["structures"] = [{"findings": {check["name"]: finding}}]
+    text = render(tmp_path, found).text.replace("\xa0", " ")
+    assert "2.33 and 2.32 ± 0.02 g/cm³ 0 % beyond noise at most 2 %" in text
+
+
+def test_pairs_differ_by_colour_and_the_teacher_by_its_dash(found):
+    curves = [
+        {"name": name, "x": [1.0, 2.0], "energy_eV": [1.0, 0.0]}
+        for name in (
+            "Cu-Cu",
+            "Cu-Au",
+            "Au-Au",
+            "Cu-Cu, teacher",
+            "Cu-Au, teacher",
+            "Au-Au, teacher",
+        )
+    ]
+    found[0]["measurements"]["short_range"] = {"curves": curves}
+    dimers = next(
+        p for p in panels(*(found[0]["measurements"], found[1]))["laws"] if "Two" in p.title
+    )
+    look = {line.name: (line.line.color, line.line.dash) for line in dimers.figure.data}
+    assert len({color for color, _ in look.values()}) == 3
+    for pair in ("Cu-Cu", "Cu-Au", "Au-Au"):
+        assert look[pair][0] == look[f"{pair}, teacher"][0]
+        assert (look[pair][1], look[f"{pair}, teacher"][1]) == ("solid", "dash")

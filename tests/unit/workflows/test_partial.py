@@ -36,7 +36,6 @@ class Counting(MorsePotential):
 def validated(out, on_progress=lambda *news: None):
     """The measurements that do not depend on the machine, what failed, and the teacher's calls."""
     atoms, teacher = bulk("Si", cubic=True), Counting()
-    atoms.rattle(0.02, seed=1)
     student = ROOT / "benchmarks" / "silicon" / "nep"
     mlff_distiller.validate(
         atoms,
@@ -60,7 +59,7 @@ def test_an_interrupted_validation_goes_on(tmp_path):
 
     def interrupt(stage, done, total, news):
         said.append(news)
-        if stage.startswith("constant pressure, ase") and done > total // 2:
+        if stage.startswith("300 K, ase:") and done > total // 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -72,7 +71,7 @@ def test_an_interrupted_validation_goes_on(tmp_path):
     assert any("checks were finished before" in news[-1] for news in asked)
     assert "300 K, equilibration" not in {news[0] for news in asked}
     assert (again, same) == (whole, status)
-    assert rest < 0.6 * calls
+    assert rest < calls - 60, "half of the teacher's run was there"
     assert not (tmp_path / "cut" / "partial").exists()
 
 
