@@ -41,7 +41,7 @@ from mlff_distiller.workflows.folder import files_of_student, read_inputs
 from mlff_distiller.workflows.labels import label_more
 from mlff_distiller.workflows.plan import lower_budget
 from mlff_distiller.workflows.seeds import read_structures, save_structures
-from mlff_distiller.workflows.train import OnProgress, fit, split_labels
+from mlff_distiller.workflows.train import OnProgress, split_labels, train
 
 _LONGEST = 0.25
 """Of the updates that the run has trained with."""
@@ -271,7 +271,7 @@ class _Repairs:
     def _train(self, own: Path, student: Path, config: Config) -> None:
         """From ``student``, on the run's labels and those of all repairs so far."""
         earlier = sorted(path.parent for path in self.folder.glob("*/dataset/manifest.json"))
-        fit(
+        train(
             self.run / "dataset",
             own / "fit",
             config,

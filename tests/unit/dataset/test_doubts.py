@@ -138,6 +138,114 @@ def test_an_scf_that_stopped_is_no_label(tmp_path: Path) -> None:
     assert "stopped before it converged" in frames[1].problem
 
 
+@pytest.mark.parametrize(
+    ("columns", "rows", "told"),
+    [
+        ("id type element x y z", ("1 1 C 0 0 0", "2 2 C 0 0 2"), "all atoms are C, of 2 types"),
+        ("id element x y z", ("1 C 0 0 0", "2 C 0 0 2"), "all atoms are C:"),
+        ("id type element x y z", ("1 1 C 0 0 0", "2 2 O 0 0 2"), ""),
+        ("id element mass x y z", ("1 C 12.011 0 0 0", "2 C 12.011 0 0 2"), ""),
+    ],
+)
+def test_elements_that_lammps_writes_by_default(
+    columns: str, rows: tuple[str, ...], told: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.lammpstrj").write_text(dump(columns, *rows))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert len(read_structures(tmp_path / "a.lammpstrj")[0]) == 2
+    assert ["all atoms are C" in str(one.message) for one in caught] == [True] * bool(told)
+    assert not told or told in str(caught[0].message)
+
+
+def test_masses_tell_that_c_is_none(tmp_path: Path) -> None:
+    text = dump("id element mass x y z", "1 C 26.98 0 0 0", "2 C 26.98 0 0 2")
+    (tmp_path / "a.lammpstrj").write_text(text)
+    with pytest.raises(StructureError, match="which elements its types are"):
+        read_structures(tmp_path / "a.lammpstrj")
+
+
+def as_with_ml(text: str, n_only: int) -> str:
+    """Each step with what VASP's force field says of it first, and ``n_only`` more at the end."""
+    said = (
+        "  ML FORCE on cell =-STRESS in cart. coord. units (eV/cell)\n"
+        "  in kB       9.00000     9.00000     9.00000     0.00000     0.00000     0.00000\n"
+        "      direct lattice vectors                 reciprocal lattice vectors\n"
+        + 3 * "     9.0 9.0 9.0 9.0 9.0 9.0\n"
+        + "  POSITION                                       TOTAL-FORCE (eV/Angst) (ML)\n ---\n"
+        + 4
+        * "      0.00000      0.00000      0.00000         9.000000      9.000000      9.000000\n"
+        + " ---\n  ML FREE ENERGIE OF THE ION-ELECTRON SYSTEM (eV)\n  -------\n"
+        "  free  energy ML TOTEN  =       -99.00000000 eV\n\n"
+        "  ML energy  without entropy=      -99.00000000  ML energy(sigma->0) =      -99.00000000\n"
+    )
+    first, *steps = text.split("      direct lattice vectors")
+    return (said + "      direct lattice vectors").join([first, *steps]) + n_only * said
+
+
+def test_what_vasp_predicts_is_no_label(tmp_path: Path) -> None:
+    atoms = bulk("Cu", cubic=True)
+    reached = "because EDIFF is reached"
+    text = as_with_ml(outcar(atoms, (2, reached, -7.0), (3, reached, -7.1)), 2)
+    (tmp_path / "OUTCAR").write_text(text)
+    frames = list(read_frames(tmp_path / "OUTCAR"))
+    assert len(frames) == 4
+    assert float(frames[0].labels["energy"]) == -7.0
+    assert np.abs(frames[0].labels["forces"] - [0.1, 0.0, 0.0]).max() < 1e-9
+    assert np.allclose(frames[0].atoms.cell, atoms.cell)
+    assert "stopped before" in frames[1].problem
+    assert all("own force field has predicted" in frame.problem for frame in frames[2:])
+    with pytest.raises(StructureError, match=r"(?s)no structure of step 2.*XDATCAR"):
+        read_structures(tmp_path / "OUTCAR")
+
+
+def test_a_run_of_predictions_alone_has_no_labels(tmp_path: Path) -> None:
+    text = as_with_ml(outcar(bulk("Cu", cubic=True)), 3)
+    (tmp_path / "OUTCAR").write_text(text)
+    frames = list(read_frames(tmp_path / "OUTCAR"))
+    assert ["predicted" in frame.problem for frame in frames] == [True] * 3
+
+
+def test_energies_and_forces_of_vasp_have_their_dispersion(tmp_path: Path) -> None:
+    text = outcar(bulk("Cu", cubic=True), (2, "because EDIFF is reached", -7.0))
+    text = text.replace("(eV/Angst)", "(eV/Angst),        FORCE-w/o vdW (eV/Angst)")
+    text = text.replace("0.10000       0.00000       0.00000", "0.1 0.0 0.0 9.0 NaN 9.0")
+    text = text.replace("-7.00000000 eV", "-7.00000000 eV    w/o vdW =       -6.00000000 eV")
+    text = text.replace("-7.00000000  ener", "-7.00000000 eV    w/o vdW =      -6.00000000  ener")
+    text = text.replace("-7.00000000\n", "-7.00000000 eV    w/o vdW =      -6.00000000\n")
+    assert text.count("w/o vdW") == 4
+    (tmp_path / "OUTCAR").write_text(text)
+    [frame] = read_frames(tmp_path / "OUTCAR")
+    assert float(frame.labels["energy"]) == -7.0
+    assert np.abs(frame.labels["forces"] - [0.1, 0.0, 0.0]).max() < 1e-9
+
+
+def test_steps_without_positions_are_named_and_the_others_read(tmp_path: Path) -> None:
+    """As ``NWRITE = 0`` leaves them."""
+    reached = "because EDIFF is reached"
+    text = outcar(bulk("Cu", cubic=True), (2, reached, -7.0), (2, reached, -7.1))
+    first, second = text[: (cut := text.rindex(" POSITION"))], text[cut:]
+    (tmp_path / "OUTCAR").write_text(first + second[second.index("  FREE ENERGIE") :])
+    frames = list(read_frames(tmp_path / "OUTCAR"))
+    assert [bool(frame.problem) for frame in frames] == [False, True]
+    assert "NWRITE" in frames[1].problem
+
+
+def test_more_species_than_vasp_counts_are_refused(tmp_path: Path) -> None:
+    text = outcar(bulk("NaCl", "rocksalt", 5.6), (2, "because EDIFF is reached", -7.0))
+    names = "".join(f" POTCAR:    PAW_PBE {name} 22Jun2005\n" for name in ("Cl", "Na"))
+    text = text.replace("complex\n", "complex\n" + names)  # VASP says them twice
+    (tmp_path / "OUTCAR").write_text(text.replace("ions per type = 1 1", "ions per type = 1"))
+    with pytest.raises(StructureError, match=r"(?s)how many atoms.*vasprun"):
+        list(read_frames(tmp_path / "OUTCAR"))
+
+
+def test_a_structure_without_atoms_is_none(tmp_path: Path) -> None:
+    (tmp_path / "a.xyz").write_text("0\n\n")
+    with pytest.raises(StructureError, match="frame 0: it has no atoms"):
+        read_structures(tmp_path / "a.xyz")
+
+
 def test_joined_outputs_are_refused(tmp_path: Path) -> None:
     step = (2, "because EDIFF is reached", -7.0)
     parts = [outcar(atoms, step) for atoms in (bulk("Cu"), bulk("Si"))]

@@ -91,6 +91,58 @@ def test_deepmd_reads_back_by_system(records, tmp_path):
     assert virial[0, 0] == pytest.approx(-0.01 * bulk("Cu").get_volume())
 
 
+def test_deepmd_keeps_charge_and_spin_and_says_what_it_cannot(tmp_path):
+    ion, radical, plain = (make(molecule("CH4"), k, stress=False) for k in range(3))
+    ion.atoms.info["charge"] = -1
+    radical.atoms.info |= {"charge": 1, "spin": 2}
+    for record in (ion, radical):
+        record.atoms.set_initial_charges([0.2, 0.2, 0.2, 0.2, 0.2])
+    with pytest.warns(UserWarning, match="'initial_charges' is left out") as caught:
+        write_records(tmp_path / "dp", [ion, radical, plain], "deepmd")
+    assert len(caught) == 1
+    found = {float(frame.labels["energy"]): frame.atoms for frame in read_frames(tmp_path / "dp")}
+    for record in (ion, radical, plain):
+        assert found[float(record.labels["energy"])].info == record.atoms.info
+    [states] = (tmp_path / "dp").glob("*/set.000/charge_spin.npy")
+    assert np.load(states).tolist() == [[-1.0, 0.0], [1.0, 2.0]]
+
+
+@pytest.mark.parametrize(
+    ("said", "asked"),
+    [
+        ("energy-unit=hartree force-unit=hartree/bohr", "energy-unit=hartree"),
+        ("units=kcal/mol", "units=kcal/mol"),
+        ("unit_energy=Ha", "unit_energy=Ha"),
+        ("energy_unit=eV force_unit=eV/Angstrom", ""),
+        ("unit_cell=conventional formula_units=4 units=metal", ""),
+    ],
+)
+def test_units_that_a_comment_names_are_not_overlooked(said, asked, tmp_path):
+    text = f"1\nProperties=species:S:1:pos:R:3:forces:R:3 energy=-0.5 {said}\nCu 0 0 0 0.1 0 0\n"
+    (tmp_path / "a.xyz").write_text(text)
+    if asked:
+        with pytest.raises(DatasetError, match=rf"(?s){asked}.*--energy-unit.*--forces-unit"):
+            list(read_frames(tmp_path / "a.xyz"))
+    given = Conventions(energy_unit="hartree", forces_unit="hartree/bohr") if asked else None
+    [frame] = read_frames(tmp_path / "a.xyz", given)
+    assert frame.labels["energy"] == pytest.approx(-0.5 * (units.Hartree if asked else 1.0))
+
+
+def test_a_molecule_has_no_stress_though_a_cell_may_be_left_over(tmp_path):
+    text = '1\nLattice="3 0 0 0 3 0 0 0 9" Properties=species:S:1:pos:R:3:forces:R:3 energy=-0.5 '
+    text += 'stress="1 0 0 0 1 0 0 0 1" pbc="F F F"\nCu 0 0 0 0.1 0 0\n'
+    (tmp_path / "a.xyz").write_text(text)
+    [frame] = read_frames(tmp_path / "a.xyz")
+    assert sorted(frame.labels) == ["energy", "forces"]
+
+
+def test_nep_says_that_it_has_no_place_for_spin(tmp_path):
+    record = make(molecule("CO"), 0, stress=False)
+    record.atoms.info |= {"charge": 1, "spin": 2}
+    with pytest.warns(UserWarning, match="'spin' is left out"):
+        write_records(tmp_path / "a.xyz", [record], "nep")
+
+
 def test_deepmd_types_need_names(tmp_path):
     write_records(tmp_path / "dp", [make(molecule("H2O"), stress=False)], "deepmd")
     system = tmp_path / "dp" / "H2O-nopbc"
@@ -545,11 +597,12 @@ def test_a_compressed_text_says_no_more_than_a_plain_one(tmp_path):
         list(read_frames(path))
 
 
-def test_a_gradient_is_the_negative_of_forces(tmp_path):
+@pytest.mark.parametrize("name", ["gradient", "dft_Grad", "dE_dR", "energy_derivative"])
+def test_a_gradient_is_the_negative_of_forces(name, tmp_path):
     path = tmp_path / "g.xyz"
-    text = "2\nenergy=-1 Properties=species:S:1:pos:R:3:gradient:R:3"
+    text = f"2\nenergy=-1 Properties=species:S:1:pos:R:3:{name}:R:3"
     path.write_text(f"{text}\n{ROWS}", encoding="utf-8")
-    given = Conventions(forces_key="gradient", forces_unit="eV/angstrom")
+    given = Conventions(forces_key=name, forces_unit="eV/angstrom")
     (frame,) = read_frames(path, given)
     assert frame.labels["forces"][0].tolist() == [-0.1, 0.0, 0.0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from mlff_distiller.dataset.formats.frame import Conventions, Frame, Reader
 from mlff_distiller.dataset.record import Record
 from mlff_distiller.durable import new_path, replacing
 from mlff_distiller.errors import ConfigError, DatasetError
+from mlff_distiller.structure import ATOMIC_STATE
 
 READERS: dict[str, Reader] = {
     "extxyz": extxyz.read,
@@ -23,6 +25,8 @@ READERS: dict[str, Reader] = {
     "ase": ase_files.read_file,
 }
 WRITERS = ("extxyz", "nep", "deepmd")
+_NO_PLACE = {"extxyz": (), "nep": ("spin", *ATOMIC_STATE), "deepmd": ATOMIC_STATE}
+"""What of a structure's electronic state a format cannot say."""
 
 _SUFFIXES = {".xyz": "extxyz", ".extxyz": "extxyz", ".db": "ase-db", ".json": "ase-db"}
 
@@ -63,9 +67,13 @@ def read_frames(
 
 
 def write_records(path: Path, records: Iterable[Record], format: str) -> int:
-    """Write a new file, or folder for deepmd; the number of frames."""
+    """Write a new file, or folder for deepmd; the number of frames.
+
+    Warns, once, where the format has no place for spin, charges or moments of atoms.
+    """
     if format not in WRITERS:
         raise ConfigError("there is no such format", expected=", ".join(WRITERS), found=format)
+    records = _warned(records, format)
     if format == "deepmd":
         with new_path(path), replacing(path) as partial:
             return deepmd.write(partial, records)
@@ -80,6 +88,21 @@ def write_records(path: Path, records: Iterable[Record], format: str) -> int:
             write(stream, record)
             n += 1
     return n
+
+
+def _warned(records: Iterable[Record], format: str) -> Iterator[Record]:
+    lost: set[str] = set()
+    for record in records:
+        for name in {*record.atoms.info, *record.atoms.arrays}.intersection(_NO_PLACE[format]):
+            if name not in lost:
+                lost.add(name)
+                formula = record.atoms.get_chemical_formula()
+                warnings.warn(
+                    f"{name!r} is left out ({formula}, ...): the format {format} has no place for"
+                    " it, and frames that differ in it alone look like contradictions",
+                    stacklevel=3,
+                )
+        yield record
 
 
 __all__ = ["READERS", "WRITERS", "Conventions", "Frame", "detect", "read_frames", "write_records"]

@@ -12,11 +12,11 @@ from ase.db import connect
 from ase.io import iread
 from ase.io.formats import UnknownFileTypeError, filetype
 
-from mlff_distiller.dataset.formats import extxyz
+from mlff_distiller.dataset.formats import extxyz, outcar
 from mlff_distiller.dataset.formats.doubts import problem_of, refuse_guesses, unconverged
 from mlff_distiller.dataset.formats.frame import Conventions, Frame
 from mlff_distiller.dataset.formats.labels import labels_from_ase
-from mlff_distiller.errors import DatasetError, DistillerError
+from mlff_distiller.errors import DatasetError, DistillerError, StructureError
 
 SAFE = frozenset({
     *("abinit-out", "aims", "aims-output", "castep-castep", "cif", "cp2k-dcd", "cp2k-restart"),
@@ -26,6 +26,7 @@ SAFE = frozenset({
     *("turbomole", "vasp", "vasp-out", "vasp-xdatcar", "vasp-xml", "xsf", "xyz"),
 })  # fmt: skip
 """ASE's names of formats that are text, or its own trajectories: arrays and JSON."""
+_UNCONVERGED = "the SCF stopped before it converged"
 _NO_CRYSTAL_A = 1.0
 """Edges of the cell by which PDB says that there is none."""
 
@@ -41,6 +42,16 @@ def structures(path: Path, kind: str) -> Iterator[Atoms]:
     refuse_guesses(path, kind)
     if kind == "extxyz":
         yield from (extxyz.parse(text) for text, _, _ in extxyz.blocks(path))
+        return
+    if kind == "vasp-out":
+        for index, step in enumerate(outcar.steps(path)):
+            if step.atoms is None:
+                raise StructureError(
+                    f"{path} has no structure of step {index}",
+                    found=step.problem,
+                    remedy="take the structures of its XDATCAR or vasprun.xml",
+                )
+            yield step.atoms
         return
     cell = None
     for atoms in iread(str(path), ":", kind, do_not_split_by_at_sign=True):
@@ -79,17 +90,13 @@ def read_file(path: Path, conventions: Conventions) -> Iterator[Frame]:
             "extended XYZ where you trust it",
         )
     try:
-        stopped = unconverged(path, kind)
-        for index, atoms in enumerate(structures(path, kind)):
-            name = f"{path}, frame {index}"
-            problem = problem_of(atoms)
-            if next(stopped):
-                problem = "the SCF stopped before it converged"
-            yield (
-                Frame(index, atoms, problem=problem)
-                if problem
-                else labels_from_ase(atoms, conventions, name, index, 0.0)
-            )
+        for index, (atoms, problem, stopped) in enumerate(_steps(path, kind)):
+            if atoms is not None:
+                problem = _UNCONVERGED if stopped else problem_of(atoms)
+            if problem:
+                yield Frame(index, atoms or Atoms(), problem=problem)
+            elif atoms is not None:
+                yield labels_from_ase(atoms, conventions, f"{path}, frame {index}", index, 0.0)
     except DistillerError:
         raise
     except Exception as error:  # on malformed files ASE's readers raise anything
@@ -99,6 +106,15 @@ def read_file(path: Path, conventions: Conventions) -> Iterator[Frame]:
             remedy="the file is truncated or damaged, or ASE cannot parse it: compare with "
             "`ase.io.read`, or convert it to extended XYZ",
         ) from error
+
+
+def _steps(path: Path, kind: str) -> Iterator[outcar.Step]:
+    if kind == "vasp-out":
+        refuse_guesses(path, kind)
+        yield from outcar.steps(path)
+        return
+    for atoms, stopped in zip(structures(path, kind), unconverged(path, kind), strict=False):
+        yield outcar.Step(atoms, "", stopped)
 
 
 def _data_of(

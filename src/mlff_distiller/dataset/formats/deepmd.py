@@ -1,6 +1,7 @@
 """DeePMD's folders of NumPy arrays: ``type.raw``, ``type_map.raw``, ``nopbc``, ``set.*/*.npy``.
 
-Å, eV, eV/Å; ``virial`` in eV, nine numbers, positive under compression: ``-V * stress``.
+Å, eV, eV/Å; ``virial`` in eV, nine numbers, positive under compression: ``-V * stress``;
+``charge_spin`` (DeePMD-kit 3.2) in e and a multiplicity, 0 where none is said.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from mlff_distiller.dataset.formats.frame import Conventions, Frame, stress_from
 from mlff_distiller.dataset.record import Record
 from mlff_distiller.durable import replacing
 from mlff_distiller.errors import DatasetError
+from mlff_distiller.structure import STATE
 
 
 def is_system(path: Path) -> bool:
@@ -59,6 +61,8 @@ def _system(system: Path, names: Sequence[str]) -> Iterator[Frame]:
         forces = _load(folder / "force.npy", 3 * len(types), n)
         has_virial = periodic and (folder / "virial.npy").exists()
         virials = _load(folder / "virial.npy", 9, n) if has_virial else None
+        states = folder / "charge_spin.npy"
+        of_all = _load(states, 2, n) if states.exists() else None
         mixed = folder / "real_atom_types.npy"
         kinds = _load(mixed, len(types), n) if mixed.exists() else None
         if kinds is not None and (kinds % 1 != 0).any():
@@ -76,6 +80,9 @@ def _system(system: Path, names: Sequence[str]) -> Iterator[Frame]:
                 cell=None if cells is None else np.asarray(cells[k], np.float64).reshape(3, 3),
                 pbc=periodic,
             )
+            if of_all is not None:
+                charge, spin = of_all[k].tolist()
+                atoms.info |= {"charge": charge} | ({"spin": spin} if spin else {})
             labels = {
                 "energy": np.array(float(energies[k].item())),
                 "forces": np.asarray(forces[k], np.float64).reshape(-1, 3)[real],
@@ -93,11 +100,11 @@ def _system(system: Path, names: Sequence[str]) -> Iterator[Frame]:
 def write(folder: Path, records: Iterable[Record]) -> int:
     """One system a composition (elements in order) under ``folder``; the number of frames.
 
-    Frames with a stress are a system, and those without another: in one of DeePMD's, all frames
-    have a virial or none has. Open boundaries in part of the directions are refused: the format
-    has none.
+    Frames with a stress, or a charge or spin, are a system, and those without another: in one of
+    DeePMD's, all frames have a virial or none has. Open boundaries in part of the directions are
+    refused: the format has none.
     """
-    systems: dict[tuple[bool, bool, bytes], list[Record]] = {}
+    systems: dict[tuple[bool, bool, bool, bytes], list[Record]] = {}
     for record in records:
         pbc = record.atoms.pbc
         if pbc.any() and not pbc.all():
@@ -105,10 +112,11 @@ def write(folder: Path, records: Iterable[Record]) -> int:
                 "a frame is periodic along some of its vectors only, which DeePMD cannot say",
                 found=pbc.tolist(),
             )
-        kind = bool(pbc.all()), "stress" in record.labels, record.atoms.numbers.tobytes()
+        has_stress, has_state = "stress" in record.labels, _has_state(record)
+        kind = bool(pbc.all()), has_stress, has_state, record.atoms.numbers.tobytes()
         systems.setdefault(kind, []).append(record)
     folder.mkdir(parents=True, exist_ok=True)
-    for (periodic, _, _), own in systems.items():
+    for (periodic, *_), own in systems.items():
         stem = name = own[0].atoms.get_chemical_formula() + ("" if periodic else "-nopbc")
         number = 1
         while (folder / name).exists():
@@ -131,6 +139,10 @@ def _write_system(folder: Path, records: list[Record], *, periodic: bool) -> Non
         "energy": [record.labels["energy"] for record in records],
         "force": [record.labels["forces"].ravel() for record in records],
     }
+    if _has_state(records[0]):
+        arrays["charge_spin"] = [
+            [record.atoms.info.get(name) or 0.0 for name in STATE] for record in records
+        ]
     if periodic:
         arrays["box"] = [record.atoms.cell.array.ravel() for record in records]
         if "stress" in records[0].labels:
@@ -141,6 +153,10 @@ def _write_system(folder: Path, records: list[Record], *, periodic: bool) -> Non
         (folder / "nopbc").touch()
     for name, rows in arrays.items():
         np.save(inside / f"{name}.npy", np.array(rows, np.float64), allow_pickle=False)
+
+
+def _has_state(record: Record) -> bool:
+    return not record.atoms.info.keys().isdisjoint(STATE)
 
 
 def _type_map(system: Path, conventions: Conventions) -> list[str]:

@@ -1,6 +1,7 @@
 """Where a reader of ASE would guess, or believe what the file takes back; here it does neither.
 
-LAMMPS numbers atom types, and a type is not an element. A log that holds two runs is read with the
+LAMMPS numbers atom types, and a type is not an element; asked for elements without being told
+them, it writes C. A log that holds two runs is read with the
 elements of the first. A PDB file may give an atom two places, or its name alone. Sites may be
 occupied in part. An SCF that stopped unconverged prints an energy all the same.
 """
@@ -8,6 +9,7 @@ occupied in part. An SCF that stopped unconverged prints an energy all the same.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -74,6 +76,8 @@ def refuse_guesses(path: Path, kind: str) -> None:
 
 def problem_of(atoms: Atoms) -> str:
     """Why ``atoms`` are not a valid structure although the reader made them; '' if they are."""
+    if not len(atoms):
+        return "it has no atoms"
     told = atoms.info.get("occupancy")
     shares = [
         share
@@ -92,9 +96,7 @@ def problem_of(atoms: Atoms) -> str:
 
 def unconverged(path: Path, kind: str) -> Iterator[bool]:
     """Yield for each frame whether its SCF stopped unconverged, as far as the file says."""
-    if kind == "vasp-out":
-        yield from _of_outcar(path)
-    elif kind == "vasp-xml":
+    if kind == "vasp-xml":
         yield from _of_vasprun(path)
     if kind in _STOPPED and any(re.search(_STOPPED[kind], line) for line in _lines(path)):
         while True:
@@ -122,20 +124,38 @@ def _refuse_types(path: Path, masses: set[float] | None) -> None:
 
 
 def _masses_of_dump(path: Path) -> set[float] | None:
-    """Those that elements are found by; None if any frame has neither masses nor elements."""
+    """Those that elements are found by; None if any frame has neither masses nor elements.
+
+    Where all elements are C, which LAMMPS writes unless it is told, masses count all the same.
+    """
     masses: set[float] = set()
-    column = -1
+    seen: dict[bytes, set[bytes]] = {b"element": set(), b"type": set(), b"mass": set()}
+    columns: dict[bytes, int] = {}
     for line in _lines(path):
         if line.startswith(b"ITEM:"):
-            column = -1
+            columns = {}
             if line.startswith(b"ITEM: ATOMS"):
                 names = line.split()[2:]
-                if b"element" not in names:
-                    if b"mass" not in names:
-                        return None
-                    column = names.index(b"mass")
-        elif column >= 0 and len(words := line.split()) > column:
-            masses.add(float(words[column]))
+                if b"element" not in names and b"mass" not in names:
+                    return None
+                columns = {name: names.index(name) for name in seen if name in names}
+        elif columns and len(words := line.split()) > max(columns.values()):
+            for name, column in columns.items():
+                seen[name].add(words[column])
+            if b"element" not in columns:
+                masses.add(float(words[columns[b"mass"]]))
+    if seen[b"element"] != {b"C"}:
+        return masses
+    found = {float(mass) for mass in seen[b"mass"]}
+    if any(abs(mass - atomic_masses[6]) > _SAME_MASS for mass in found):
+        return None
+    if not found:
+        n = len(seen[b"type"])
+        warnings.warn(
+            f"in {path} all atoms are C{f', of {n} types' if n > 1 else ''}: LAMMPS writes so where"
+            " `dump_modify ID element` does not name the elements",
+            stacklevel=4,
+        )
     return masses
 
 
@@ -171,21 +191,6 @@ def _check_pdb(path: Path) -> None:
             found=", ".join(sorted(place.decode("utf-8", "replace") for place in places)),
             remedy="keep one of them (`pdb_selaltloc` of pdb-tools)",
         )
-
-
-def _of_outcar(path: Path) -> Iterator[bool]:
-    """VASP 5 says "EDIFF is reached" after the last step it may take, too."""
-    most, steps, stopped = 0, 0, False
-    for line in _lines(path):
-        if b"NELM" in line and (found := re.search(rb"NELM\s*=\s*(\d+)", line)):
-            most = int(found[1])
-        elif b"Iteration" in line and (found := re.search(rb"Iteration\s+\d+\(\s*(\d+)\)", line)):
-            steps = int(found[1])
-        elif b"aborting loop" in line:
-            stopped = b"EDIFF is reached" not in line
-        elif b"FREE ENERGIE OF THE ION-ELECTRON SYSTEM" in line:
-            yield stopped or 0 < most <= steps
-            steps, stopped = 0, False
 
 
 def _of_vasprun(path: Path) -> Iterator[bool]:

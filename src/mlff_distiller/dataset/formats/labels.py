@@ -8,6 +8,7 @@ nothing about the stress it holds, so even a ``stress`` of extended XYZ does.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,8 @@ from mlff_distiller.properties import add_up
 from mlff_distiller.structure import bare
 
 _VOIGT = {"xx": (0, 0), "yy": (1, 1), "zz": (2, 2), "yz": (1, 2), "xz": (0, 2), "xy": (0, 1)}
+_UNIT_KEY = re.compile(r"units?$|^units?[_-](energy|forces?|length)")
+_OWN_UNITS = re.compile(r"(?i)(metal|ase|ev|ang(stroms?)?|a|å|[\s/;,^3*-])*$")
 _SPELT = _VOIGT | {"zy": (1, 2), "zx": (0, 2), "yx": (0, 1)}
 
 
@@ -50,8 +53,8 @@ def labels_from_ase(
     labels: dict[str, np.ndarray] = {}
     try:
         energy, forces, stress = _answered(
-            lambda: _find("energy", results, atoms.info, conventions, name),
-            lambda: _find("forces", results, atoms.arrays, conventions, name),
+            lambda: _find("energy", results, atoms, conventions, name),
+            lambda: _find("forces", results, atoms, conventions, name),
             lambda: _stress(kept, results, atoms.info, conventions, name),
         )
         if forces is None and len(atoms) == 1 and not conventions.forces_key:
@@ -62,7 +65,7 @@ def labels_from_ase(
                 problem = f"no {label}" + (f" (no {wanted!r})" if wanted else "")
                 return Frame(index, kept, problem=problem, progress=progress)
             factor = getattr(conventions, label)
-            if label == "forces" and "grad" in (conventions.forces_key or "").lower():
+            if label == "forces" and _is_gradient(conventions.forces_key or ""):
                 factor = -factor
             labels[label] = np.asarray(found, np.float64) * factor
         if labels["energy"].size == 1:
@@ -122,11 +125,12 @@ class _Malformed(Exception):
 def _find(
     label: str,
     results: Mapping[str, Any],
-    places: Mapping[str, Any],
+    atoms: Atoms,
     conventions: Conventions,
     name: str,
 ) -> Any:
     """The value of ``label`` in its own unit; None if the frame has none."""
+    places = atoms.arrays if label == "forces" else atoms.info
     key = getattr(conventions, f"{label}_key")
     candidates = _candidates(label, results, places)
     if key is None:
@@ -148,14 +152,32 @@ def _find(
     unit = f"{label}_unit"
     other = conventions.energy_unit if label == "forces" else conventions.forces_unit
     foreign = other not in (None, "eV/angstrom") or conventions.length_unit is not None
-    if getattr(conventions, unit) is None and (foreign or not is_result):
+    said = _units_said(atoms)
+    if getattr(conventions, unit) is None and (foreign or said or not is_result):
         why = "other units are given" if is_result else "it is not a result of an ASE calculator"
+        why = f"the file says {said}" if said else why
         raise DatasetError(
             f"{name}: the unit of {key!r} is not given, and {why}",
             expected=option(unit),
             remedy=f"for example {_unit(label)}",
         )
     return results[key] if is_result else places[key]
+
+
+def _is_gradient(key: str) -> bool:
+    """Whether a name says that forces are its negative: gradient, dE_dR, energy_derivative."""
+    return re.search(r"grad|deriv|(^|_)d_?e(nergy)?_?d_?[rxq]", key.lower()) is not None
+
+
+def _units_said(atoms: Atoms) -> str:
+    """Units that the comment of a text names, if they are not ASE's: ``energy-unit=hartree``."""
+    named = {key: own for key, own in atoms.info.items() if _UNIT_KEY.search(str(key).lower())}
+    other = [
+        f"{key}={own}"
+        for key, own in named.items()
+        if isinstance(own, str) and not _OWN_UNITS.match(own)
+    ]
+    return " ".join(other)
 
 
 def _unit(label: str) -> str:
@@ -186,7 +208,7 @@ def _looks_like(label: str, key: str, value: np.ndarray) -> bool:
     if label == "energy":
         return value.size == 1 and word.endswith("energy")
     if label == "forces":
-        return value.ndim == 2 and value.shape[1] == 3 and ("force" in word or "grad" in word)
+        return value.ndim == 2 and value.shape[1] == 3 and ("force" in word or _is_gradient(word))
     return value.size in (6, 9) and ("stress" in word or "virial" in word)
 
 
@@ -199,8 +221,8 @@ def _stress(
 ) -> np.ndarray | None:
     """(3, 3) eV/Å³, tension positive; None if there is none or none is wanted."""
     key = conventions.virial_key or conventions.stress_key
-    if key == "none":
-        return None
+    if key == "none" or (conventions.virial_key is None and not atoms.pbc.any()):
+        return None  # a molecule has none
     candidates = _candidates("stress", results, info)
     if key is None:
         if not candidates:
