@@ -41,7 +41,7 @@ HONOURED = (FixAtoms, FixCartesian, FixScaled, FixedPlane, FixedLine, FixBondLen
 _VELOCITIES = {"vel", "velo", "velocity", "velocities"}
 _RESULTS = {
     *("energy", "energies", "force", "forces", "stress", "stresses", "virial", "virials"),
-    *("momenta", *_VELOCITIES),
+    *("momenta", "gradient", "gradients", "grad", *_VELOCITIES),
 }
 
 
@@ -151,11 +151,11 @@ def warn_of_what_is_ignored(frames: Sequence[Atoms]) -> None:
         ):
             found.setdefault("spins and magnetic moments", f"structure {index}")
         if "momenta" not in arrays:
-            for name in _VELOCITIES & set(arrays):
+            for name in [name for name in arrays if name.lower() in _VELOCITIES]:
                 words = f"the column {name!r}, of units that it does not name: set velocities with "
                 found.setdefault(words + "atoms.set_velocities", f"structure {index}")
         if "masses" not in arrays:
-            for name in {"mass"} & set(arrays):
+            for name in [name for name in arrays if name.lower() in ("mass", "masses")]:
                 words = f"the column {name!r}: set masses with atoms.set_masses"
                 found.setdefault(words, f"structure {index}")
     for what, where in found.items():

@@ -630,6 +630,7 @@ def test_leftover_cells_do_not_become_crystals(pbc, tmp_path):
 def test_all_that_is_left_open_is_asked_at_once(tmp_path):
     path = tmp_path / "a.xyz"
     comment = 'REF_energy=-1 REF_stress="1 2 3 4 5 6" Properties=species:S:1:pos:R:3:grad:R:3'
+    comment += ' Lattice="9 0 0 0 9 0 0 0 9"'
     path.write_text(f"2\n{comment}\n{ROWS}")
     with pytest.raises(DatasetError) as error:
         list(read_frames(path))
@@ -718,6 +719,7 @@ def test_charges_are_exported_where_the_format_knows_them(tmp_path):
     (frame,) = read_frames(tmp_path / "a.xyz")
     assert frame.atoms.get_initial_charges().tolist() == [1, 0]
     assert frame.atoms.info == {"charge": 1.0}
-    write_records(tmp_path / "a.nep", [make(atoms, stress=False)], "nep")
+    with pytest.warns(UserWarning, match="'initial_charges' is left out"):
+        write_records(tmp_path / "a.nep", [make(atoms, stress=False)], "nep")
     (frame,) = read_frames(tmp_path / "a.nep", format="nep")
     assert frame.atoms.info == {"charge": 1.0}

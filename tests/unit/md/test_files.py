@@ -287,6 +287,8 @@ def test_what_the_simulation_ignores_is_said(student):
         "'vel'": {"vel": np.ones((n, 3))},
         "'velocities'": {"velocities": np.ones((n, 3))},
         "'mass'": {"mass": np.ones(n)},
+        "'Velocity'": {"Velocity": np.ones((n, 3))},
+        "'MASSES'": {"MASSES": np.ones(n)},
     }.items():
         assert words in told(**changes)
     nothing = {"charge": 0, "total_charge": "0", "spin": 1, "multiplicity": None}
