@@ -4,7 +4,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint docs clean distclean
+.PHONY: help demo test coverage lint docs clean distclean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -26,8 +26,13 @@ demo: $(VENV)/.installed-demo  ## distil SevenNet-0 for silicon into demo/ and s
 # Each worker takes a file of tests after the other, the long ones first; two need some 6 GB.
 WORKERS := 2
 
-test: lint  ## check style, types and imports, then run the tests with coverage
-	$(BIN)/python -m pytest --cov --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+test: lint  ## check style, types and imports, then run the tests
+	$(PYTEST)
+
+coverage: $(VENV)/.installed-test  ## run the tests and say which lines they reach; half as long again
+	$(PYTEST) --cov
 
 lint: $(VENV)/.installed-test  ## check style, types and imports only
 	$(BIN)/ruff check
