@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import threading
 import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from ase import Atoms
@@ -30,14 +31,17 @@ from mlff_distiller.engines.loading import ready_student
 from mlff_distiller.errors import KernelError, StudentError, UntrustedError
 from mlff_distiller.students import Student
 
+if TYPE_CHECKING:
+    from mlff_distiller.engines.engine import Estimates
+
 
 class StudentCalculator(Calculator):
     """ASE calculator of a distilled student.
 
     Gives ``energy``, ``free_energy``, ``energies`` (eV), ``forces`` (eV/Å) and, if the cell has a
     volume, ``stress`` (eV/Å³, Voigt). Arrays are copies. Results always belong to the atoms as
-    they are: any change of positions, cell, numbers or pbc is seen. May be used from several
-    threads, pickled and copied.
+    they are: any change of positions, cell, numbers or pbc is seen. ``extra`` tells how far the
+    forces may be trusted. May be used from several threads, pickled and copied.
 
     Parameters
     ----------
@@ -90,6 +94,7 @@ class StudentCalculator(Calculator):
     ) -> None:
         self._lock = threading.Lock()
         self._known: _Snapshot | None = None
+        self._estimates: Estimates | None = None
         super().__init__()
         self.student = ready_student(model, device, dtype)
         self._engine = choose_engine(self.student, backend=backend, compile=compile)
@@ -164,6 +169,29 @@ class StudentCalculator(Calculator):
     def atoms(self, value: Atoms | None) -> None:
         self._known, self.results = None if value is None else _Snapshot.of(value), {}
 
+    @property
+    def extra(self) -> Mapping[str, np.ndarray]:
+        """``forces_error`` and ``extrapolation`` (n_atoms,) of the atoms last computed.
+
+        The former, in eV/Å, is how far the force on an atom is expected to be from the teacher's;
+        the latter is 1 at the edge of what the student was trained on. See ``docs/errors.md``.
+        Computed when they are looked up. Empty for a student that does not know its errors.
+        """
+        return _Extra(self)
+
+    def _estimated(self) -> Estimates:
+        with self._lock:
+            if self._known is None or not self.results:
+                raise StudentError("there are no atoms yet", remedy="ask for their energy first")
+            found = self._estimates or self._engine.estimates()
+            if found is None:  # the engine of a copy has not seen them
+                self._evaluate(self._known)
+                found = self._engine.estimates()
+            if found is None:
+                raise StudentError("the student does not know its errors")
+            self._estimates = found
+            return found
+
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_lock"}
 
@@ -175,7 +203,7 @@ class StudentCalculator(Calculator):
 
     def _compute(self, atoms: Atoms) -> None:
         known = self._known if self.results else None
-        self._known, self.results = None, {}
+        self._known, self._estimates, self.results = None, None, {}
         now = _Snapshot.of(atoms, known)
         if known is None or now.numbers is not known.numbers or not _is_finite(now.positions):
             check_structure(atoms)
@@ -237,6 +265,27 @@ class StudentCalculator(Calculator):
             )
         if self.n_untrusted == n_untrusted:
             warnings.warn(f"{words}, above {limit:.3g} eV/Å", stacklevel=5)
+
+
+class _Extra(Mapping[str, np.ndarray]):
+    """What `StudentCalculator.extra` promises, computed when it is looked up."""
+
+    _fields = {"forces_error": "errors", "extrapolation": "extrapolation"}  # noqa: RUF012
+
+    def __init__(self, calculator: StudentCalculator) -> None:
+        self._calculator = calculator
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in iter(self):
+            raise KeyError(name)
+        found: np.ndarray = getattr(self._calculator._estimated(), self._fields[name])
+        return found.copy()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields if self._calculator.student.error_model is not None else ())
+
+    def __len__(self) -> int:
+        return len([*self])
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from mlff_distiller.reports.evidence import (
     Trajectory,
 )
 from mlff_distiller.reports.turns import turn_panels
+from mlff_distiller.validation.checks import error_estimates
 
 SETS = {
     "test": ("Held-out test frames", BLUE, "circle"),
@@ -45,6 +46,7 @@ def all_panels(report: Mapping[str, Any], evidence: Evidence) -> dict[str, list[
         "turns": turn_panels(report.get("goal")),
         "parity": [_parity(evidence.parity, quantity) for quantity in PARITY],
         "errors": [_error_against_force(evidence.parity), _error_by_element(evidence.parity)],
+        "estimates": error_estimates.CHECK.panels(report, {}),
         "learning": [_learning(evidence.learning, *what) for what in LEARNING],
         "stability": [_energy(evidence.trajectory), _temperature(evidence.trajectory)],
         "speed": [_step_times(rows(report)), _speedups(rows(report))],

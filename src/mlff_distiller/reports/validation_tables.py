@@ -9,6 +9,7 @@ from typing import Any
 
 _DRAWN = {
     "dynamics",
+    "error_estimates",
     "scans",
     "short_range.curves",
     "teacher.distributions",

@@ -105,7 +105,8 @@ class ErrorModel:
         """KeyError where something is missing."""
         found = load_file(path)
         values: dict[str, Any] = {one.name: found[one.name] for one in fields(cls)}
-        return cls(**{k: v if v.ndim else float(v) for k, v in values.items()})
+        values = {name: own if own.ndim else float(own) for name, own in values.items()}
+        return cls(**values)
 
 
 @torch.no_grad()
@@ -125,8 +126,8 @@ def fit_error_model(
     mean, whitening = (torch.stack(own) for own in zip(*parts, strict=True))
     one = torch.ones(len(parts), dtype=torch.float64)
     model = ErrorModel(mean, whitening, one, one, 1.0, student.cutoff, 0.0, 0.0)
-    d_trained, kinds, _ = _looked_at(model, student, trained)
-    d_fresh, of_fresh, errors = _looked_at(model, student, fresh)
+    d_trained = _distances(model, student, trained)
+    d_fresh, (of_fresh, errors) = _distances(model, student, fresh), _errors(student, fresh)
     known = errors.isfinite()
     if not known.any():
         return None
@@ -141,7 +142,7 @@ def fit_error_model(
     within = torch.cat(
         [scale[kinds] * (d_trained / edge[kinds]) ** power, scale[of_fresh] * gamma**power]
     )
-    return replace(model, limit=_limit(within))
+    return replace(model, limit=_limit(within ** (1.0 / power)) ** power)
 
 
 def _some(frames: Sequence[Batch]) -> Sequence[Batch]:
@@ -153,21 +154,21 @@ def _some(frames: Sequence[Batch]) -> Sequence[Batch]:
     return frames[:: max(1, math.ceil(n_atoms / _MOST_ATOMS))]
 
 
-def _groups(student: Student, frames: Sequence[Batch]) -> Iterator[tuple[Batch, Tensor, Neighbors]]:
-    """Frames, their types and pairs, many at once, on the student's device."""
+def _groups(student: Student, frames: Sequence[Batch]) -> Iterator[tuple[Tensor, Batch, Neighbors]]:
+    """Types, frames and pairs, many at once, on the student's device."""
     group: list[Batch] = []
     for number, frame in enumerate(frames, 1):
         group.append(frame)
         if number == len(frames) or sum(own.n_atoms for own in group) >= _ATOMS_AT_ONCE:
             batch = Batch.concatenate(group).to(student.device)
-            yield batch, student.types(batch.atomic_numbers), neighbor_list(batch, student.cutoff)
+            yield student.types(batch.atomic_numbers), batch, neighbor_list(batch, student.cutoff)
             group = []
 
 
 def _hidden(student: Student, frames: Sequence[Batch]) -> tuple[Tensor | None, Tensor]:
     """The last hidden layer (n_atoms, H), and types (n_atoms,)."""
     found, kinds = [], []
-    for batch, types, near in _groups(student, frames):
+    for types, batch, near in _groups(student, frames):
         vectors = edge_vectors(batch, near).to(student.dtype)
         hidden = student.environments(types, near.i, near.j, vectors)
         if hidden is None:
@@ -177,17 +178,20 @@ def _hidden(student: Student, frames: Sequence[Batch]) -> tuple[Tensor | None, T
     return torch.cat(found), torch.cat(kinds)
 
 
-def _looked_at(
-    model: ErrorModel, student: Student, frames: Sequence[Batch]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The root mean d^2 around, type and error of force, eV/Å, of each atom (n_atoms,)."""
-    rows = []
-    for batch, types, near in _groups(student, frames):
-        found = student.predict(types, batch, near).forces.double()
-        apart = (found - batch.labels["forces"].double()).norm(dim=1)
-        rows.append((model._distances(student, types, batch, near).cpu(), types.cpu(), apart.cpu()))
-    distances, kinds, errors = (torch.cat(column) for column in zip(*rows, strict=True))
-    return distances, kinds, errors
+def _distances(model: ErrorModel, student: Student, frames: Sequence[Batch]) -> Tensor:
+    """(n_atoms,) as gamma, with an edge of 1."""
+    groups = _groups(student, frames)
+    return torch.cat([model._distances(student, *own).cpu() for own in groups])
+
+
+def _errors(student: Student, frames: Sequence[Batch]) -> tuple[Tensor, Tensor]:
+    """Types (n_atoms,), and lengths of the errors of forces (n_atoms,) in eV/Å."""
+    kinds, found = [], []
+    for types, batch, near in _groups(student, frames):
+        apart = student.predict(types, batch, near).forces - batch.labels["forces"]
+        found.append(apart.double().norm(dim=1).cpu())
+        kinds.append(types.cpu())
+    return torch.cat(kinds), torch.cat(found)
 
 
 def _whitening(hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -231,7 +235,7 @@ def _scales(shapes: Tensor, squares: Tensor, kinds: Tensor, n_types: int) -> Ten
 
 
 def _limit(within: Tensor) -> float:
-    """What one in a million estimates within the domain exceeds, were their tail exponential."""
+    """What one in a million distances within the domain exceeds, were their tail exponential."""
     n_tail = min(max(_BINS, int(_TAIL * len(within))), len(within))
     tail = within.sort().values[-n_tail:]
     rise = float((tail - tail[0]).mean())

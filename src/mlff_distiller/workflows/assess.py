@@ -114,6 +114,7 @@ def assess(
         "student": _student_block(student),
         "data": _data_block(labels, split),
         "accuracy": _accuracy(subjects),
+        "error_estimates": found[0].measurements.get("error_estimates"),
         "stability": _stability(subjects, found),
         "observables": observables(subjects[0].nve[0]),
         "speed": found[0].measurements.get("speeds", []),
@@ -348,7 +349,7 @@ def _short_part(measured: Mapping[str, Any]) -> dict[str, Any]:
     """What short checks measured, without the rest of a full certificate."""
     kept = {
         name: measured[name]
-        for name in ("accuracy", "dynamics", "speed", "speeds")
+        for name in ("accuracy", "dynamics", "error_estimates", "speed", "speeds")
         if name in measured
     }
     own = (measured.get("teacher") or {}).get("student_md")

@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import json
+import pickle
 
 import numpy as np
 import pytest
@@ -13,11 +15,18 @@ from scipy.spatial.transform import Rotation
 from tests.helpers import random_nep, random_painn, rattled, structures
 
 from mlff_distiller.batch import Batch
+from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.engines.choice import choose_engine, slow_engine
 from mlff_distiller.errors import StudentError
+from mlff_distiller.md.record import ForceField
 from mlff_distiller.neighbors import neighbor_list
+from mlff_distiller.reports.validation_tables import tables
 from mlff_distiller.students import load_student, save_student
 from mlff_distiller.students.error_model import LARGEST, fit_error_model
+from mlff_distiller.validation.accuracy import Compared, answers
+from mlff_distiller.validation.checks.error_estimates import CHECK
+from mlff_distiller.validation.settings import ValidationSettings
+from mlff_distiller.validation.subject import Subject
 
 STUDENTS = {"nep": random_nep, "painn": random_painn}
 NOISE = 0.1
@@ -141,6 +150,57 @@ def test_what_is_not_a_number_is_as_far_as_can_be(fitted):
     found = estimates(choose_engine(student), crystal())
     assert (found.extrapolation == LARGEST).all()
     assert (found.errors > model.limit).all()
+
+
+def test_a_calculator_tells_them_when_asked(fitted):
+    calculator, atoms = StudentCalculator(fitted, device="cpu", dtype="float64"), crystal()
+    engine = choose_engine(fitted)
+    assert set(calculator.extra) == {"forces_error", "extrapolation"}
+    with pytest.raises(StudentError, match="no atoms yet"):
+        calculator.extra["forces_error"]
+    for seed in range(2):
+        atoms = rattled(crystal(), 0.05, seed)
+        atoms.calc = calculator
+        atoms.get_forces()
+        wanted = estimates(engine, atoms)
+        for one in (calculator, copy.deepcopy(calculator), pickle.loads(pickle.dumps(calculator))):
+            np.testing.assert_allclose(one.extra["forces_error"], wanted.errors, rtol=1e-9)
+            found = one.extra["extrapolation"]
+            np.testing.assert_allclose(found, wanted.extrapolation, rtol=1e-9)
+        found[:] = 0.0  # the caller's own
+        assert calculator.extra["extrapolation"].min() > 0.0
+    with pytest.raises(KeyError):
+        calculator.extra["stress"]
+    assert not StudentCalculator(random_nep(), device="cpu").extra
+
+
+def test_a_validation_sets_them_beside_the_errors_found(fitted):
+    calculator = StudentCalculator(fitted, device="cpu", dtype="float64")
+    subject = Subject(ForceField("student", calculator), crystal(), ValidationSettings())
+    assert not CHECK.applies(subject)
+    frames = [rattled(crystal(), 0.02 * (1 + k % 5), k) for k in range(10)]
+    mine = answers(subject.force_field, frames)
+    calculator_errors = []
+    for frame in frames:
+        calculator.calculate(frame)
+        calculator_errors.append(calculator.extra["forces_error"])
+    apart = [own[:, None] * [0.6, 0.0, 0.8] for own in calculator_errors]
+    forces = [own + error for own, error in zip(mine.forces, apart, strict=True)]
+    theirs = dataclasses.replace(mine, forces=forces)
+    subject.compared["test"] = Compared(frames, theirs, mine)
+    assert CHECK.applies(subject)
+    measured = CHECK.made(subject).numbers["error_estimates"]
+    assert measured["limit_eV_per_A"] == fitted.error_model.limit
+    found = measured["test"]
+    assert found["n_atoms"] == sum(map(len, frames))
+    assert found["rank_correlation"] == pytest.approx(1.0)
+    assert found["auroc_of_large_errors"] in (None, 1.0)
+    np.testing.assert_allclose(found["found_eV_per_A"], found["estimated_eV_per_A"])
+    (panel,) = CHECK.panels({"error_estimates": measured}, {})
+    assert len(panel.figure.data) == 2
+    assert CHECK.panels({}, {}) == []
+    content = json.loads(json.dumps({"measurements": {"error_estimates": measured}}))
+    assert not tables(content["measurements"])
 
 
 def test_a_student_keeps_its_model_on_disk(fitted, tmp_path):

@@ -9,6 +9,7 @@ from mlff_distiller.validation.checks import (
     distributions,
     elasticity,
     equation_of_state,
+    error_estimates,
     heat_capacity,
     held_out,
     incidents,
@@ -27,6 +28,7 @@ from mlff_distiller.validation.checks import (
 CHECKS: tuple[Check, ...] = (
     held_out.CHECK,
     own_dynamics.CHECK,
+    error_estimates.CHECK,
     conservation.CHECK,
     volume.CHECK,
     speed.CHECK,
