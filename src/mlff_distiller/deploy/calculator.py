@@ -246,6 +246,7 @@ class StudentCalculator(Calculator):
         model, found = self.student.error_model, self._engine.estimates() if due else None
         if model is None or found is None:
             return
+        self._estimates = found
         errors, limit = found.errors, model.limit
         n_untrusted = int((errors > limit).sum())
         self.n_looks += len(errors)

@@ -1,0 +1,122 @@
+"""A simulation that learns what it meets: the whole line on a cheap teacher, cut in every phase."""
+
+import json
+import shutil
+from contextlib import suppress
+
+import pytest
+from ase.build import bulk
+from tests.helpers import rattled
+
+from mlff_distiller import run_md
+from mlff_distiller.errors import ConfigError, UntrustedError
+from mlff_distiller.labeling import Labeler, open_labels
+from mlff_distiller.md.checkpoint import read_header
+from mlff_distiller.teachers import TeacherCalculator
+from mlff_distiller.validation.certificate import verify_certificate
+from mlff_distiller.workflows.config import load_config
+from mlff_distiller.workflows.folder import fix_inputs
+from mlff_distiller.workflows.repair import RepairSettings, run_of, run_with_repair
+from mlff_distiller.workflows.train import fit
+
+EMT = "ase:ase.calculators.emt:EMT"
+SMALL = [
+    "training.updates=150",
+    "training.md_steps=10",
+    "nep.neurons=6",
+    "nep.n_max_radial=3",
+    "nep.n_max_angular=2",
+    "nep.basis_size_radial=5",
+    "nep.basis_size_angular=5",
+    "evaluation.time_ps=0.02",
+    "evaluation.equilibration_ps=0.01",
+    "evaluation.n_frames=2",
+    "evaluation.speed_sizes=[4]",
+    "student=nep",
+]
+HOT = {
+    "n_steps": 60,
+    "ensemble": "nvt",
+    "temperature_K": 3000.0,
+    "friction_per_ps": 100.0,
+    "max_temperature_K": 1e5,
+    "guard_every": 2,
+    "log_every": 10,
+    "frames_every": 20,
+    "seed": 3,
+    "device": "cpu",
+}
+BRIEF = RepairSettings(labels=4, updates=20, most=1)
+
+
+def copper(seed: int, amount: float = 0.03):
+    return rattled(bulk("Cu", cubic=True), amount, seed)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run's folder, as far as a repair reads it: labels near the crystal, and a student."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    config = load_config(None, SMALL, device="cpu")
+    folder.mkdir()
+    fix_inputs(folder, config, {"teacher": EMT})
+    teacher = TeacherCalculator(EMT, device="cpu")
+    with teacher, open_labels(folder / "dataset", teacher.identity) as writer:
+        frames = [copper(seed) for seed in range(12)]
+        origins = [{"source": "test", "seed": k, "branch": 1} for k in range(12)]
+        Labeler(writer, teacher)(frames, origins)
+    fit(folder / "dataset", folder.parent / "fit", config)
+    shutil.copytree(folder.parent / "fit" / "student", folder / "student")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def limit(run):
+    """Between what the simulation begins with and where it goes."""
+    with pytest.warns(UserWarning, match="does not know"):
+        met = run_md(copper(0), run, guard="warn", guard_limit=1e-6, **HOT).log
+    first, last = met[0]["max_forces_error"], max(row["max_forces_error"] for row in met)
+    assert last > 1.5 * first
+    return first + 0.5 * (last - first)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:some labels look wrong")
+@pytest.mark.filterwarnings("ignore:.*are within 0.1 Å")
+def test_a_simulation_is_repaired_and_continued_wherever_it_is_cut(run, limit, tmp_path):
+    def whole(name: str, cut: str = "") -> None:
+        def on_progress(stage, done, total, news):
+            if stage == cut:
+                raise KeyboardInterrupt
+
+        settings = HOT | {"guard_limit": limit, "settings": BRIEF, "on_progress": on_progress}
+        with suppress(UntrustedError):  # after the last repair that is allowed
+            run_with_repair(copper(0), run, tmp_path / f"{name}.extxyz", **settings)
+
+    whole("straight")
+    for stage in ("label", "train", "repair"):
+        with pytest.raises(KeyboardInterrupt):
+            whole("cut", stage)
+    whole("cut")
+    ends = []
+    for name in ("straight", "cut"):
+        record = json.loads((tmp_path / f"{name}.students.json").read_text())["students"]
+        header = read_header(tmp_path / f"{name}.checkpoint.safetensors")
+        assert [one["from_step"] for one in record] == [0, record[0]["to_step"]]
+        assert record[1]["to_step"] == header["step"]
+        assert record[0]["student_sha256"] != record[1]["student_sha256"]
+        assert record[1]["status"] in ("approved", "rejected")
+        certificate = tmp_path / f"{name}.repairs" / "00" / "certificate.json"
+        assert verify_certificate(certificate) == []
+        ends.append([{k: v for k, v in one.items() if k != "student"} for one in record])
+    assert ends[0] == ends[1]
+    logs = [(tmp_path / f"{name}.log.csv").read_text() for name in ("straight", "cut")]
+    assert logs[0] == logs[1]
+    with pytest.raises(ConfigError, match="another simulation"):  # not the student of now
+        run_md(copper(0), run, out=tmp_path / "cut.extxyz", guard="off", **HOT)
+
+
+def test_a_repair_without_labels_to_rehearse_is_refused(run, tmp_path):
+    with pytest.raises(ConfigError, match="no run whose labels"):
+        run_with_repair(copper(0), run / "student", tmp_path / "md.extxyz", **HOT)
+    assert run_of(run / "student") == run_of(run) == run
