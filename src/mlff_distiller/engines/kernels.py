@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import warp as wp
@@ -29,8 +29,13 @@ class KernelEngine(Engine):
 
     capturable = True
     exact = True
+    measured_on: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
+    """Types of devices on which it was tried and is faster than PyTorch."""
     energies: wp.array  # (n_atoms,) float64, eV
     _kernels: Any  # with sums, vec3, and threads that share an atom
+    _atom_types: wp.array  # (n_atoms,) among those present
+    _virials: wp.array  # (n_atoms,) vec6d, eV
+    _partial: wp.array  # (n_chunks,) vec7d
     _with_graphs: bool
     _present = _sizes = np.empty(0, dtype=np.int64)
 
@@ -84,7 +89,7 @@ class KernelEngine(Engine):
     def _record(self) -> None:
         """The launches of an evaluation; again when the list's arrays were replaced."""
         k, near, systems, skip = self._kernels, self.neighbors, self.systems, self.neighbors.moved
-        n, here, cores, threads = systems.n_atoms, self.device, self.n_threads, self._kernels.threads
+        n, here = systems.n_atoms, self.device
         self._g = None  # before there are twice as many
         self._g = wp.zeros((n, near.capacity), dtype=k.vec3, device=here)
         self._gradients = self._record_gradients()
@@ -92,7 +97,7 @@ class KernelEngine(Engine):
         forces = (k.sums.forces, (skip, *pairs, self._g, self.forces))
         chunk = (skip, systems.chunks, self.energies, self._virials, self._partial)
         total = (skip, systems.first_chunk, self._partial, self.totals)
-        self._forces = Launch([forces], n, here, cores, threads)
+        self._forces = Launch([forces], n, here, self.n_threads, k.threads)
         self._chunk_totals = Launch([(k.sums.chunk_totals, chunk)], systems.n_chunks, here)
         self._totals = Launch([(k.sums.totals, total)], systems.n_systems, here)
         self._version, self._graph, self._n_runs = near.version, None, 0

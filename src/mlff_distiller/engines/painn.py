@@ -34,12 +34,11 @@ class PainnEngine(KernelEngine):
     Products of an atom's numbers with weights are PyTorch's, which on a GPU are cuBLAS's.
     """
 
+    measured_on = ("cpu",)
     student: PaiNN
     _kernels: Kernels
 
-    def __init__(
-        self, student: PaiNN, skin: float = SKIN, *, n_threads: int | None = None
-    ) -> None:
+    def __init__(self, student: PaiNN, skin: float = SKIN, *, n_threads: int | None = None) -> None:
         on_gpu = student.device.type == "cuda"
         super().__init__(student, skin, n_threads, _with_graphs=on_gpu)
 
@@ -66,7 +65,7 @@ class PainnEngine(KernelEngine):
         self._kernels = build(shape, "cpu" if self.device.is_cpu else "cuda")
         load(self._kernels.module, self.device)
         with torch.no_grad():
-            self._weights = _weights(student, shape, torch.from_numpy(present))
+            self._weights = _weights(student, torch.from_numpy(present))
         self.neighbors = VerletList(student.cutoff, self.skin, self.device, self.n_threads)
         self._present = present
         self._sizes = np.empty(0, dtype=np.int64)
@@ -100,25 +99,26 @@ class PainnEngine(KernelEngine):
         return gradients
 
 
-def _weights(student: PaiNN, shape: Shape, present: Tensor) -> dict[str, Any]:
+def _weights(student: PaiNN, present: Tensor) -> dict[str, Any]:
     """Matrices as (inputs, outputs), and what kernels look up, of the types ``present``."""
-    gather, last = student.gather, student.readout[2]
-    here = {"dtype": student.dtype, "device": student.device}
+    gather: Any = student.gather
+    updates: list[Any] = list(student.updates)
+    messages: list[Any] = list(student.messages)
+    inner, last = (list[Any](student.readout)[k] for k in (0, 2))
 
     def own(values: Tensor) -> Tensor:
         return values.detach().double().cpu()
 
     def there(values: Tensor | Array) -> Tensor:
-        return torch.as_tensor(values).to(**here, copy=True).contiguous()
+        own_copy = torch.as_tensor(values).to(student.device, student.dtype, copy=True)
+        return own_copy.contiguous()
 
     def matrix(*layers: nn.Linear) -> Tensor:
         """Side by side."""
         return there(torch.cat([own(layer.weight) for layer in layers])).T
 
-    def network(layers: nn.Sequential) -> list[Tensor]:
-        return [
-            part for layer in layers[::2] for part in (matrix(layer), there(own(layer.bias)))
-        ]
+    def network(*layers: nn.Linear) -> list[Tensor]:
+        return [part for layer in layers for part in (matrix(layer), there(own(layer.bias)))]
 
     radial = radial_table(bessel, student.cutoff, student.radial_functions)
     filters = student.radial_scale * own(gather.filters.weight).T  # (K, moments)
@@ -129,14 +129,14 @@ def _weights(student: PaiNN, shape: Shape, present: Tensor) -> dict[str, Any]:
         "embedding": there(own(student.embedding)[present]),
         "reference": own(student.reference_energies)[present].numpy(),
         "moments": [there(part) for part in first.split(gather.sizes, 1)],
-        "mixing": [matrix(layer.u, layer.v) for layer in student.updates],
-        "updates": [network(layer.network) for layer in student.updates],
-        "messages": [network(layer.network) for layer in student.messages],
+        "mixing": [matrix(layer.u, layer.v) for layer in updates],
+        "updates": [network(*layer.network[::2]) for layer in updates],
+        "messages": [network(*layer.network[::2]) for layer in messages],
         "tables": [
             there(radial @ (student.radial_scale * own(layer.filters.weight).T))
-            for layer in student.messages
+            for layer in messages
         ],
-        "readout": network(student.readout[:1]),
+        "readout": network(inner),
         "last": (there(scale * own(last.weight)[0]), there(scale * own(last.bias))),
     }
     if gather.products is not None:
@@ -151,8 +151,9 @@ def _weights(student: PaiNN, shape: Shape, present: Tensor) -> dict[str, Any]:
             "vectors": matrix(gather.products.vectors),
         }
     if student.repulsion is not None:
-        table, reach = own(student.repulsion.table)[present][:, present], student.repulsion.reach
-        charges = own(student.repulsion.charges)[present]
+        repulsion = student.repulsion
+        table, reach = own(repulsion.table)[present][:, present], repulsion.reach
+        charges = own(repulsion.charges)[present]
         weights["outer"] = there(table[..., 1].clamp(max=reach))
         weights["zbl"] = there(repulsion_rows(table.numpy(), charges.numpy(), reach))
     return weights

@@ -54,6 +54,7 @@ class PaiNN(Student):
     """
 
     architecture: ClassVar[str] = "painn"
+    kernels: ClassVar[str | None] = "painn"
     weight_decay: ClassVar[float] = 0.02
     scale: Tensor  # () eV
 

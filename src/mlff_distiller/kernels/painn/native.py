@@ -6,7 +6,8 @@ a lane every 32nd channel. Names are those of README.md; ``a`` and ``x`` are ``S
 """
 
 import math
-from dataclasses import dataclass
+import re
+from dataclasses import astuple, dataclass
 
 from mlff_distiller.kernels.painn.harmonics import harmonics_code, solid_harmonics
 from mlff_distiller.kernels.painn.tables import INTERVALS_A_HALF_WAVE
@@ -31,6 +32,11 @@ class Shape:
     has_zbl: bool
     has_messages: bool  # beyond the first
     float64: bool
+
+    @property
+    def name(self) -> str:
+        """Different for each."""
+        return "_".join(re.sub(r"\W", "_", str(value)) for value in astuple(self))
 
     @property
     def half(self) -> int:
@@ -98,10 +104,8 @@ _SOFTEN_BACK = """
         real along = 0;
         for (int k = lane; k < count * width; k += lanes) along += in[k] * out_bar[k];
         const real g = f * f * f / real(width) * total(along);
-        if (adds)
-            for (int k = lane; k < count * width; k += lanes) in_bar[k] += f * out_bar[k] - g * in[k];
-        else
-            for (int k = lane; k < count * width; k += lanes) in_bar[k] = f * out_bar[k] - g * in[k];
+        for (int k = lane; k < count * width; k += lanes)
+            in_bar[k] = (adds ? in_bar[k] : real(0)) + f * out_bar[k] - g * in[k];
     };
 """
 
@@ -114,7 +118,8 @@ def _edges(shape: Shape, *, slopes: bool, only: str = "", beyond: str = "") -> s
         if (r < outer) {{
             const real w = (real(1) - r / outer) / real({shape.saturation});
             const real s = w < real(1) ? w : real(1), ss = s * s;
-            seen = outer * (real(1) - real({shape.saturation}) * s * (real(1) - ss * (real(1) - real(0.5) * s)));
+            const real change = s * (real(1) - ss * (real(1) - real(0.5) * s));
+            seen = outer * (real(1) - real({shape.saturation}) * change);
             stretch = real(1) - ss * (real(3) - real(2) * s);
         }}"""
     derivatives = """
@@ -466,7 +471,8 @@ _MIXED_BACK = """
         real* uv_bar = a.mixed_v_bar.data + ((size_t)i * 3 + k) * 2 * C;
         for (int c = lane; c < C; c += lanes) {
             const real own = s_bar[c] * gates[C + c];
-            uv_bar[c] = own * uv[C + c] + (x.is_end ? real(0) : gates[2 * C + c] * v_bar[k * C + c]);
+            const real passed = x.is_end ? real(0) : gates[2 * C + c] * v_bar[k * C + c];
+            uv_bar[c] = own * uv[C + c] + passed;
             uv_bar[C + c] = own * uv[c] + norms_bar[c] / norms[c] * uv[C + c];
         }
     }
@@ -529,7 +535,8 @@ def _second(shape: Shape) -> str:
 def _harmonics_of_first(shape: Shape, order: int, *, gradients: bool) -> str:
     """Those of mixed first moments, and the moments ``t`` of the order."""
     count, mixes = 2 * order + 1, len(shape.mixes)
-    arrays = f"h[{count}]" + (", hx[{0}], hy[{0}], hz[{0}]".format(count) if gradients else "")
+    names = ("h", "hx", "hy", "hz") if gradients else ("h",)
+    arrays = ", ".join(f"{name}[{count}]" for name in names)
     at = shape.mixes.index(order)
     return f"""
         real {arrays};

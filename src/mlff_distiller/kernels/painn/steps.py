@@ -88,7 +88,9 @@ class Steps:
         else:
             self._steps.append(partial(torch.addmm, bias, a, b, out=out))
 
-    def _hidden(self, inputs: Tensor, matrix: Tensor, bias: Tensor, name: Any) -> tuple[Tensor, Tensor]:
+    def _hidden(
+        self, inputs: Tensor, matrix: Tensor, bias: Tensor, name: Any
+    ) -> tuple[Tensor, Tensor]:
         """A layer before and after SiLU."""
         width = matrix.shape[1]
         hidden = self._room((name, "hidden"), self._n, width)

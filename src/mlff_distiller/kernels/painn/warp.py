@@ -16,9 +16,7 @@ from mlff_distiller.kernels.types import vec6d
 from mlff_distiller.kernels.warp_sums import Sums, sum_kernels
 
 # A CPU sums in vectors only with leave to reorder; NaN and infinity keep their meaning.
-CPU_FLAGS = (
-    "-march=native -mreassociate -fno-signed-zeros -freciprocal-math -ffp-contract=fast"
-)
+CPU_FLAGS = "-march=native -mreassociate -fno-signed-zeros -freciprocal-math -ffp-contract=fast"
 OF_ATOMS = (
     *("embedding", "radial", "outer", "zbl"),
     *("sums", "moments", "soft_moments", "factors", "first", "mixed", "invariants", "turned"),
@@ -55,7 +53,7 @@ def build(shape: Shape, device: str) -> Kernels:
     threads = 1 if on_cpu else WARP
     real = wp.float64 if shape.float64 else wp.float32
     vec3 = wp.types.vector(3, real)
-    module = wp.Module(f"mlff_distiller_painn_{abs(hash(shape)):x}_{device}", None)
+    module = wp.Module(f"mlff_distiller_painn_{shape.name}_{device}", None)
     module.options.update(
         enable_backward=False, block_dim=1 if on_cpu else 128, default_grid_stride=False
     )
