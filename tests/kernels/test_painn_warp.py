@@ -22,8 +22,10 @@ TABLES = 1e-8
 """Of the largest force: what tables are off by."""
 
 
-def engine(student: PaiNN, dtype: str = "float64", **settings) -> PainnEngine:
-    return PainnEngine(ready_student(copy.deepcopy(student), "cpu", dtype), **settings)
+def engine(
+    student: PaiNN, dtype: str = "float64", device: str = "cpu", **settings
+) -> PainnEngine:
+    return PainnEngine(ready_student(copy.deepcopy(student), device, dtype), **settings)
 
 
 def assert_near(found, wanted, dtype: str) -> None:
