@@ -79,7 +79,9 @@ def rows_of(name, n_atoms, device, turns):
     forces = [engine.forces.numpy() for engine in engines.values()]
     apart = float(np.abs(forces[0] - forces[1]).max())
     calls = {own: engine.compute for own, engine in engines.items()}
-    yield what | {"what": "evaluation", "forces apart, eV/A": apart} | in_turns(calls, turns, device)
+    yield (
+        what | {"what": "evaluation", "forces apart, eV/A": apart} | in_turns(calls, turns, device)
+    )
 
     thermalise(atoms, 300.0, np.random.default_rng(0))
     settings = Ensemble(temperature_K=300.0, time_step_fs=0.25)

@@ -17,7 +17,7 @@ from mlff_distiller.engines.kernels import KernelEngine, repulsion_rows
 from mlff_distiller.engines.threads import on_stream, own_thread
 from mlff_distiller.kernels.compiling import load
 from mlff_distiller.kernels.neighbors.verlet import VerletList
-from mlff_distiller.kernels.painn.native import Shape
+from mlff_distiller.kernels.painn.shape import Shape
 from mlff_distiller.kernels.painn.steps import Steps
 from mlff_distiller.kernels.painn.tables import radial_table
 from mlff_distiller.kernels.painn.warp import Kernels, build

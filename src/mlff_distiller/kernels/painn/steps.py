@@ -9,7 +9,7 @@ import warp as wp
 from torch import Tensor
 
 from mlff_distiller.kernels.compiling import Launch
-from mlff_distiller.kernels.painn.native import Shape
+from mlff_distiller.kernels.painn.shape import Shape
 from mlff_distiller.kernels.painn.warp import Kernels
 
 SMALL = 16384

@@ -11,7 +11,8 @@ from typing import Any
 
 import warp as wp
 
-from mlff_distiller.kernels.painn.native import WARP, Shape, bodies
+from mlff_distiller.kernels.painn.native import bodies
+from mlff_distiller.kernels.painn.shape import WARP, Shape
 from mlff_distiller.kernels.types import vec6d
 from mlff_distiller.kernels.warp_sums import Sums, sum_kernels
 
