@@ -163,6 +163,17 @@ def test_smooth_at_the_cutoff_and_nothing_beyond(student, shared_engines):
     assert pull(1e-9) == 0.0
 
 
+def test_in_whatever_mode_the_caller_is(student, shared_engines):
+    atoms = rattled(structures()["small cell"])
+    wanted = run(shared_engines["float64"], atoms)
+    one = engine(student)
+    with torch.inference_mode(), torch.device("meta"):
+        first = run(one, atoms)
+    for found in (first, run(one, atoms)):
+        for a, b in zip(found, wanted, strict=True):
+            assert np.array_equal(a, b)
+
+
 @pytest.mark.parametrize("n_threads", [1, 3])
 def test_repeats_are_identical(student, n_threads):
     atoms = many_atoms()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mlff_distiller.engines.engine import Array, Evaluation
 from mlff_distiller.engines.kernels import KernelEngine, repulsion_rows
-from mlff_distiller.engines.threads import on_stream, own_thread
+from mlff_distiller.engines.threads import on_stream, own_helpers, own_modes
 from mlff_distiller.kernels.compiling import load
 from mlff_distiller.kernels.neighbors.verlet import VerletList
 from mlff_distiller.kernels.painn.shape import Shape
@@ -43,10 +43,11 @@ class PainnEngine(KernelEngine):
         super().__init__(student, skin, n_threads, _with_graphs=on_gpu)
 
     def _evaluate(self, positions: Array, cell: Array, pbc: NDArray[np.bool_]) -> Evaluation:
-        return own_thread(partial(super()._evaluate, positions, cell, pbc))
+        return own_helpers(partial(super()._evaluate, positions, cell, pbc))
 
     # -- what depends on the atoms' number and types -------------------------------------------
 
+    @own_modes()
     def _set_present(self, present: NDArray[np.int64]) -> None:
         student = self.student
         repels = student.repulsion is not None
@@ -76,6 +77,7 @@ class PainnEngine(KernelEngine):
 
     # -- the launches of an evaluation ---------------------------------------------------------
 
+    @own_modes()
     def _record_gradients(self) -> Callable[[], None]:
         near, k = self.neighbors, self._kernels
         a = k.shared()

@@ -19,17 +19,19 @@ _forked = threading.Event()
 os.register_at_fork(after_in_child=_forked.set)
 
 
-def own_thread(evaluate: Callable[[], T]) -> T:
-    """Whatever modes the caller has set; in a fork by a new thread, with helpers of its own."""
+@contextmanager
+def own_modes() -> Iterator[None]:
+    """Whatever modes the caller has set."""
+    with torch.inference_mode(False), torch.device("cpu"):
+        yield
 
-    def run() -> T:
-        with torch.inference_mode(False), torch.device("cpu"):
-            return evaluate()
 
+def own_helpers(evaluate: Callable[[], T]) -> T:
+    """In a fork by a new thread, with helpers of its own."""
     if not _forked.is_set():
-        return run()
+        return evaluate()
     with ThreadPoolExecutor(1) as executor:
-        return executor.submit(run).result()
+        return executor.submit(evaluate).result()
 
 
 @contextmanager

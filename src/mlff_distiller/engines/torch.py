@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mlff_distiller.batch import Batch
 from mlff_distiller.engines.engine import Array, Engine, Evaluation
-from mlff_distiller.engines.threads import on_stream, own_thread
+from mlff_distiller.engines.threads import on_stream, own_helpers, own_modes
 from mlff_distiller.kernels.neighbors.verlet import VerletList
 from mlff_distiller.kernels.systems import Systems
 from mlff_distiller.kernels.types import vec7d
@@ -85,8 +85,9 @@ class TorchEngine(Engine):
     ) -> Evaluation:
         if self.padded:
             return super().evaluate(positions, numbers, cell, pbc)
-        return own_thread(partial(self._evaluate_once, positions, numbers, cell, pbc))
+        return own_helpers(partial(self._evaluate_once, positions, numbers, cell, pbc))
 
+    @own_modes()
     def _evaluate_once(
         self, positions: Array, numbers: NDArray[np.int64], cell: Array, pbc: NDArray[np.bool_]
     ) -> Evaluation:
