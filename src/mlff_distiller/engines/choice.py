@@ -32,8 +32,9 @@ def choose_engine(
 ) -> Engine:
     """What computes ``student``, which is on its device and of the dtype to compute in.
 
-    Our own kernels where there are some for it, unless ``backend`` is ``torch``; otherwise
-    PyTorch's, fused first if ``compile``, or where it pays for ``n_steps`` of ``frames``. With
+    Our own kernels where there are some for it, measured on such a device or asked for as
+    ``warp``; otherwise, or as ``torch``, PyTorch's, fused first if ``compile``, or where it pays
+    for ``n_steps`` of ``frames``. A class that is derived from one with kernels has none. With
     ``frames`` there is room for these systems; see ``Engine``. ``skin`` is in Å.
     """
     if backend not in ("auto", "warp", "torch"):
@@ -47,8 +48,10 @@ def choose_engine(
         )
     # Imported when chosen: each brings kernels of its own.
     engine: Engine
-    if student.kernels is not None and backend != "torch":
+    own = None
+    if backend != "torch" and vars(type(student)).get("kernels"):
         own = import_module(f"mlff_distiller.engines.{student.kernels}")
+    if own is not None and (backend == "warp" or student.device.type in own.ENGINE.measured_on):
         engine = own.ENGINE(student, skin or own.SKIN)
     elif backend == "warp":
         raise StudentError(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mlff_distiller.batch import Batch, check_structure
+from mlff_distiller.engines.threads import on_stream
 from mlff_distiller.errors import DeviceMemoryError, StudentError
 from mlff_distiller.kernels.compiling import warp_device
 from mlff_distiller.kernels.neighbors.verlet import VerletList
@@ -272,7 +273,7 @@ class Engine(ABC):
         model = self.student.error_model
         if model is None:
             return
-        with self._on_stream():
+        with on_stream(self.device):
             lattice = wp.to_torch(self.neighbors.lattice)
             positions = wp.to_torch(self.positions)
             periodic = torch.ones(len(lattice), 3, dtype=torch.bool, device=lattice.device)
@@ -292,16 +293,6 @@ class Engine(ABC):
         used = torch.arange(table.shape[1], device=counts.device) < counts.unsqueeze(1)
         i, j = used.nonzero()[:, 0], table[used].long()
         return Neighbors(i, j, whole[images[used].long()] - laps[j] + laps[i])
-
-    @contextmanager
-    def _on_stream(self) -> Iterator[None]:
-        """What torch does here follows what Warp has launched, and the other way round."""
-        if not self.device.is_cuda:
-            yield
-            return
-        warps = torch.cuda.ExternalStream(self.device.stream.cuda_stream, self.student.device)
-        with torch.cuda.stream(warps):
-            yield
 
     # -- what depends on the atoms' number and types -------------------------------------------
 

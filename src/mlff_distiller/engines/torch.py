@@ -7,11 +7,8 @@ than the cutoff.
 
 from __future__ import annotations
 
-import os
-import threading
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -23,6 +20,7 @@ from torch import Tensor
 
 from mlff_distiller.batch import Batch
 from mlff_distiller.engines.engine import Array, Engine, Estimates, Evaluation, Evaluations
+from mlff_distiller.engines.threads import on_stream, own_helpers, own_modes
 from mlff_distiller.kernels.neighbors.verlet import VerletList
 from mlff_distiller.kernels.systems import Systems
 from mlff_distiller.kernels.types import vec7d
@@ -44,28 +42,12 @@ _FIRST_RECORDED = 3
 """Evaluation at which it pays to record it."""
 _LONG_ON_GPU, _LONG_ON_CPU = 10_000, 300_000
 """Steps that launches bind, and steps times atoms."""
-_forked = threading.Event()
-"""Set in a forked process: the threads that PyTorch has there were the parent's, and are gone."""
-os.register_at_fork(after_in_child=_forked.set)
 _VOIGT = (0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)
 
 
 def pays_to_compile(n_steps: int, n_atoms: int, *, on_gpu: bool) -> bool:
     """Whether this many steps save, roughly, more time than compiling takes."""
     return n_steps >= _LONG_ON_GPU if on_gpu else n_steps * n_atoms >= _LONG_ON_CPU
-
-
-def _own_thread(evaluate: Callable[[], Evaluation]) -> Evaluation:
-    """Whatever modes the caller has set; in a fork by a new thread, with helpers of its own."""
-
-    def run() -> Evaluation:
-        with torch.inference_mode(False), torch.device("cpu"):
-            return evaluate()
-
-    if not _forked.is_set():
-        return run()
-    with ThreadPoolExecutor(1) as executor:
-        return executor.submit(run).result()
 
 
 class TorchEngine(Engine):
@@ -105,8 +87,9 @@ class TorchEngine(Engine):
     ) -> Evaluation:
         if self.padded:
             return super().evaluate(positions, numbers, cell, pbc)
-        return _own_thread(partial(self._evaluate_once, positions, numbers, cell, pbc))
+        return own_helpers(partial(self._evaluate_once, positions, numbers, cell, pbc))
 
+    @own_modes()
     def _evaluate_once(
         self, positions: Array, numbers: NDArray[np.int64], cell: Array, pbc: NDArray[np.bool_]
     ) -> Evaluation:
@@ -159,7 +142,7 @@ class TorchEngine(Engine):
     def _run(self) -> Array:
         """Evaluate; a copy of what there is on the device."""
         self.compute()
-        with self._on_stream():
+        with on_stream(self.device):
             return self._exchanged.cpu().numpy().copy()
 
     # -- for dynamics on the device ------------------------------------------------------------
@@ -169,7 +152,7 @@ class TorchEngine(Engine):
         with self._memory(self.systems.n_atoms):
             near.set(self.positions, cell, pbc, self.systems)
             near.rebuild()
-            with self._on_stream(), torch.no_grad():
+            with on_stream(self.device), torch.no_grad():
                 self._cell.copy_(torch.from_numpy(np.reshape(cell, (-1, 3, 3))))
                 is_periodic = np.reshape(pbc, (-1, 1, 3)).all(2, keepdims=True)
                 self._is_periodic.copy_(torch.from_numpy(is_periodic))
@@ -180,7 +163,7 @@ class TorchEngine(Engine):
         """Totals as well. Worthless once an atom has left its skin, which is not checked."""
         if self.device.is_cpu and self.neighbors.moved.numpy()[0]:
             return
-        with self._memory(self.systems.n_atoms), self._on_stream(), torch.no_grad():
+        with self._memory(self.systems.n_atoms), on_stream(self.device), torch.no_grad():
             self._n_runs += 1
             if self.padded and self._n_runs == (1 if self.compile else _FIRST_RECORDED):
                 self._prepare()

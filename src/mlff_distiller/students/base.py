@@ -55,6 +55,8 @@ class Student(nn.Module, ABC):
     architecture: ClassVar[str]
     kernels: ClassVar[str | None] = None
     """Module of ``engines`` whose compiled kernels run it; None where only PyTorch does."""
+    trains_by_kernels: ClassVar[bool] = False
+    """Whether there are some for its training, too."""
     weight_decay: ClassVar[float] = 0.0
     """That suits it, times the learning rate, in an update."""
     reference_energies: Tensor  # (n_types,) eV, float64 whatever the dtype of the module

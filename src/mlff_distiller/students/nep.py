@@ -42,6 +42,7 @@ class NEP(Student):
 
     architecture: ClassVar[str] = "nep"
     kernels: ClassVar[str | None] = "nep"
+    trains_by_kernels: ClassVar[bool] = True
     cutoff_radial: Tensor  # (T, T) Å
     cutoff_angular: Tensor  # (T, T) Å
     scaler: Tensor  # (D,)

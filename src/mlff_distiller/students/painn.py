@@ -18,9 +18,9 @@ from mlff_distiller.kernels.slots import Slots, by_type, one_hot
 from mlff_distiller.students.base import Student
 from mlff_distiller.students.repulsion import Pairs
 
-_SHORTEST = 1e-6
+SHORTEST = 1e-6
 """Å. Keeps the direction of coincident atoms finite."""
-_SATURATION = 0.25
+SATURATION = 0.25
 """Share of ZBL's outer radius within which messages cease to change."""
 _HIGHEST_OF_FIRST = 4
 """Order up to which harmonics of the first moments are formed; their cost grows as its square."""
@@ -54,6 +54,7 @@ class PaiNN(Student):
     """
 
     architecture: ClassVar[str] = "painn"
+    kernels: ClassVar[str | None] = "painn"
     weight_decay: ClassVar[float] = 0.02
     scale: Tensor  # () eV
 
@@ -147,7 +148,7 @@ class PaiNN(Student):
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
         """Those of the last layer (n_atoms, C); distances (n_atoms, n_slots) and their types."""
         slots = Slots.from_edges(types, i, j, vectors, 2.0 * self.cutoff, max_neighbors)
-        r = (slots.vectors.square().sum(2) + _SHORTEST**2).sqrt()
+        r = (slots.vectors.square().sum(2) + SHORTEST**2).sqrt()  # (n_atoms, n_slots)
         directions = slots.vectors / r.unsqueeze(2)
         pair, seen = (types.unsqueeze(1), slots.neighbor_types), r
         if self.repulsion is not None and self.saturates:
@@ -165,9 +166,9 @@ def saturated(r: Tensor, outer: Tensor) -> Tensor:
 
     With u = (1 - r/outer)/w it is ``outer (1 - w (u - u^3 + u^4 / 2))``.
     """
-    u = ((1.0 - r / outer) / _SATURATION).clamp(0.0, 1.0)
+    u = ((1.0 - r / outer) / SATURATION).clamp(0.0, 1.0)
     return torch.where(
-        r > outer, r, outer * (1.0 - _SATURATION * u * (1.0 - u**2 * (1.0 - 0.5 * u)))
+        r > outer, r, outer * (1.0 - SATURATION * u * (1.0 - u**2 * (1.0 - 0.5 * u)))
     )
 
 

@@ -108,7 +108,7 @@ def _learn(
     every = max(1, updates // settings.validations)
     checks = [updates * (k + 1) // settings.md_checks for k in range(settings.md_checks)]
 
-    has_kernels = student.kernels is not None
+    has_kernels = student.trains_by_kernels
     compiles = settings.compiles(student.device.type, updates, has_kernels=has_kernels)
     updater = Updater(student, minibatches, spread, settings, workers, compiles=compiles)
     best = {name: value.clone() for name, value in updater.average.state_dict().items()}

@@ -11,20 +11,24 @@ from tests.helpers import random_nep, random_painn, rattled, structures
 
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.engines.choice import choose_engine
+from mlff_distiller.engines.painn import PainnEngine
+from mlff_distiller.engines.torch import TorchEngine
 from mlff_distiller.errors import DynamicsError, KernelError, StudentError
 from mlff_distiller.kernels import compiling
+from mlff_distiller.students import PaiNN
 
 
+@pytest.mark.parametrize(("make", "tolerance"), [(random_nep, 1e-9), (random_painn, 1e-6)])
 @pytest.mark.parametrize("box", ["small cell", "molecule", "slab"])
-def test_backends_agree(box):
+def test_backends_agree(box, make, tolerance):
     atoms = rattled(structures()[box])
     compiled, plain = (
-        StudentCalculator(random_nep(), device="cpu", dtype="float64", backend=backend)
+        StudentCalculator(make(), device="cpu", dtype="float64", backend=backend)
         for backend in ("warp", "torch")
     )
     for name in ("energy", "energies", "forces", *(["stress"] if atoms.cell.rank == 3 else [])):
         a, b = (calculator.get_property(name, atoms) for calculator in (compiled, plain))
-        assert np.abs(a - b).max() < 1e-9
+        assert np.abs(a - b).max() < tolerance
 
 
 def test_unknown_backend():
@@ -32,9 +36,29 @@ def test_unknown_backend():
         StudentCalculator(random_nep(), device="cpu", backend="cuda")
 
 
+class Derived(PaiNN):
+    """A student of somebody else, whose energies kernels of ours know nothing of."""
+
+
+def derived() -> Derived:
+    student = random_painn()
+    student.__class__ = Derived
+    return student
+
+
 def test_no_kernels_for_a_student():
     with pytest.raises(StudentError, match=r"no compiled kernels[\s\S]*that has some[\s\S]*painn"):
-        StudentCalculator(random_painn(), device="cpu", backend="warp")
+        StudentCalculator(derived(), device="cpu", backend="warp")
+
+
+def test_who_runs_a_painn(monkeypatch):
+    assert isinstance(choose_engine(random_painn()), PainnEngine)
+    assert isinstance(choose_engine(random_painn(), backend="torch"), TorchEngine)
+    assert isinstance(choose_engine(derived()), TorchEngine)
+    # Where they were not measured they are there for who asks.
+    monkeypatch.setattr(PainnEngine, "measured_on", ())
+    assert isinstance(choose_engine(random_painn()), TorchEngine)
+    assert isinstance(choose_engine(random_painn(), backend="warp"), PainnEngine)
 
 
 @pytest.mark.parametrize("settings", [{"backend": "auto"}, {"backend": "torch", "compile": True}])

@@ -4,7 +4,8 @@ Two passes, and no atomics, so results repeat bit for bit:
 
 1. ``gradients``: everything of one atom, from its neighbours to U_i, its virial, and
    g_ij = dU_i/dr_ij of each slot; s_{n,lm} and dU_i/ds_{n,lm} never leave the core.
-2. ``forces``: F_i = sum_j (g_ij - g_ji), where g_ji is in the slot that ``reverse`` names.
+2. ``forces`` (``kernels/warp_sums.py``): F_i = sum_j (g_ij - g_ji), where g_ji is in the slot
+   that ``reverse`` names.
 
 The first has two forms of the same formulas: C++ with neighbours in vectors (``warp_simd``, for
 CPUs) and a warp per atom (``warp_lanes``, for GPUs). g_ij are rounded to a grid, so that float64
@@ -24,7 +25,7 @@ from mlff_distiller.kernels.nep.reference import Shape
 from mlff_distiller.kernels.nep.warp_functions import Types, atom_functions, edge_functions
 from mlff_distiller.kernels.nep.warp_lanes import WARP, gradients_by_warps, warps_a_block
 from mlff_distiller.kernels.nep.warp_simd import build_options, gradients_by_vectors
-from mlff_distiller.kernels.types import vec6d, vec7d
+from mlff_distiller.kernels.warp_sums import Sums, sum_kernels
 
 # A CPU sums in vectors only with leave to reorder; NaN and infinity keep their meaning.
 CPU_FLAGS = (
@@ -62,12 +63,11 @@ class Kernels:
 
     module: wp.Module
     types: Types
+    vec3: type
     lanes: int
-    threads: int  # that a launch takes for an atom, in the first two
+    threads: int  # that a launch takes for an atom, in gradients and forces
     gradients: wp.Kernel
-    forces: wp.Kernel
-    chunk_totals: wp.Kernel
-    totals: wp.Kernel
+    sums: Sums
 
 
 @cache
@@ -92,7 +92,7 @@ def build(spec: Specialization) -> Kernels:
     # Out of line on the CPU these sums run in vectors, and compile in half the time.
     outlined = wp.func(module=module, inline=False if on_cpu else None)
 
-    vec3, threads = types.vec3, 1 if on_cpu else spec.lanes
+    threads = 1 if on_cpu else spec.lanes
     if spec.lanes == 1:
         gradients = gradients_by_vectors(kernel, types)
     else:
@@ -104,78 +104,5 @@ def build(spec: Specialization) -> Kernels:
         functions = (of_atom, of_edge, types, shape)
         gradients = gradients_by_warps(func, kernel, *functions, one_type=one_type, on_cpu=on_cpu)
 
-    @wp.func_native(
-        f"""
-    #if defined(__CUDA_ARCH__)
-        for (int other = {threads} / 2; other > 0; other /= 2)
-            for (int k = 0; k < 3; ++k)
-                value[k] += __shfl_xor_sync(0xffffffff, value[k], other);
-    #endif
-        return value;
-    """
-    )
-    def sum_of_lanes(value: wp.vec3d) -> wp.vec3d: ...
-
-    @kernel
-    def forces(
-        first: int,
-        skip: wp.array(dtype=int),
-        counts: wp.array(dtype=int),
-        neighbors: wp.array2d(dtype=int),
-        reverse: wp.array2d(dtype=int),
-        g: wp.array2d(dtype=vec3),
-        forces: wp.array(dtype=wp.vec3d),
-    ):
-        thread = wp.tid()
-        i = first + thread / threads
-        lane = thread % threads
-        if skip[0] != 0:
-            return
-        total = wp.vec3d()
-        for slot in range(lane, counts[i], threads):
-            back = reverse[i, slot]
-            g_ij = g[i, slot]
-            total += wp.vec3d(wp.float64(g_ij[0]), wp.float64(g_ij[1]), wp.float64(g_ij[2]))
-            if back >= 0:
-                g_ji = g[neighbors[i, slot], back]
-                total -= wp.vec3d(wp.float64(g_ji[0]), wp.float64(g_ji[1]), wp.float64(g_ji[2]))
-        total = sum_of_lanes(total)
-        if lane == 0:
-            forces[i] = total
-
-    @kernel
-    def chunk_totals(
-        first: int,
-        skip: wp.array(dtype=int),
-        chunks: wp.array(dtype=wp.vec3i),  # system, first atom, last atom + 1
-        energies: wp.array(dtype=wp.float64),
-        virials: wp.array(dtype=vec6d),
-        partial_totals: wp.array(dtype=vec7d),
-    ):
-        k = first + wp.tid()
-        if skip[0] != 0:
-            return
-        total = vec7d()
-        for i in range(chunks[k][1], chunks[k][2]):
-            v = virials[i]
-            total += vec7d(energies[i], v[0], v[1], v[2], v[3], v[4], v[5])
-        partial_totals[k] = total
-
-    @kernel
-    def totals(
-        first: int,
-        skip: wp.array(dtype=int),
-        first_chunk: wp.array(dtype=int),
-        partial_totals: wp.array(dtype=vec7d),
-        result: wp.array(dtype=vec7d),
-    ):
-        """Energy, and the virial's xx, yy, zz, yz, xz, xy, of each system."""
-        system = first + wp.tid()
-        if skip[0] != 0:
-            return
-        total = vec7d()
-        for chunk in range(first_chunk[system], first_chunk[system + 1]):
-            total += partial_totals[chunk]
-        result[system] = total
-
-    return Kernels(module, types, spec.lanes, threads, gradients, forces, chunk_totals, totals)
+    sums = sum_kernels(kernel, types.vec3, threads)
+    return Kernels(module, types, types.vec3, spec.lanes, threads, gradients, sums)

@@ -1,0 +1,1 @@
+"""Energy and gradient of a ``painn``, as kernels for inference."""

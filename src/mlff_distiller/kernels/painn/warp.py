@@ -1,0 +1,105 @@
+"""painn's energy and gradient as Warp kernels around matrix products that a library does.
+
+The body of each is C++ (``native.py``). Where ``skip`` is set nothing is done: steps that were sent
+to the device before it was known that neighbours must be found anew. ``first`` is the first atom of
+a launch: a CPU gives each core a range of atoms.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import warp as wp
+
+from mlff_distiller.kernels.painn.native import bodies
+from mlff_distiller.kernels.painn.shape import WARP, Shape
+from mlff_distiller.kernels.types import vec6d
+from mlff_distiller.kernels.warp_sums import Sums, sum_kernels
+
+# A CPU sums in vectors only with leave to reorder; NaN and infinity keep their meaning.
+CPU_FLAGS = "-march=native -mreassociate -fno-signed-zeros -freciprocal-math -ffp-contract=fast"
+OF_ATOMS = (
+    *("embedding", "radial", "outer", "zbl"),
+    *("sums", "moments", "soft_moments", "factors", "first", "mixed", "invariants", "turned"),
+    *("sums_bar", "moments_bar", "soft_moments_bar", "first_bar", "mixed_bar", "invariants_bar"),
+    *("turned_bar", "s_bar", "v_bar", "inputs_bar", "soft_v_bar", "mixed_v_bar", "gates_bar"),
+    "site",
+)
+"""Arrays of real numbers that all layers share; ``_bar`` is the energy's derivative by them."""
+OF_LAYER = (
+    *("s", "v", "inputs", "soft_v", "factors", "mixed_v", "dots", "gates", "s_out", "v_out"),
+    *("features", "table"),
+)
+"""Those of an update, or of a message."""
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Of atoms, by their names in ``native.py``, and the types of their arguments."""
+
+    shape: Shape
+    module: wp.Module
+    vec3: type
+    shared: Any
+    layer: Any
+    threads: int  # that a launch takes for an atom
+    of_atoms: dict[str, wp.Kernel]
+    sums: Sums
+
+
+@cache
+def build(shape: Shape, device: str) -> Kernels:
+    """Kernels for a "cpu" or a "cuda" device; compiled when first loaded."""
+    on_cpu = device == "cpu"
+    threads = 1 if on_cpu else WARP
+    real = wp.float64 if shape.float64 else wp.float32
+    vec3 = wp.types.vector(3, real)
+    module = wp.Module(f"mlff_distiller_painn_{shape.name}_{device}", None)
+    module.options.update(
+        enable_backward=False, block_dim=1 if on_cpu else 128, default_grid_stride=False
+    )
+    if on_cpu:
+        module.options["cpu_compiler_flags"] = CPU_FLAGS
+
+    def struct(name: str, arrays: tuple[str, ...], others: dict[str, Any]) -> Any:
+        fields = {**others, **dict.fromkeys(arrays, wp.array(dtype=real))}
+        return wp.struct(type(name, (), {"__annotations__": fields, "__module__": __name__}))
+
+    shared = struct(
+        "Shared",
+        OF_ATOMS,
+        {
+            "n_atoms": int,
+            "n_types": int,
+            "norm_width": real,
+            "inside": wp.array(dtype=wp.vec3d),
+            "shifts": wp.array(dtype=wp.vec3d),
+            "types": wp.array(dtype=int),
+            "counts": wp.array(dtype=int),
+            "neighbors": wp.array2d(dtype=int),
+            "images": wp.array2d(dtype=int),
+            "reference": wp.array(dtype=wp.float64),
+            "g": wp.array2d(dtype=vec3),
+            "energies": wp.array(dtype=wp.float64),
+            "virials": wp.array(dtype=vec6d),
+        },
+    )
+    layer = struct("Layer", OF_LAYER, {"is_end": int, "is_last": int})
+
+    def of_atoms(name: str, body: str) -> wp.Kernel:
+        def of_atom(i: int, a: shared, x: layer): ...
+
+        of_atom.__name__ = of_atom.__qualname__ = f"{name}_of_atom"
+        of_atom = wp.func_native(body)(of_atom)
+
+        def of_range(first: int, skip: wp.array(dtype=int), a: shared, x: layer):
+            if skip[0] == 0:
+                of_atom(first + wp.tid() / threads, a, x)
+
+        return wp.Kernel(of_range, key=name, module=module)
+
+    return Kernels(
+        *(shape, module, vec3, shared, layer, threads),
+        {name: of_atoms(name, body) for name, body in bodies(shape).items()},
+        sum_kernels(wp.kernel(module=module), vec3, threads),
+    )
