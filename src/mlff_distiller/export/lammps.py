@@ -21,6 +21,7 @@ from mlff_distiller.export.example import example
 from mlff_distiller.export.lammps_check import compare
 from mlff_distiller.export.lammps_files import input_text, readme, sizes_header, write_data
 from mlff_distiller.export.target import Row, Target
+from mlff_distiller.kernels.nep.warp_simd import FOLDER, SHARED
 from mlff_distiller.structure import enlarge
 from mlff_distiller.students import NEP, Student, write_nep
 
@@ -67,9 +68,8 @@ class LAMMPS(Target):
         exact = copy.deepcopy(student).double()
         write_nep(exact, out / "nep.txt", max_neighbors=_MANY, digits=_DIGITS)
         write_text(out / "mlffd_sizes.h", sizes_header(student))
-        sources = [
-            Path(str(file)) for file in files(__package__).joinpath("lammps_source").iterdir()
-        ]
+        own = files(__package__).joinpath("lammps_source").iterdir()
+        sources = [Path(str(file)) for file in own] + [FOLDER / name for name in SHARED]
         for file in sources:
             shutil.copyfile(file, out / file.name)
         write_text(out / "in.lammps", input_text(student, atoms))

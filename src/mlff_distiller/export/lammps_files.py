@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from ase import Atoms
 from ase.io import write
 
+from mlff_distiller.kernels.nep.warp_simd import sizes
 from mlff_distiller.structure import default_time_step_fs
 from mlff_distiller.students import NEP
 
@@ -26,24 +28,15 @@ def write_data(path: Path, atoms: Atoms, elements: tuple[str, ...]) -> None:
 
 def sizes_header(student: NEP) -> str:
     """The constants that the pair style is compiled for."""
-    shape = student.shape
-    flag = {True: "true", False: "false"}
+    shape = replace(student.shape, neurons=student.shape.neurons + 1)
+    constants = sizes(shape, has_zbl=student.zbl is not None, float64=True)
     return f"""// The sizes of the student in nep.txt, written by its export.
+// One neuron more than it has holds the energies of lone atoms.
 
 #ifndef MLFFD_SIZES_H
 #define MLFFD_SIZES_H
 
-namespace mlffd {{
-
-constexpr int N_RADIAL = {shape.n_max_radial + 1}, N_ANGULAR = {shape.n_max_angular + 1};
-constexpr int K_RADIAL = {shape.basis_size_radial + 1}, K_ANGULAR = {shape.basis_size_angular + 1};
-constexpr int L_MAX = {shape.l_max};
-constexpr bool HAS_Q222 = {flag[shape.has_q222]}, HAS_Q1111 = {flag[shape.has_q1111]};
-constexpr bool HAS_ZBL = {flag[student.zbl is not None]};
-constexpr int NEURONS = {shape.neurons + 1};    // one holds the energies of lone atoms
-
-}}    // namespace mlffd
-
+{constants}
 #endif
 """
 

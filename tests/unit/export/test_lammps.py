@@ -151,7 +151,7 @@ def test_everything_agrees_for_several_elements(elements, built, tmp_path, frame
 @runs
 def test_other_sizes_agree_on_other_processors(tmp_path, monkeypatch, frames_only):
     """Other blocks of sums, cutoffs of each element, wider registers than most have, threads."""
-    monkeypatch.setenv("CXXFLAGS", "-O0 -DMLFFD_WIDTH=8")
+    monkeypatch.setenv("CXXFLAGS", "-O0 -DMLFFD_BYTES=64")
     shape = Shape(3, 4, 4, 3, 3, True, False, 7)
     student = NEP(("Hf", "O"), shape, ((6.0, 4.0), (4.5, 3.5)))
     generator = torch.Generator().manual_seed(0)

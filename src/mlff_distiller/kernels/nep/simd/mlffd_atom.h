@@ -41,10 +41,14 @@ constexpr Real C5B[3] = {0.026596810706114, 0.053193621412227, 0.026596810706114
 /// s_nlm, or dU/ds_nlm; the lanes are n.
 typedef Vec Density[N_LM][ANGULAR_VECTORS];
 
-/// Parameters of a pair of types.
-struct Pair {
+/// What does not depend on which of the two is the centre.
+struct Radii {
   Real radial, angular;                             // cutoffs
   Real zbl_inner, zbl_outer, zbl_a[4], zbl_b[4];    // a times K Z_i Z_j / 2; b in 1/Angstrom
+};
+
+/// Parameters of a pair of types.
+struct Pair : Radii {
   Real c_radial[N_RADIAL][K_RADIAL], c_angular[N_PADDED][K_ANGULAR];    // halves
   Real sum_radial[N_RADIAL], sum_angular[N_PADDED];                     // over k
 };
