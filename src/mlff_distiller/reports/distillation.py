@@ -45,7 +45,7 @@ def write_report(
         compared=any(curve is not None and curve.teacher is not None for curve in observed),
         movie=movie,
         scalars=_scalars(report.get("observables")),
-        run=run_name,
+        run_name=run_name,
         student_path=json.dumps(f"{run_name}/student", ensure_ascii=False),
         raw=report,
         raw_file="report.json",

@@ -136,7 +136,9 @@ def test_the_raw_json_is_the_report(tmp_path, report, evidence):
 
 
 def test_the_example_names_the_student_of_this_run(tmp_path, report, evidence):
-    assert f'StudentCalculator("{tmp_path.name}/student")' in render(tmp_path, report, evidence).raw
+    raw = render(tmp_path, report, evidence).raw
+    assert f'StudentCalculator("{tmp_path.name}/student")' in raw
+    assert f"validate --student {tmp_path.name} --teacher" in raw
 
 
 @pytest.mark.parametrize(
