@@ -99,7 +99,7 @@ def test_the_turns_are_told_and_drawn(tmp_path, report, evidence):
 def test_a_student_that_knows_its_errors_is_told(tmp_path, report, evidence):
     known = {"error_estimates": make_estimates()}
     page = render(tmp_path, report | known, evidence).text.replace("\xa0", " ")
-    for said in ("Does it know?", "above 0.313 eV/Å are not to be trusted", "its own MD 640 0.438"):
+    for said in ("Does it know?", "above 0.31 eV/Å are not to be trusted", "its own MD 640 0.438"):
         assert said in page
     (drawn,) = all_panels(known, evidence)["estimates"]
     assert [len(trace.x) for trace in drawn.figure.data] == [2, 2, 2]  # without a logarithm of 0

@@ -119,7 +119,7 @@ def test_a_student_that_knows_its_errors_is_told(tmp_path, found):
     assert "Does it know where it is wrong?" not in render(tmp_path, found).text
     found[0]["measurements"]["error_estimates"] = make_estimates()
     page = render(tmp_path, found).text.replace("\xa0", " ")
-    for said in ("Does it know where it is wrong?", "above 0.313 eV/Å", "its own MD 640 0.438"):
+    for said in ("Does it know where it is wrong?", "above 0.31 eV/Å", "its own MD 640 0.438"):
         assert said in page
     (drawn,) = panels(found[0]["measurements"], found[1])["errors"]
     assert [len(trace.x) for trace in drawn.figure.data] == [2, 2, 2]
