@@ -98,8 +98,8 @@ def calibrated(found, seen, n_types):
     power = lib._power(gamma["calibration"], squares)
     scale = lib._scales(gamma["calibration"] ** power, squares, of_fresh, n_types)
     errors = {name: scale[seen[name][0][2]] * own**power for name, own in gamma.items()}
-    within = torch.cat([errors["train"], errors["calibration"]]) ** (1.0 / power)
-    return errors, lib._limit(within) ** power, power
+    within = torch.cat([errors["train"], errors["calibration"]])
+    return errors, lib._limit(within, power, float(squares.mean().sqrt())), power
 
 
 def auroc(score, positive):

@@ -1,12 +1,12 @@
 """Labelled structures in and out of a student's domain, for ``error_estimates.py``.
 
-    python error_sets.py si --sampler Si_2022_NEP4_3body.txt --out sets
-    python error_sets.py cuni --sampler UNEP-v1.txt --out sets
-    python error_sets.py ethanol --out sets
+    python error_sets.py si --sampler Si_2022_NEP4_3body.txt --frames 160 --out sets
+    python error_sets.py cuni --sampler UNEP-v1.txt --by-sampler --frames 120 --out sets
 
 ``sampler`` is a student or ``nep.txt`` whose Langevin dynamics gives the structures; the teacher,
-7net-0 or ani-1x, labels them. Each file ``SET/DOMAIN.extxyz`` holds frames of one kind: ``train``
-and ``held_out`` from the same conditions but other walks, the others from foreign ones.
+or with ``--by-sampler`` itself, labels them. Each file ``SET/DOMAIN.extxyz`` holds frames of one
+kind: ``train`` and ``held_out`` from the same conditions but other walks, the others from foreign
+ones.
 """
 
 import argparse
@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 from ase import units
-from ase.build import bulk, diamond111, fcc111, molecule
+from ase.build import bulk, diamond111, fcc111
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.io import read, write
+from ase.io import write
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 
@@ -76,25 +76,6 @@ def crystal(perfect, surface, calculator, melting_K, n):
     return frames
 
 
-def molecule_frames(start, calculator, n):
-    frames, seed = {"train": [], "held_out": []}, 0
-    for name, walks in (("train", 6), ("held_out", 3)):
-        for k in range(walks):
-            seed += 1
-            frames[name] += walk(start, calculator, IN[k % 2], n // 6, seed, every=12, step_fs=0.5)
-    few = n // 10
-    for name, temperature in (("hot", 1500.0), ("broken", 4000.0)):
-        seed += 1
-        frames[name] = walk(start, calculator, temperature, few, seed, every=20, step_fs=0.25)
-    short = []
-    for frame in frames["held_out"][:few]:
-        own = frame.copy()
-        own.positions *= 0.93
-        short.append(own)
-    frames["compressed"] = short
-    return frames
-
-
 def labelled(frames, calculator):
     done = []
     for atoms in frames:
@@ -110,44 +91,39 @@ def labelled(frames, calculator):
     return done
 
 
-def frames_of(name, sampler, teacher, n, structure):
+def frames_of(name, sampler, n):
     if name == "si":
         surface = diamond111("Si", (2, 2, 6), a=5.45, vacuum=6.0)
         surface.pbc = True
         return crystal(bulk("Si", cubic=True, a=5.45) * 2, surface, sampler, 1687.0, n)
-    if name == "cuni":
-        rng = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
 
-        def mixed(atoms):
-            atoms.numbers[rng.permutation(len(atoms))[: len(atoms) // 2]] = 28
-            return atoms
+    def mixed(atoms):
+        atoms.numbers[rng.permutation(len(atoms))[: len(atoms) // 2]] = 28
+        return atoms
 
-        surface = mixed(fcc111("Cu", (2, 2, 6), a=3.58, vacuum=6.0))
-        surface.pbc = True
-        return crystal(mixed(bulk("Cu", cubic=True, a=3.58) * 2), surface, sampler, 1500.0, n)
-    if name == "ethanol":
-        return molecule_frames(molecule("CH3CH2OH"), teacher, n)
-    return crystal(read(structure), read(structure) * (1, 1, 1), sampler, 3000.0, n)
+    surface = mixed(fcc111("Cu", (2, 2, 6), a=3.58, vacuum=6.0))
+    surface.pbc = True
+    return crystal(mixed(bulk("Cu", cubic=True, a=3.58) * 2), surface, sampler, 1500.0, n)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("name", choices=("si", "cuni", "ethanol"))
-    parser.add_argument("--sampler")
-    parser.add_argument("--teacher")
+    parser.add_argument("name", choices=("si", "cuni"))
+    parser.add_argument("--sampler", required=True)
+    parser.add_argument("--teacher", default="7net-0")
+    parser.add_argument("--by-sampler", action="store_true")
     parser.add_argument("--frames", type=int, default=200)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    teacher = given.teacher or ("ani-1x" if given.name == "ethanol" else "7net-0")
-    sampler = StudentCalculator(given.sampler, device="cpu") if given.sampler else None
+    sampler = StudentCalculator(given.sampler, device="cpu")
     folder = given.out / given.name
     folder.mkdir(parents=True, exist_ok=True)
-    with TeacherCalculator(teacher, device="cpu") as calculator:
-        sets = frames_of(given.name, sampler, calculator, given.frames, None)
-        for name, frames in sets.items():
+    with TeacherCalculator(given.teacher, device="cpu") as calculator:
+        for name, frames in frames_of(given.name, sampler, given.frames).items():
             path = folder / f"{name}.extxyz"
             if not path.exists():
-                write(path, labelled(frames, calculator))
+                write(path, labelled(frames, sampler if given.by_sampler else calculator))
                 print(given.name, name, len(frames), flush=True)
 
 

@@ -286,7 +286,7 @@ class _Extra(Mapping[str, np.ndarray]):
         return iter(self._fields if self._calculator.student.error_model is not None else ())
 
     def __len__(self) -> int:
-        return len([*self])
+        return sum(1 for _ in self)
 
 
 @dataclass(frozen=True)

@@ -265,7 +265,9 @@ class Engine(ABC):
         """Launch the estimates of all atoms, into ``errors`` and ``extrapolation``.
 
         Of positions and neighbours as they are: after ``compute``, before anybody moves an atom.
-        Cost: some part of ``compute``, of which nothing else is slower.
+        Does nothing for a student without an error model. The first call after ``rebuild`` has
+        replaced arrays may compile and allocate: graphs are recorded after it. Cost: half of
+        ``compute`` for a ``nep``.
         """
         model = self.student.error_model
         if model is None:

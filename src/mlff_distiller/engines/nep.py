@@ -97,6 +97,8 @@ class NEPEngine(Engine):
         self._totals()
 
     def estimate_errors(self) -> None:
+        if self.errors is None:
+            return
         if self._estimate is None:
             self._estimate = self._record_estimate()
         self._estimate()

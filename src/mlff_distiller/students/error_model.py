@@ -40,11 +40,15 @@ _ATOMS_AT_ONCE = 2_048
 _REGULARISER = 1e-6
 """Of the mean variance of a hidden number."""
 _POWERS = 1.0, 2.0
+_POWER_AFAR = 1.5
 _BINS = 12
 _TAIL = 0.01
 """Of the atoms within the domain, by which estimates beyond it are foreseen."""
 _FALSE_ALARMS = 1e-6
 """Per atom and look, within the domain."""
+_TOO_LARGE = 5.0
+"""Times the typical error."""
+_MARGIN = 1.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +146,7 @@ def fit_error_model(
     within = torch.cat(
         [scale[kinds] * (d_trained / edge[kinds]) ** power, scale[of_fresh] * gamma**power]
     )
-    return replace(model, limit=_limit(within ** (1.0 / power)) ** power)
+    return replace(model, limit=_limit(within, power, model.typical))
 
 
 def _some(frames: Sequence[Batch]) -> Sequence[Batch]:
@@ -208,13 +212,16 @@ def _whitening(hidden: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _power(gamma: Tensor, squares: Tensor) -> float:
-    """The slope of the error over gamma, both logarithmic, from bins of equally many atoms."""
+    """The slope of the error over gamma, both logarithmic, from bins of equally many atoms.
+
+    Half of it is what was found far from several training sets, as gamma within one varies little.
+    """
     bins = [own for own in gamma.argsort().tensor_split(_BINS) if len(own)]
     x = torch.stack([gamma[own].square().mean() for own in bins]).clamp(min=1e-12).log()
     y = torch.stack([squares[own].mean() for own in bins]).clamp(min=1e-24).log()
     spread = (x - x.mean()).square().sum()
     slope = float(((x - x.mean()) * (y - y.mean())).sum() / spread) if spread > 1e-12 else 0.0
-    return min(max(slope, _POWERS[0]), _POWERS[1])
+    return 0.5 * (min(max(slope, _POWERS[0]), _POWERS[1]) + _POWER_AFAR)
 
 
 def _scales(shapes: Tensor, squares: Tensor, kinds: Tensor, n_types: int) -> Tensor:
@@ -234,9 +241,15 @@ def _scales(shapes: Tensor, squares: Tensor, kinds: Tensor, n_types: int) -> Ten
     return ratio(sums(squares) + share * of_all**2, sums(shapes.square()) + share)
 
 
-def _limit(within: Tensor) -> float:
-    """What one in a million distances within the domain exceeds, were their tail exponential."""
+def _limit(within: Tensor, power: float, typical: float) -> float:
+    """What one in a million estimates (n_atoms,) within the domain exceeds, all in eV/Å.
+
+    Squares of distances, like sums of many squares, have an exponential tail. But errors of
+    several times the typical one must not pass, unless they belong to the domain.
+    """
     n_tail = min(max(_BINS, int(_TAIL * len(within))), len(within))
-    tail = within.sort().values[-n_tail:]
+    tail = within.sort().values[-n_tail:] ** (2.0 / power)
     rise = float((tail - tail[0]).mean())
-    return float(tail[0]) + rise * math.log(n_tail / len(within) / _FALSE_ALARMS)
+    far = float(tail[0]) + rise * math.log(n_tail / len(within) / _FALSE_ALARMS)
+    most = max(_TOO_LARGE * typical, _MARGIN * float(within.max()))
+    return float(min(far ** (0.5 * power), most))

@@ -224,5 +224,6 @@ def test_a_student_without_one_says_nothing(tmp_path):
     assert load_student(tmp_path / "student").error_model is None
     engine = choose_engine(student)
     assert estimates(engine, crystal()) is None
+    engine.estimate_errors()
     assert engine.errors is None
     assert fit_error_model(student, [labelled(student, crystal(), 0)], []) is None

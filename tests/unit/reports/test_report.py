@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.unit.reports.conftest import make_goal
+from tests.unit.reports.conftest import make_estimates, make_goal
 from tests.unit.reports.pages import ATTACK, Page, assert_safe, browse
 
 from mlff_distiller.plotting import MAX_POINTS
@@ -94,6 +94,16 @@ def test_the_turns_are_told_and_drawn(tmp_path, report, evidence):
     alike = [{**turn, "n_labels": 300} for turn in goal["turns"]]
     assert len(all_panels({"goal": goal | {"turns": alike}}, evidence)["turns"]) == 1
     assert "How was the goal reached?" not in render(tmp_path, report, evidence).text
+
+
+def test_a_student_that_knows_its_errors_is_told(tmp_path, report, evidence):
+    known = {"error_estimates": make_estimates()}
+    page = render(tmp_path, report | known, evidence).text.replace("\xa0", " ")
+    for said in ("Does it know?", "above 0.313 eV/Å are not to be trusted", "its own MD 640 0.438"):
+        assert said in page
+    (drawn,) = all_panels(known, evidence)["estimates"]
+    assert [len(trace.x) for trace in drawn.figure.data] == [2, 2, 2]  # without a logarithm of 0
+    assert "Does it know?" not in render(tmp_path, report, evidence).text
 
 
 def test_a_report_without_a_verdict_is_not_an_approval(tmp_path, report, evidence):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.unit.reports.conftest import make_estimates
 from tests.unit.reports.pages import ATTACK, Page, assert_safe, browse
 from tests.unit.validation.faults import Hole, Pairs, argon
 from tests.unit.validation.short import SHORT
@@ -110,6 +111,16 @@ def test_every_curve_is_drawn(found):
     k = block["student_error"].index(widest)
     assert band.y[k] == pytest.approx(block["student"][k] + 2 * widest)
     assert other.showlegend is False
+
+
+def test_a_student_that_knows_its_errors_is_told(tmp_path, found):
+    assert "Does it know where it is wrong?" not in render(tmp_path, found).text
+    found[0]["measurements"]["error_estimates"] = make_estimates()
+    page = render(tmp_path, found).text.replace("\xa0", " ")
+    for said in ("Does it know where it is wrong?", "above 0.313 eV/Å", "its own MD 640 0.438"):
+        assert said in page
+    (drawn,) = panels(found[0]["measurements"], found[1])["errors"]
+    assert [len(trace.x) for trace in drawn.figure.data] == [2, 2, 2]
 
 
 def test_unknown_blocks_become_tables(tmp_path, found):
