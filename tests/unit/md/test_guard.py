@@ -109,12 +109,14 @@ def met(course, limit) -> int:
 @pytest.mark.filterwarnings("ignore:the student does not know")
 @pytest.mark.parametrize("ensemble", ENSEMBLES)
 @pytest.mark.parametrize("make", [random_nep, random_painn])
-def test_a_guard_moves_no_atom(make, ensemble, limit):
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_guard_moves_no_atom(make, ensemble, limit, device):
     ends = []
     for mode in ("off", "warn"):
         settings = BRIEF | ENSEMBLES[ensemble]
         student = knowing(make(), 0.5 * limit)
-        ends.append(run_md(crystal(), student, n_steps=60, guard=mode, **settings))
+        run = run_md(crystal(), student, n_steps=60, guard=mode, device=device, **settings)
+        ends.append(run)
     off, warned = ends
     assert off.trusted is None
     assert warned.trusted < 1.0

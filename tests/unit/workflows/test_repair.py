@@ -6,7 +6,8 @@ from contextlib import suppress
 
 import pytest
 from ase.build import bulk
-from tests.helpers import rattled
+from ase.io import write
+from tests.helpers import command, rattled
 
 from mlff_distiller import run_md
 from mlff_distiller.errors import ConfigError, UntrustedError
@@ -14,6 +15,7 @@ from mlff_distiller.labeling import Labeler, open_labels
 from mlff_distiller.md.checkpoint import read_header
 from mlff_distiller.teachers import TeacherCalculator
 from mlff_distiller.validation.certificate import verify_certificate
+from mlff_distiller.workflows import repair
 from mlff_distiller.workflows.config import load_config
 from mlff_distiller.workflows.folder import fix_inputs
 from mlff_distiller.workflows.repair import RepairSettings, run_of, run_with_repair
@@ -120,3 +122,28 @@ def test_a_repair_without_labels_to_rehearse_is_refused(run, tmp_path):
     with pytest.raises(ConfigError, match="no run whose labels"):
         run_with_repair(copper(0), run / "student", tmp_path / "md.extxyz", **HOT)
     assert run_of(run / "student") == run_of(run) == run
+
+
+def test_the_command_finds_the_run_that_a_student_is_from(run, tmp_path, monkeypatch):
+    def repaired(frames, folder, **settings):
+        assert folder == run
+        assert settings["student"] == run / "student"
+        assert settings["settings"] == RepairSettings(7, 30, 2)
+        raise UntrustedError("it still does not know")
+
+    monkeypatch.setattr(repair, "run_with_repair", repaired)
+    write(tmp_path / "cu.extxyz", copper(0))
+    words = ("--student", run / "student", "--time-ps", 1, "--out", tmp_path / "md.extxyz")
+    most = ("--repairs", 2, "--repair-labels", 7, "--repair-updates", 30)
+    done = command("md", tmp_path / "cu.extxyz", *words, "--guard", "repair", *most)
+    assert (done.returncode, "still does not know" in done.stderr) == (3, True)
+
+
+@pytest.mark.filterwarnings("ignore:the student does not know")
+def test_the_command_lets_a_teacher_take_over(run, tmp_path):
+    write(tmp_path / "cu.extxyz", copper(0))
+    words = ("--student", run, "--time-ps", 0.004, "--out", tmp_path / "md.extxyz")
+    guard = ("--guard", "teacher", "--teacher", EMT, "--guard-limit", 1e-6, "--device", "cpu")
+    done = command("md", tmp_path / "cu.extxyz", *words, *guard)
+    assert done.returncode == 0, done.stderr
+    assert "1 to 4" in done.stdout
