@@ -1,5 +1,8 @@
 """Students as PyTorch runs them: padded, compiled or recorded, the results are the same."""
 
+import os
+import subprocess
+import sys
 from functools import partial
 
 import numpy as np
@@ -194,3 +197,28 @@ def test_lack_of_memory_names_the_atoms(monkeypatch):
     engine._launch = fail
     with pytest.raises(DeviceMemoryError, match="atoms do not fit into the memory of cpu"):
         engine.compute()
+
+
+FORKED = """
+import multiprocessing, torch
+from ase.build import bulk
+from tests.helpers import random_painn
+from mlff_distiller import StudentCalculator
+
+torch.set_num_threads(2)
+calculator = StudentCalculator(random_painn(["Si"], layers=1, max_moment=1), device="cpu")
+
+def energy(n):
+    return calculator.get_potential_energy(bulk("Si", cubic=True) * n)
+
+before = [energy(n) for n in (2, 3)]
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    after = pool.map_async(energy, [2, 3]).get(timeout=60)
+assert max(abs(a - b) for a, b in zip(before, after)) < 1e-3, (before, after)
+"""
+
+
+def test_a_forked_pool_answers_as_its_parent_does():
+    """PyTorch's own threads do not survive a fork: whoever waits for them waits for ever."""
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, "-c", FORKED], env=environment, check=True, timeout=120)
