@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -322,7 +323,7 @@ def test_a_finished_run_learns_what_production_runs_met(bench, straight):
     before = json.loads((out / "report.json").read_text())["goal"]["turns"]
     interrupted(bench, "harvested", lambda stage: stage == "train", harvest=["pool"])
     done = bench.run("harvested")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode in (0, REFUSED), done.stderr
     turns = json.loads((out / "report.json").read_text())["goal"]["turns"]
     assert [turn["step"]["kind"] for turn in turns[len(before) :]] == ["harvest"]
     labels = Dataset(out / "dataset")
@@ -434,7 +435,8 @@ def test_killed_again_and_again_and_continued(bench, straight, start):
     for life in (*lives, (10**9, 0.0)):
         process = start(mortal, words, environment, bench.folder, output, *life)
         process.join(timeout=240)
-        assert process.exitcode == (-signal.SIGALRM if life in lives else 0), output.read_text()
+        ends = (-signal.SIGALRM,) if life in lives else (0, REFUSED)
+        assert process.exitcode in ends, output.read_text()
         stages |= {line.split()[0] for line in output.read_text().splitlines() if line.split()}
     assert {"label", "train"} <= stages
     killed = bench.folder / "killed"
@@ -550,7 +552,7 @@ def test_help_is_quick_and_has_an_example():
         )
         assert done.returncode == 0
         assert "torch" not in {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
-        assert not words or "Example: mlff-distiller" in done.stdout
+        assert not words or re.search("Examples?: mlff-distiller", done.stdout)
 
 
 def test_distill_from_python(tmp_path):

@@ -96,7 +96,7 @@ def test_a_mistake_leaves_no_folder(tmp_path):
     path, out = tmp_path / "a.xyz", tmp_path / "out"
     write(path, [frame(k) for k in range(3)])
     path.write_text(path.read_text().replace(":forces:", ":REF_forces:"))
-    with pytest.raises(DatasetError, match="which numbers are the forces"):
+    with pytest.raises(DatasetError, match="the numbers for the forces are not named"):
         import_frames([path], out)
     assert not out.exists()
     conventions = Conventions(forces_key="wrong", forces_unit="eV/angstrom")
