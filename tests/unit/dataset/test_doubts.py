@@ -161,7 +161,7 @@ def test_elements_that_lammps_writes_by_default(
 def test_masses_tell_that_c_is_none(tmp_path: Path) -> None:
     text = dump("id element mass x y z", "1 C 26.98 0 0 0", "2 C 26.98 0 0 2")
     (tmp_path / "a.lammpstrj").write_text(text)
-    with pytest.raises(StructureError, match="which elements its types are"):
+    with pytest.raises(StructureError, match="does not assign elements to its types"):
         read_structures(tmp_path / "a.lammpstrj")
 
 

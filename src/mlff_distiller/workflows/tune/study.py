@@ -24,7 +24,7 @@ def import_optuna() -> Any:
         raise ConfigError(
             "the search needs Optuna, which cannot be imported",
             found=error,
-            remedy="pip install 'optuna'",
+            remedy="pip install optuna",
         ) from error
     return optuna
 
