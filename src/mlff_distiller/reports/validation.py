@@ -60,7 +60,9 @@ def write_page(
 def notes_of(content: Mapping[str, Any]) -> dict[str, str]:
     """What explains each check's number, of the structure that it is from."""
     notes: dict[str, str] = {}
-    for check in (content.get("verdict") or {}).get("checks") or []:
+    verdict = content.get("verdict")
+    checks = verdict.get("checks") if isinstance(verdict, Mapping) else None
+    for check in checks or []:
         for block in content.get("structures") or []:
             found = block["findings"].get(check["name"])
             if found and found["words"] and found["value"] in (check["value"], None):

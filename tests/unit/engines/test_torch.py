@@ -172,6 +172,7 @@ def test_where_nothing_compiles_it_says_so_and_runs(monkeypatch):
 def test_long_runs_are_compiled(monkeypatch):
     compiled = []
     monkeypatch.setattr("torch.compile", lambda graph, **_: compiled.append(graph) or graph)
+    monkeypatch.setattr("mlff_distiller.engines.painn.PainnEngine.measured_on", ())
     n = len(FRAMES[0])
     monkeypatch.setattr("mlff_distiller.engines.torch._LONG_ON_CPU", 20 * n)
     settings = {"time_step_fs": 0.02, "device": "cpu", "temperature_K": 50.0}

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mlff_distiller.cli.main import app
+from mlff_distiller.cli.options import REFUSED
 from mlff_distiller.errors import ConfigError
 from mlff_distiller.measure import doctor, warp_probe
 from mlff_distiller.measure.nvml import open_nvml
@@ -42,7 +43,7 @@ def test_json_and_exit_codes(tmp_path, monkeypatch):
     fine = run("--json", "--disk", tmp_path)
     assert fine.exit_code == 0
     assert json.loads(fine.output)["ok"] is True
-    assert run("--disk", tmp_path, "--require", "cuda").exit_code == 1
+    assert run("--disk", tmp_path, "--require", "cuda").exit_code == REFUSED
     with pytest.raises(ConfigError, match="no check 'coffee'"):
         run("--disk", tmp_path, "--require", "coffee")
 
@@ -50,7 +51,7 @@ def test_json_and_exit_codes(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("quick")
 def test_a_kernel_that_runs_but_errs_is_a_failure(tmp_path, monkeypatch):
     monkeypatch.setattr(warp_probe, "run", lambda device: 0.5)
-    assert run("--disk", tmp_path).exit_code == 1
+    assert run("--disk", tmp_path).exit_code == REFUSED
     check = by_name(doctor.checks(tmp_path))["kernels, cpu"]
     assert (check.status, "wrong by 0.5" in check.found) == ("failed", True)
 
@@ -77,7 +78,7 @@ def test_without_any_teacher_it_says_how_to_get_one(tmp_path, monkeypatch):
     check = by_name(doctor.checks(tmp_path))["teachers"]
     assert check.status == "absent"
     assert "pip install sevenn" in check.remedy
-    assert run("--disk", tmp_path, "--require", "teachers").exit_code == 1
+    assert run("--disk", tmp_path, "--require", "teachers").exit_code == REFUSED
 
 
 @pytest.mark.usefixtures("quick")
