@@ -71,7 +71,7 @@ def test_truncated(n_bytes):
     [
         (b"Hello, I print to stdout", "begin with"),
         (b"MLFD" + struct.pack("<I", 1 << 31), "header of"),
-        (b"MLFD" + struct.pack("<I", 4) + b"oops", "no JSON"),
+        (b"MLFD" + struct.pack("<I", 4) + b"oops", "not JSON"),
         (raw([1]), "an object"),
         (raw({}), "list of arrays"),
         (raw({"arrays": [["a", "<f8"]]}), "name, dtype, shape"),
