@@ -19,7 +19,7 @@ from mlff_distiller.workflows import repair
 from mlff_distiller.workflows.config import load_config
 from mlff_distiller.workflows.folder import fix_inputs
 from mlff_distiller.workflows.repair import RepairSettings, run_of, run_with_repair
-from mlff_distiller.workflows.train import fit
+from mlff_distiller.workflows.train import train
 
 EMT = "ase:ase.calculators.emt:EMT"
 SMALL = [
@@ -67,7 +67,7 @@ def run(tmp_path_factory):
         frames = [copper(seed) for seed in range(12)]
         origins = [{"source": "test", "seed": k, "branch": 1} for k in range(12)]
         Labeler(writer, teacher)(frames, origins)
-    fit(folder / "dataset", folder.parent / "fit", config)
+    train(folder / "dataset", folder.parent / "fit", config)
     shutil.copytree(folder.parent / "fit" / "student", folder / "student")
     return folder
 
@@ -119,7 +119,7 @@ def test_a_simulation_is_repaired_and_continued_wherever_it_is_cut(run, limit, t
 
 
 def test_a_repair_without_labels_to_rehearse_is_refused(run, tmp_path):
-    with pytest.raises(ConfigError, match="no run whose labels"):
+    with pytest.raises(ConfigError, match="not a run whose labels"):
         run_with_repair(copper(0), run / "student", tmp_path / "md.extxyz", **HOT)
     assert run_of(run / "student") == run_of(run) == run
 

@@ -189,7 +189,7 @@ def test_what_diverges_or_breaks_in_dynamics_is_a_failed_trial(tmp_path, monkeyp
         ]
 
     for broken, why in ((diverge, "diverged"), (spoil, "not finite")):
-        monkeypatch.setattr("mlff_distiller.workflows.train.train", broken)
+        monkeypatch.setattr("mlff_distiller.training.train", broken)
         row = try_out(bench(), SMALL, 1.0, None, tmp_path / "c")
         assert row["status"] == "failed"
         assert why in row["why"]
