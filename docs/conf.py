@@ -43,6 +43,9 @@ nb_output_stderr = "remove"
 # The tutorials call the program by its name.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 os.environ.update(NO_COLOR="1", COLUMNS="96")
+# Pygments does not know that a shell command in a notebook may have several lines.
+suppress_warnings = ["misc.highlighting_failure"]
+
 html_theme = "furo"
 html_title = f"{project} {release}"
 
