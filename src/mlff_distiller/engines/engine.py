@@ -21,7 +21,7 @@ from mlff_distiller.errors import DeviceMemoryError, StudentError
 from mlff_distiller.kernels.compiling import warp_device
 from mlff_distiller.kernels.neighbors.verlet import VerletList
 from mlff_distiller.kernels.systems import Systems
-from mlff_distiller.neighbors import Neighbors
+from mlff_distiller.neighbors import Neighbors, edge_vectors
 from mlff_distiller.students.base import Student
 
 Array = NDArray[np.float64]
@@ -279,7 +279,11 @@ class Engine(ABC):
             periodic = torch.ones(len(lattice), 3, dtype=torch.bool, device=lattice.device)
             system_idx = wp.to_torch(self.systems.system_idx).long()
             batch = Batch(positions, self._all_types, system_idx, lattice, periodic)
-            found = model.estimate(self.student, self._all_types, batch, self._pairs())
+            pairs = self._pairs()
+            # Those of the skin change nothing but the last digits, with when the list was built.
+            seen = edge_vectors(batch, pairs).norm(dim=1) < self.student.cutoff
+            near = Neighbors(pairs.i[seen], pairs.j[seen], pairs.shifts[seen])
+            found = model.estimate(self.student, self._all_types, batch, near)
             for array, values in zip((self.errors, self.extrapolation), found, strict=True):
                 wp.to_torch(array).copy_(values)
 

@@ -9,6 +9,7 @@ one was at to another; its messages are pickles, hence between our own processes
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -79,6 +80,7 @@ def _teacher(request: Request) -> TeacherCalculator:
             python=request.python,
             allow_download=request.allow_download,
             timeout_s=request.timeout_s,
+            threads=getattr(_own, "threads", None),
         )
         _own.request = request
         getattr(_own, "started", []).append(_own.teacher)
@@ -101,15 +103,17 @@ def answer(request: Request, frames: Sequence[Atoms]) -> list[Labelled]:
 def local_workers(n_workers: int, device: str) -> Iterator[Executor]:
     """Threads of this process; ``cuda`` gives each a device, in turn.
 
-    Left by an exception, it ends the teachers at once.
+    Several teachers share the cores, unless OMP_NUM_THREADS says how many each takes. Left by an exception, it ends the teachers at once.
     """
     started: list[TeacherCalculator] = []
     devices = itertools.cycle(_devices(device))
     lock = threading.Lock()
+    cores = len(os.sched_getaffinity(0))
+    threads = max(1, cores // n_workers) if n_workers > 1 else None
 
     def settle() -> None:
         with lock:
-            _own.device, _own.started = next(devices), started
+            _own.device, _own.threads, _own.started = next(devices), threads, started
 
     pool = ThreadPoolExecutor(n_workers, "label", settle)
     try:

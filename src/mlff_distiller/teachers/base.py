@@ -79,6 +79,8 @@ class TeacherCalculator(Calculator):
     timeout_s
         After how many seconds without an answer its process is ended, loading included; see
         `Session` for what holds by default.
+    threads
+        CPU cores for its process, unless OMP_NUM_THREADS says; None leaves it to the library.
 
     Raises
     ------
@@ -98,6 +100,7 @@ class TeacherCalculator(Calculator):
         python: str | None = None,
         allow_download: bool = False,
         timeout_s: float | None = None,
+        threads: int | None = None,
     ) -> None:
         super().__init__()
         if isinstance(spec, BaseCalculator) and python is not None:
@@ -114,7 +117,7 @@ class TeacherCalculator(Calculator):
                 expected="auto, cpu, cuda or cuda:N",
             )
         self.extra: dict[str, np.ndarray] = {}
-        self._session = Session(spec, device, python, allow_download, timeout_s)
+        self._session = Session(spec, device, python, allow_download, timeout_s, threads)
         self.spec = spec if isinstance(spec, str) else self._session.source.name
         self._lock = threading.RLock()
 
@@ -361,7 +364,7 @@ class OrbTeacherCalculator(TeacherCalculator):
     """
 
     def __init__(self, name: str, weights: str | Path | None = None, **options: Any) -> None:
-        ours = {"device", "python", "allow_download", "timeout_s"}
+        ours = {"device", "python", "allow_download", "timeout_s", "threads"}
         words = [] if weights is None else [str(weights)]
         for key, value in options.items():
             if key not in ours and value is not None:
@@ -382,6 +385,7 @@ def load_teacher(
     python: str | None = None,
     allow_download: bool = False,
     timeout_s: float | None = None,
+    threads: int | None = None,
 ) -> TeacherCalculator:
     """The teacher of a SPEC, or a calculator as one; see `TeacherCalculator`.
 
@@ -390,5 +394,10 @@ def load_teacher(
     if isinstance(spec, TeacherCalculator):
         return spec
     return TeacherCalculator(
-        spec, device=device, python=python, allow_download=allow_download, timeout_s=timeout_s
+        spec,
+        device=device,
+        python=python,
+        allow_download=allow_download,
+        timeout_s=timeout_s,
+        threads=threads,
     )

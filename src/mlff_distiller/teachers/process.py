@@ -61,8 +61,13 @@ def find_python(python: str | None) -> str:
     return os.path.abspath(found)
 
 
-def environment(python: str | None, device: str, allow_download: bool) -> dict[str, str]:
-    """Variables of a teacher's process: ours, offline unless asked, GPU memory shared."""
+def environment(
+    python: str | None, device: str, allow_download: bool, threads: int | None
+) -> dict[str, str]:
+    """Variables of a teacher's process: ours, offline unless asked, GPU memory shared.
+
+    ``threads`` of the CPU where ours do not say how many.
+    """
     variables = dict(os.environ)
     if python is not None:  # ours would put our packages into another environment
         for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"):
@@ -76,6 +81,8 @@ def environment(python: str | None, device: str, allow_download: bool) -> dict[s
     variables["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     if device == "cpu":
         variables["JAX_PLATFORMS"] = "cpu"
+    if threads is not None:
+        variables.setdefault("OMP_NUM_THREADS", str(threads))
     return variables
 
 

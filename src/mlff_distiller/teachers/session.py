@@ -112,6 +112,7 @@ class Session:
         python: str | None,
         allow_download: bool,
         timeout_s: float | None = None,
+        threads: int | None = None,
     ) -> None:
         self._calculator = spec if isinstance(spec, BaseCalculator) else None
         self.source = source_of(spec) if isinstance(spec, BaseCalculator) else parse_spec(spec)
@@ -124,7 +125,7 @@ class Session:
         self._batch_atoms = 0
         self._crystals_alone = False
         self._warned: set[str] = set()
-        self._timeout_s = timeout_s
+        self._timeout_s, self._threads = timeout_s, threads
         self._longest = (0.0, 1)  # seconds, atoms
         self._failures = 0
         self._worker: Worker | InProcess | None = None
@@ -209,7 +210,9 @@ class Session:
     def _new_worker(self) -> Worker | InProcess:
         if self._calculator is not None:
             return InProcess(self._calculator)
-        variables = environment(self._python, self._device, self._allow_download)
+        variables = environment(
+            self._python, self._device, self._allow_download, self._threads
+        )
         return Worker(self.source.name, self._interpreter, self._folder, variables)
 
     def _accept(self, told: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -55,7 +54,7 @@ def label(
         (i, n): label every n-th structure from the i-th on, i from 1. Whoever finds all parts done
         collects them.
     workers
-        Teachers side by side.
+        Teachers side by side, which share the CPU's cores.
     cluster
         Its jobs are the workers.
     device
@@ -84,9 +83,6 @@ def label(
             found=type(teacher).__name__,
             remedy="write ase:package.module:factory",
         )
-    if workers > 1:  # read when a teacher starts: together they take the cores there are
-        cores = len(os.sched_getaffinity(0))
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // workers)))
     request = Request(
         teacher, device, teacher_python, allow_download, batch_size, teacher_timeout_s
     )
