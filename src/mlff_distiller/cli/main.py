@@ -207,7 +207,7 @@ def distill(
 
 
 _SHARES = {"teacher": 0.0, "label": 0.5, "round": 0.0, "train": 0.35, "report": 0.0}
-"""Of the time of a turn; its tests have the rest. A round is part of labelling."""
+"""Shares of a turn's time; its checks take the rest. A round is part of labelling."""
 
 
 def _is_setting(word: str) -> bool:

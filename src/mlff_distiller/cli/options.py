@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
-"""Of every group of commands."""
+"""Settings of every group of commands: ``-h`` asks for help too."""
 REFUSED = 3
 """Exit code of a command that did its work, and whose answer is no: rejected, damaged, failed."""
 

@@ -57,9 +57,9 @@ class StudentCalculator(Calculator):
         PyTorch. ``auto`` takes the former for nep, and on a CPU for painn, and plain PyTorch where
         kernels cannot be compiled.
     compile
-        Whether PyTorch's kernels are fused at the first call, and again whenever the elements
-        change or neighbours outgrow their room: that takes most of a minute, and makes evaluations
-        some three times as fast.
+        Whether PyTorch's kernels, where they run the student, are fused at the first call, and
+        again whenever the elements change or neighbours outgrow their room: that takes most of a
+        minute, and makes evaluations some three times as fast.
     guard
         What to do where the student, by its own estimate, does not know an atom's environment, at
         the first and then at each ``guard_every``-th structure: ``warn``, once, or ``stop``, by

@@ -88,7 +88,7 @@ class LAMMPS(Target):
         return out / "mlffdplugin.so"
 
     def _options(self) -> list[str]:
-        """Of build.py."""
+        """Arguments for ``build.py``."""
         source = [] if self.source is None else ["--lammps-source", str(self.source)]
         return [*source, "--openmp"] if self.openmp else source
 

@@ -103,7 +103,8 @@ def answer(request: Request, frames: Sequence[Atoms]) -> list[Labelled]:
 def local_workers(n_workers: int, device: str) -> Iterator[Executor]:
     """Threads of this process; ``cuda`` gives each a device, in turn.
 
-    Several teachers share the cores, unless OMP_NUM_THREADS says how many each takes. Left by an exception, it ends the teachers at once.
+    Several teachers share the cores, unless OMP_NUM_THREADS says how many each takes. Left by an
+    exception, it ends the teachers at once.
     """
     started: list[TeacherCalculator] = []
     devices = itertools.cycle(_devices(device))

@@ -108,7 +108,7 @@ class Guard:
         return {"trust": trust, "apart": apart, "by_teacher": self._taken}
 
     def summary(self) -> dict[str, Any]:
-        """Of all systems: ``trusted``, the fraction of looks at atoms, and ``max_forces_error``."""
+        """``trusted``, the fraction of all looks at atoms, and the largest ``max_forces_error``."""
         trust, sizes = self.watch.seen(), self.watch.systems.sizes
         n_looks = trust.n_looks * int(sizes.sum())
         trusted = 1.0 - sum(trust.n_untrusted) / n_looks if n_looks else None

@@ -25,7 +25,7 @@ from mlff_distiller.md.thermo_log import OF_TEACHER, OF_TRUST, ThermoLog
 
 
 class Files:
-    """Trajectory, log and checkpoint of one run, or none of them; nobody else writes them."""
+    """Trajectory, log and checkpoint of one run, or none of them; they are locked for it."""
 
     def __init__(
         self,

@@ -52,7 +52,7 @@ class MDResult:
     files: dict[str, Path] = field(default_factory=dict)
     """``trajectory``, ``log`` and ``checkpoint`` of an ``out``; ``untrusted`` frames of a guard."""
     trusted: float | None = None
-    """Of all the guard's looks at atoms, the fraction at which the estimated force error was below
+    """The fraction of all the guard's looks at atoms at which the estimated force error was below
     the limit; None without a guard."""
     max_forces_error: float | None = None
     """The largest estimate, eV/Å."""

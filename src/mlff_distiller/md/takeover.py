@@ -33,6 +33,7 @@ class Takeover:
                 "guard=teacher is for one system",
                 expected="one structure",
                 found=f"{len(simulation.templates)}",
+                remedy="run them one by one, or take guard=harvest",
             )
         self._simulation, self._first = simulation, simulation.step
         atoms = simulation.atoms()

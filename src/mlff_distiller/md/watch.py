@@ -39,9 +39,9 @@ class Trust:
 
     n_looks: int
     n_untrusted: list[int]
-    """Of each system: how often an atom's error was above the limit."""
+    """For each system, how often an atom's error was above the limit."""
     largest: list[float]
-    """Of each system, eV/Å."""
+    """For each system, eV/Å."""
     n_recent: int = 0
     """Looks since the last row of the log."""
     recent: list[float] = field(default_factory=list)

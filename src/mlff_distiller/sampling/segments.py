@@ -115,7 +115,7 @@ def run_segment(
     """The structure at the end of the walker's next segment, and its duration in fs.
 
     It lasts ``walker.reach_fs``, or less if it is to end once ``until_decorrelated``. If the
-    structure breaks, the last whole one is returned; None if there is no such.
+    structure breaks, the last whole one is returned; None if there is none.
     """
     rng = _random(walker, seed, until_decorrelated=until_decorrelated)
     atoms, walker.failure = walker.atoms.copy(), ""

@@ -33,17 +33,17 @@ from mlff_distiller.neighbors import Neighbors, edge_vectors, neighbor_list
 from mlff_distiller.students.base import Student
 
 LARGEST = 1e6
-"""Of any estimate; what is not a number counts as that far."""
+"""The largest estimate, eV/Å, and the largest gamma; what is not a number counts as that far."""
 _MOST_ATOMS = 20_000
-"""Of either set of frames that a fit looks at."""
+"""The most atoms of either set of frames that a fit looks at."""
 _ATOMS_AT_ONCE = 2_048
 _REGULARISER = 1e-6
-"""Of the mean variance of a hidden number."""
+"""Added to variances, as a fraction of the mean variance of a hidden number."""
 _POWERS = 1.0, 2.0
 _POWER_AFAR = 1.5
 _BINS = 12
 _TAIL = 0.01
-"""Of the atoms within the domain, by which estimates beyond it are foreseen."""
+"""Fraction of the atoms within the domain from which the tail is extrapolated."""
 _FALSE_ALARMS = 1e-6
 """Per atom and look, within the domain."""
 _TOO_LARGE = 5.0
@@ -71,7 +71,7 @@ class ErrorModel:
     ) -> tuple[Tensor, Tensor]:
         """Errors (n_atoms,) in eV/Å and gamma (n_atoms,), float64, as PyTorch computes them.
 
-        Of known ``types`` (n_atoms,) and all pairs up to the cutoff, or more.
+        For known ``types`` (n_atoms,) and all pairs up to the cutoff, or more.
         """
         gamma = (
             self._distances(student, types, batch, neighbors) / self.edge.to(types.device)[types]

@@ -51,7 +51,7 @@ class InProcess:
         largest_answer: int = LARGEST_ARRAYS,
         seconds: float = math.inf,
     ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """The answer; nobody ends a calculator that takes longer than ``seconds``."""
+        """The answer, however long it takes: a calculator is not ended after ``seconds``."""
         try:
             if header["command"] == "load":
                 return told_of(self._loaded) | {"weights_sha256": _weights(self._calculator)}, {}

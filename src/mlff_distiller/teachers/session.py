@@ -210,9 +210,7 @@ class Session:
     def _new_worker(self) -> Worker | InProcess:
         if self._calculator is not None:
             return InProcess(self._calculator)
-        variables = environment(
-            self._python, self._device, self._allow_download, self._threads
-        )
+        variables = environment(self._python, self._device, self._allow_download, self._threads)
         return Worker(self.source.name, self._interpreter, self._folder, variables)
 
     def _accept(self, told: dict[str, Any]) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from ase import Atoms
+
 from mlff_distiller.md.record import ForceField, ms_per_step
 from mlff_distiller.validation.remembering import unremembered
 from mlff_distiller.validation.subject import Subject
 
 _STATIC = 400
-"""Evaluations of the teacher beside its dynamics: relaxations, strained cells, pairs, phonons."""
+"""Evaluations of the teacher outside its dynamics: relaxations, strained cells, pairs, phonons."""
 _MOVED_A = 0.01
 
 
@@ -37,8 +39,8 @@ class Price:
         return f"about {_time(self.seconds)}: {' and '.join(parts)}"
 
 
-def price(subject: Subject, profile: str) -> Price:
-    """Measured with two evaluations of the teacher and some steps; counts are near, not exact."""
+def price(subject: Subject, profile: str, evaluation_s: float) -> Price:
+    """Measured with some steps; the teacher takes ``evaluation_s``. Counts are near, not exact."""
     settings, steps = subject.settings, subject.steps
     before, n = steps(settings.equilibration_ps), len(settings.temperature_K)
     own = n * (before + steps(settings.constant_energy_ps))
@@ -53,16 +55,16 @@ def price(subject: Subject, profile: str) -> Price:
             own += 2 * before + long
             asked += 2 * before + steps(settings.teacher_npt_ps or 0.5 * settings.time_ps)
     mine = 1e-3 * ms_per_step(subject.force_field, subject.atoms, seconds=0.02, samples=1)
-    if subject.teacher is None:
-        return Price(0, 0.0, own, mine)
-    return Price(asked, _seconds(subject.teacher, subject), own, mine)
+    return Price(0 if subject.teacher is None else asked, evaluation_s, own, mine)
 
 
-def _seconds(teacher: ForceField, subject: Subject) -> float:
-    """Of one evaluation, after another that warms up."""
+def evaluation_seconds(teacher: ForceField | None, structure: Atoms) -> float:
+    """What an evaluation takes, after another that warms up; 0 without a teacher."""
+    if teacher is None:
+        return 0.0
     bare = ForceField(teacher.name, unremembered(teacher.calculator))
     for seed in range(2):
-        atoms = subject.atoms.copy()
+        atoms = structure.copy()
         atoms.rattle(_MOVED_A, seed=seed)
         began = time.perf_counter()
         bare.forces(atoms)

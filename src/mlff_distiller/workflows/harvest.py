@@ -26,9 +26,9 @@ from mlff_distiller.workflows.train import OnProgress
 _MOST = 200
 """Structures of one harvest that are labelled."""
 _COMPARED = 2000
-"""Of the labels there are, evenly spaced: what is new differs from these."""
+"""The most labels, evenly spaced, with which new structures are compared."""
 _SEED = 1_000_000
-"""Of the kin of a harvest's structures, plus its number: no seed structure has it."""
+"""Added to a harvest's number to name its kin: no seed structure has such a number."""
 
 
 def read_harvest(sources: Sequence[str | Path]) -> list[Atoms]:

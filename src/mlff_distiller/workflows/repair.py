@@ -4,7 +4,7 @@ Where the guard stops, the teacher labels what was met and where the student's d
 the last trusted state; the student learns that from where it is, together with all labels of the
 run that it is from; the short profile examines it; and the simulation goes on from that state.
 
-Beside the trajectory is a folder ``NAME.repairs/NN`` for each: ``start.traj`` (the last trusted
+Next to the trajectory is a folder ``NAME.repairs/NN`` for each: ``start.traj`` (the last trusted
 state, then what was met), ``dataset`` (new labels), ``fit`` (training and student), and
 ``certificate.json``. Who ran which steps is in the simulation's checkpoint, which alone decides
 where it goes on: whatever kills the command, the same one finds its place again.
@@ -44,7 +44,7 @@ from mlff_distiller.workflows.seeds import read_structures, save_structures
 from mlff_distiller.workflows.train import OnProgress, split_labels, train
 
 _LONGEST = 0.25
-"""Of the updates that the run has trained with."""
+"""Longest training of a repair, as a fraction of the run's updates."""
 _ERROR = 0.05
 """Relative force error of a student whose run does not say it."""
 
@@ -56,7 +56,7 @@ class RepairSettings:
     labels: int = 24
     """Structures that the teacher labels, in each."""
     updates: int | None = None
-    """Of the training; None is a quarter of the run's."""
+    """Updates of the training; None is a quarter of the run's."""
     most: int = 5
     """Repairs of one simulation; what is met after the last ends it, as ``stop`` does."""
 

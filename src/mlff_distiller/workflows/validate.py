@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -34,7 +35,7 @@ from mlff_distiller.validation.certificate import (
 )
 from mlff_distiller.validation.partial import FOLDER as PARTIAL
 from mlff_distiller.validation.partial import Partial
-from mlff_distiller.validation.price import price
+from mlff_distiller.validation.price import evaluation_seconds, price
 from mlff_distiller.validation.remembering import Remembering
 from mlff_distiller.validation.series import series_of
 from mlff_distiller.validation.settings import ValidationSettings
@@ -180,16 +181,17 @@ def validate(
             file = folder / PARTIAL / f"teacher-{source.identity.fingerprint()[:16]}.npy"
             reference = ForceField(source.spec, Remembering(source, file=file))
         done = []
+        evaluation_s = cache(partial(evaluation_seconds, reference, atoms))
         for number, one in enumerate(candidates):
             own_folder = folder / one.name if len(candidates) > 1 else folder
             page = page_of(own_folder, run)
-            made = _Making(one, reference, identity, atoms, profile, own_folder, page)
+            made = _Making(one, reference, identity, atoms, profile, own_folder, page, evaluation_s)
             if dry_run:
                 on_progress("validate", 0, 0, made.price(on_progress))
                 continue
             kept = made.kept(on_progress) if resume else None
-            partial = folder / PARTIAL / str(number)
-            done.append(kept if kept is not None else made.new(on_progress, partial))
+            own_place = folder / PARTIAL / str(number)
+            done.append(kept if kept is not None else made.new(on_progress, own_place))
         if not dry_run:
             shutil.rmtree(folder / PARTIAL, ignore_errors=True)
     if len(done) > 1:
@@ -284,19 +286,21 @@ class _Making:
     profile: Profile
     folder: Path
     page: Path
+    evaluation_s: Callable[[], float]
+    """What an evaluation of ``reference`` takes, measured when it is first asked for."""
 
     def new(self, on_progress: OnProgress, place: Path) -> Validated:
         """Validate, and write certificate.json and the page; ``place`` keeps what is done."""
         one = self.candidate
-        partial = Partial(place, self._question())
-        subject = self._subject(on_progress, simulate=partial.run)
-        if partial.n_checks:
-            words = f"{partial.n_checks} checks were finished before, and are kept"
+        begun = Partial(place, self._question())
+        subject = self._subject(on_progress, simulate=begun.run)
+        if begun.n_checks:
+            words = f"{begun.n_checks} checks were finished before, and are kept"
             on_progress("validate", 0, 0, words)
         else:
             on_progress("validate", 0, 0, self.price(on_progress))
         known, others, identity = self._before()
-        found = examine(subject, self.profile, known, partial)
+        found = examine(subject, self.profile, known, begun)
         blocks = [structure_block(subject, found), *others]
         findings = {f"structure {k} ({own['formula']})": own for k, own in enumerate(blocks)}
         worst = worst_of({name: dict(_findings(own)) for name, own in findings.items()})
@@ -323,7 +327,8 @@ class _Making:
     def price(self, on_progress: OnProgress) -> str:
         """What it will cost, in words."""
         subject = self._subject(on_progress)
-        return f"{self.candidate.name}: {price(subject, self.profile).words(subject)}"
+        cost = price(subject, self.profile, self.evaluation_s())
+        return f"{self.candidate.name}: {cost.words(subject)}"
 
     def _subject(self, on_progress: OnProgress, **more: Any) -> Subject:
         one = self.candidate

@@ -220,6 +220,6 @@ assert max(abs(a - b) for a, b in zip(before, after)) < 1e-3, (before, after)
 
 
 def test_a_forked_pool_answers_as_its_parent_does():
-    """PyTorch's own threads do not survive a fork: whoever waits for them waits for ever."""
+    """PyTorch's own threads do not survive a fork: a caller that waits for them waits for ever."""
     environment = os.environ | {"OMP_NUM_THREADS": "2"}
     subprocess.run([sys.executable, "-c", FORKED], env=environment, check=True, timeout=120)

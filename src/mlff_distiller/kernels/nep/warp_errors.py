@@ -1,7 +1,7 @@
 """Estimates of force errors as Warp kernels: one source for CPU and GPU; see `ErrorModel`.
 
-Descriptors are formed once more, by a thread an atom, so that a step that does not ask costs what
-it did; and the module is one of its own, so that who never asks never compiles it.
+Descriptors are formed once more, by one thread per atom, so that a step without a look costs what
+it did. The module is one of its own: it is compiled when estimates are first asked for.
 """
 
 from dataclasses import dataclass

@@ -20,8 +20,9 @@ FOLDER = Path(__file__).with_name("simd")
 SHARED = ("mlffd_vector.h", "mlffd_atom.h")
 """Headers that the pair style of LAMMPS is compiled with as well."""
 _BYTES = (16, 32, 64)
-"""Of the vectors that processors have."""
+"""Sizes of vectors that processors have, in bytes."""
 _N_STEP = 3
+"""Numbers of n that a block of the angular sums takes; coefficients are padded to whole blocks."""
 
 Reals = NDArray[np.floating[Any]]
 
@@ -39,6 +40,7 @@ def sizes(shape: Shape, *, has_zbl: bool, float64: bool) -> str:
         "HAS_ZBL": int(has_zbl),
         "NEURONS": shape.neurons,
         "NEURONS_PADDED": _padded(shape.neurons, float64=float64),
+        "N_STEP": _N_STEP,
     }
     lines = "".join(f"constexpr int {name} = {value};\n" for name, value in numbers.items())
     real = "double" if float64 else "float"

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 INTERVALS_A_HALF_WAVE = 11
-"""Of the highest radial function. Slopes are then within some 10^-6 of the steepest."""
+"""Intervals for each half wave of the highest radial function. Slopes are then within some 10^-6 of
+the steepest."""
 
 
 def radial_table(

@@ -1,8 +1,8 @@
 """painn's energy and gradient as Warp kernels around matrix products that a library does.
 
 The body of each is C++ (``native.py``). Where ``skip`` is set nothing is done: steps that were sent
-to the device before it was known that neighbours must be found anew. ``first`` is the first atom of
-a launch: a CPU gives each core a range of atoms.
+to the device before it was known that neighbours must be found again. ``first`` is the first atom
+of a launch: a CPU gives each core a range of atoms.
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ OF_LAYER = (
 
 @dataclass(frozen=True)
 class Kernels:
-    """Of atoms, by their names in ``native.py``, and the types of their arguments."""
+    """Kernels over atoms, by their names in ``native.py``, and the types of their arguments."""
 
     shape: Shape
     module: wp.Module

@@ -1,4 +1,4 @@
-"""Whether the student knows where it is wrong: its estimates beside the errors that were found."""
+"""Whether the student knows where it is wrong: its estimates compared with the errors found."""
 
 from __future__ import annotations
 

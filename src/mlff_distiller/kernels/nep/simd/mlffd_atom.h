@@ -2,7 +2,7 @@
 //
 // Neighbours lie in the lanes of vectors. Before it is included: namespace mlffd with Real, N_RADIAL,
 // N_ANGULAR (numbers of n), K_RADIAL, K_ANGULAR (numbers of k), L_MAX, HAS_Q222, HAS_Q1111, HAS_ZBL,
-// NEURONS and NEURONS_PADDED. The equations are in the README.md of the folder above, the specification is
+// NEURONS, NEURONS_PADDED and N_STEP. The equations are in the README.md of the folder above, the specification is
 // reference.py there.
 
 #ifndef MLFFD_ATOM_H
@@ -18,7 +18,7 @@ constexpr int N_DESCRIPTORS = N_RADIAL + N_ANGULAR * N_INVARIANTS;
 
 // Loops run over blocks of N_STEP times LM_STEP sums: as many as there are registers. What a last
 // block has too much is zero.
-constexpr int N_STEP = 3, LM_STEP = N_LM % 4 ? 3 : 4;
+constexpr int LM_STEP = N_LM % 4 ? 3 : 4;
 constexpr int N_PADDED = rounded_up(N_ANGULAR, N_STEP);
 constexpr int ANGULAR_VECTORS = vectors(N_PADDED);
 constexpr int NEURON_BLOCKS = (vectors(NEURONS) + 13) / 14;
