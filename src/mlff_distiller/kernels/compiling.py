@@ -27,6 +27,9 @@ from mlff_distiller.errors import KernelError
 
 SMALLEST_RANGE = 32
 """Atoms below which a further thread costs more than it saves."""
+IN_VECTORS = "-march=native -mreassociate -fno-signed-zeros -freciprocal-math -ffp-contract=fast"
+"""Compiler flags: a CPU sums in vectors only with leave to reorder; NaN and infinity keep their
+meaning."""
 RANGES_PER_THREAD = 4
 """So that a core that others use as well holds up a quarter of its share only."""
 

@@ -21,17 +21,14 @@ from functools import cache
 
 import warp as wp
 
+from mlff_distiller.kernels.compiling import IN_VECTORS
 from mlff_distiller.kernels.nep.reference import Shape
 from mlff_distiller.kernels.nep.warp_functions import Types, atom_functions, edge_functions
 from mlff_distiller.kernels.nep.warp_lanes import WARP, gradients_by_warps, warps_a_block
 from mlff_distiller.kernels.nep.warp_simd import build_options, gradients_by_vectors
 from mlff_distiller.kernels.warp_sums import Sums, sum_kernels
 
-# A CPU sums in vectors only with leave to reorder; NaN and infinity keep their meaning.
-CPU_FLAGS = (
-    "-march=native -mreassociate -fno-signed-zeros -freciprocal-math -ffp-contract=fast"
-    " -mllvm=-slp-recursion-max-depth=4"
-)
+CPU_FLAGS = f"{IN_VECTORS} -mllvm=-slp-recursion-max-depth=4"
 """For kernels whose vectors the compiler finds itself."""
 BLOCKS = 4
 """On a multiprocessor at once: as many as its registers hold almost without spills."""

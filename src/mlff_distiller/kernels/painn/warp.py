@@ -11,13 +11,12 @@ from typing import Any
 
 import warp as wp
 
+from mlff_distiller.kernels.compiling import IN_VECTORS
 from mlff_distiller.kernels.painn.native import bodies
 from mlff_distiller.kernels.painn.shape import WARP, Shape
 from mlff_distiller.kernels.types import vec6d
 from mlff_distiller.kernels.warp_sums import Sums, sum_kernels
 
-# A CPU sums in vectors only with leave to reorder; NaN and infinity keep their meaning.
-CPU_FLAGS = "-march=native -mreassociate -fno-signed-zeros -freciprocal-math -ffp-contract=fast"
 OF_ATOMS = (
     *("embedding", "radial", "outer", "zbl"),
     *("sums", "moments", "soft_moments", "factors", "first", "mixed", "invariants", "turned"),
@@ -59,7 +58,7 @@ def build(shape: Shape, device: str) -> Kernels:
         enable_backward=False, block_dim=1 if on_cpu else 128, default_grid_stride=False
     )
     if on_cpu:
-        module.options["cpu_compiler_flags"] = CPU_FLAGS
+        module.options["cpu_compiler_flags"] = IN_VECTORS
 
     def struct(name: str, arrays: tuple[str, ...], others: dict[str, Any]) -> Any:
         fields = {**others, **dict.fromkeys(arrays, wp.array(dtype=real))}
