@@ -45,8 +45,10 @@ def build_errors(spec: Specialization, largest: float) -> ErrorKernels:
     )
     real, vec2, vec_r, vec_a = types.real, types.vec2, types.radial, types.angular
     vec_h, vec_d = types.harmonics, types.descriptors
-    gather, descriptor, separation = of_edge.gather, of_edge.descriptor, of_atom.separation
-    n_angular, neurons = shape.n_max_angular + 1, shape.neurons
+    pair_of, density = of_edge.pair, of_edge.density
+    invariants, separation = of_atom.invariants, of_atom.separation
+    n_radial, n_angular, neurons = shape.n_max_radial + 1, shape.n_max_angular + 1, shape.neurons
+    n_invariants = shape.n_invariants
     vec_m = wp.types.vector(neurons, real)
     most = wp.constant(wp.float64(largest))
     cos_pi, _ = waves(real)
@@ -94,17 +96,28 @@ def build_errors(spec: Specialization, largest: float) -> ErrorKernels:
         i = first + wp.tid()
         if skip[0] != 0:
             return
+        q_radial = vec_r()
         s = wp.zeros(shape=(n_angular,), dtype=vec_h)
-        # fmt: off
-        q_radial = gather(
-            i, positions, shifts, types, n_types, counts, neighbors, images,
-            cutoffs, c_radial, c_angular, s,
-        )
-        # fmt: on
+        for slot in range(counts[i]):
+            j = neighbors[i, slot]
+            pair = pair_of(i, j, types, n_types)
+            d = separation(i, j, images[i, slot], positions, shifts)
+            g_radial, g_angular, b = density(d, pair, cutoffs, c_radial, c_angular)
+            q_radial += g_radial
+            if wp.length(d) < cutoffs[pair][1]:
+                for n in range(n_angular):
+                    s[n] = s[n] + g_angular[n] * b
+        q = vec_d()
+        for n in range(n_radial):
+            q[n] = q_radial[n]
+        for n in range(n_angular):
+            q_n = invariants(s[n])
+            for k in range(n_invariants):
+                q[n_radial + k * n_angular + n] = q_n[k]
         t = int(0)
         if wp.static(not one_type):
             t = types[i]
-        squares[i] = distance(descriptor(q_radial, s), t, w0, b0, mean, whitening)
+        squares[i] = distance(q, t, w0, b0, mean, whitening)
 
     @kernel
     def estimates(

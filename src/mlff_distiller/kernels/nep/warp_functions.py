@@ -66,8 +66,6 @@ class EdgeFunctions:
 
     pair: wp.Function  # i, j, types, n_types -> index of the pair of types
     density: wp.Function  # pair, r_ij, parameters -> g^R_n, g^A_n, b_lm
-    gather: wp.Function  # i, neighbours, parameters, s_{n,lm} to be filled -> q^R_n
-    descriptor: wp.Function  # q^R_n, s_{n,lm} -> q
     gradient: wp.Function  # pair, r_ij, parameters, dU_i/ds -> dU_i/dr_ij, half the repulsion
 
 
@@ -377,11 +375,9 @@ def edge_functions(
 ) -> EdgeFunctions:
     """What an atom's density takes from a neighbour, and what its energy's gradient gives it."""
     real, vec2, vec3, vec_h, vec_z = types.real, types.vec2, types.vec3, types.harmonics, types.zbl
-    vec_r, vec_a, vec_d = types.radial, types.angular, types.descriptors
-    n_radial, n_angular = shape.n_max_radial + 1, shape.n_max_angular + 1
-    n_invariants = shape.n_invariants
+    vec_r, vec_a = types.radial, types.angular
+    n_angular = shape.n_max_angular + 1
     harmonics, turning, zbl = of_atom.harmonics, of_atom.turning, of_atom.zbl
-    invariants, separation = of_atom.invariants, of_atom.separation
     radial = radial_functions(func, types, shape.basis_size_radial + 1, vec_r)
     angular = radial_functions(func, types, shape.basis_size_angular + 1, vec_a)
     radial_values, radial_slopes, contract_r = radial.values, radial.with_slopes, radial.contract
@@ -417,47 +413,6 @@ def edge_functions(
             g_angular = contract_a(c_angular, pair, angular_values(r, rc[1]))
             b = harmonics(d / r)
         return g_radial, g_angular, b
-
-    @func
-    def gather(
-        i: int,
-        positions: wp.array(dtype=wp.vec3d),
-        shifts: wp.array(dtype=wp.vec3d),
-        types: wp.array(dtype=int),
-        n_types: int,
-        counts: wp.array(dtype=int),
-        neighbors: wp.array2d(dtype=int),
-        images: wp.array2d(dtype=int),
-        cutoffs: wp.array(dtype=vec2),
-        c_radial: wp.array2d(dtype=vec_r),
-        c_angular: wp.array2d(dtype=vec_a),
-        s: wp.array(dtype=vec_h),
-    ) -> vec_r:
-        q_radial = vec_r()
-        for slot in range(counts[i]):
-            j = neighbors[i, slot]
-            pair = pair_of(i, j, types, n_types)
-            d = separation(i, j, images[i, slot], positions, shifts)
-            rc = cutoffs[pair]
-            r = wp.length(d)
-            if r < wp.max(rc[0], rc[1]):
-                g_radial, g_angular, b = density(d, pair, cutoffs, c_radial, c_angular)
-                q_radial += g_radial
-                if r < rc[1]:
-                    for n in range(n_angular):
-                        s[n] = s[n] + g_angular[n] * b
-        return q_radial
-
-    @func
-    def descriptor(q_radial: vec_r, s: wp.array(dtype=vec_h)) -> vec_d:
-        q = vec_d()
-        for n in range(n_radial):
-            q[n] = q_radial[n]
-        for n in range(n_angular):
-            q_n = invariants(s[n])
-            for k in range(n_invariants):
-                q[n_radial + k * n_angular + n] = q_n[k]
-        return q
 
     @outlined
     def with_harmonics(ds: wp.array(dtype=vec_h), g: vec_a, dg: vec_a):
@@ -505,4 +460,4 @@ def edge_functions(
         g_ij = vec3(wp.rint(g_ij[0]), wp.rint(g_ij[1]), wp.rint(g_ij[2])) / real(FORCE_GRID)
         return g_ij, repulsion
 
-    return EdgeFunctions(pair_of, density, gather, descriptor, gradient)
+    return EdgeFunctions(pair_of, density, gradient)
