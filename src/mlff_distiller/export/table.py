@@ -12,7 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from mlff_distiller.durable import read_json, sha256_of_file, write_json, write_text
+from mlff_distiller.durable import Lock, read_json, sha256_of_file, write_json, write_text
+from mlff_distiller.errors import ExportError
 from mlff_distiller.export.target import Row, Target
 
 _MARK = "<!-- the check -->"
@@ -37,16 +38,18 @@ def write_on_card(student: Path, target: Target, rows: tuple[Row, ...]) -> None:
     for row in rows:
         kind = row.what.partition(",")[0], row.unit, row.limit
         largest[kind] = max(largest.get(kind, row), row, key=_size)
-    known = checks_of(student)
-    known["engines"][target.name] = {
+    found = {
         "date": time.strftime("%Y-%m-%d"),
         "versions": _versions(target),
         "rows": _plain(tuple(largest.values())),
     }
     try:
-        write_json(student / _RECORD, known)
-        _append(student / "README.md", section(student))
-    except OSError as refused:
+        with Lock(student / _RECORD, in_use=ExportError, refused=ExportError):
+            known = checks_of(student)
+            known["engines"][target.name] = found
+            write_json(student / _RECORD, known)
+            _append(student / "README.md", section(student))
+    except (OSError, ExportError) as refused:
         warnings.warn(f"the model card stays as it was: {refused}", stacklevel=3)
 
 

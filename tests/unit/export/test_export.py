@@ -10,6 +10,7 @@ from ase.io import write
 from tests.helpers import command, random_nep, random_painn
 
 from mlff_distiller.cli.options import REFUSED
+from mlff_distiller.durable import Lock
 from mlff_distiller.errors import ConfigError, ExportError, StudentError
 from mlff_distiller.export import export, target_of
 from mlff_distiller.export.example import example
@@ -149,6 +150,19 @@ def test_a_card_that_cannot_be_written_is_said(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(GPUMD, "check", lambda self, student, out: [Row("forces", 0.0, "", 1.0)])
     with pytest.warns(UserWarning, match="the model card stays as it was: .*README"):
         assert export("gpumd", student, tmp_path / "out", check=True).passed
+
+
+def test_another_check_does_not_lose_what_one_has_written(folder, tmp_path, monkeypatch):
+    student = copytree(folder, tmp_path / "student")
+    (student / "README.md").write_text("# A student\n")
+    monkeypatch.setattr(GPUMD, "missing", lambda self: None)
+    monkeypatch.setattr(GPUMD, "check", lambda self, student, out: [Row("forces", 0.0, "", 1.0)])
+    with (
+        Lock(student / "engines.json"),
+        pytest.warns(UserWarning, match="stays as it was: .*written by another process"),
+    ):
+        assert export("gpumd", student, tmp_path / "out", check=True).passed
+    assert not (student / "engines.json").exists()
 
 
 @pytest.mark.parametrize(
