@@ -123,9 +123,13 @@ class Watch:
             *(self._first_step, self._n_looks, self._good_step),
             *(*self._good, self._errors, *self._bad),
         )
+        # On a CPU one core counts: Warp's atomics are none there.
         self._launches = [
-            Launch([(kernel, arguments)], systems.n_atoms, self.device, engine.n_threads)
-            for kernel, arguments in ((kernels.count, count), (kernels.keep, keep))
+            Launch([(kernel, arguments)], systems.n_atoms, self.device, cores)
+            for kernel, arguments, cores in (
+                (kernels.count, count, 1),
+                (kernels.keep, keep, engine.n_threads),
+            )
         ]
 
     # -- looks ---------------------------------------------------------------------------------

@@ -339,3 +339,18 @@ def test_a_calculator_counts_warns_and_stops(limit):
         atoms.get_forces()
     with pytest.raises(ConfigError, match="estimates its errors"):
         StudentCalculator(random_nep(), device="cpu", guard="warn")
+
+
+def test_one_core_counts(limit):
+    """Atomic additions of Warp are none on a CPU: of several cores some would be lost."""
+    atoms = crystal() * 4
+    engine = choose_engine(knowing(random_nep(), limit), [atoms])
+    engine.n_threads = 4
+    watch = Watch(Simulation(engine, [atoms], Ensemble()), [1], 1.0, lambda event: None)
+    count, keep = watch._launches
+    assert len(count._ranges) == 1 < len(keep._ranges)
+    engine.errors.fill_(2.0)
+    for _ in range(3):
+        count()
+        keep()
+    assert watch.seen().n_untrusted == [3 * len(atoms)]
