@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import random
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,13 @@ from tests.helpers import ROOT, begin
 # A busy machine is slow, and a check of a pull request fails for what the pull request does.
 settings.register_profile("tests", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("tests")
+
+
+@pytest.fixture(autouse=True)
+def drawn_seeds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run without a seed draws one: for the same reason, the same one at each check."""
+    if "CI" in os.environ:
+        monkeypatch.setattr(secrets, "randbits", random.Random(request.node.nodeid).getrandbits)
 
 
 @pytest.fixture(scope="session")
