@@ -72,7 +72,14 @@ def build(n: int, *, float64: bool, device: str) -> DescentKernels:
     @wp.func_native(
         f"""
         constexpr int size = {tile};
-        const int rows = sizes[0], columns = sizes[1], inner = sizes[2], stride = sizes[3];
+        #if defined(__CUDA_ARCH__)
+            typedef wp::vec_t<size, {number}> Sum;
+            struct alignas(sizeof(Sum)) Row : Sum {{}};  // loaded at once
+        #else
+            typedef {number} Sum __attribute__((vector_size(size * sizeof({number}))));
+            typedef Sum Row;
+        #endif
+        const int rows = sizes[0], columns = sizes[1], inner = sizes[2];
         const int n = columns / size;
         const bool symmetric = places[2] == places[3];
         const int n_tiles = symmetric ? (n + 1) * ((n + 1) / 2) : rows / size * n;
@@ -84,15 +91,16 @@ def build(n: int, *, float64: bool, device: str) -> DescentKernels:
                     j -= i + 1, i = n - 1 - i;
             }}
             i *= size, j *= size;
-            const {number}* a = memory.data + places[0] + i * stride;
+            const {number}* a = memory.data + places[0] + i;
             const {number}* b = memory.data + places[1] + j;
+            Sum total[size] = {{}};
+            for (int k = 0; k < inner; ++k) {{
+                const Row a_k = *(const Row*)(a + k * rows), b_k = *(const Row*)(b + k * columns);
+                for (int r = 0; r < size; ++r)
+                    total[r] += b_k * a_k[r];
+            }}
             {number}* made = memory.data + places[2] + i * columns + j;
             {number}* transposed = memory.data + places[3] + j * rows + i;
-            {number} total[size][size] = {{}};
-            for (int k = 0; k < inner; ++k)
-                for (int r = 0; r < size; ++r)
-                    for (int c = 0; c < size; ++c)
-                        total[r][c] += a[r * stride + k] * b[k * columns + c];
             for (int r = 0; r < size; ++r)
                 for (int c = 0; c < size; ++c) {{
                     const {number} value = alpha * total[r][c] + beta * b[(i + r) * columns + c];
@@ -105,8 +113,8 @@ def build(n: int, *, float64: bool, device: str) -> DescentKernels:
     def product(
         thread: int,
         memory: wp.array(dtype=real),
-        sizes: wp.vec4i,  # rows and columns of B and the result, columns of A, A's row length
-        places: wp.vec4i,  # of A, B, the result, and its transpose
+        sizes: wp.vec3i,  # of the result, and the columns of A
+        places: wp.vec4i,  # of A's transpose, B, the result, and its transpose
         alpha: real,
         beta: real,
     ):
@@ -159,14 +167,14 @@ def build(n: int, *, float64: bool, device: str) -> DescentKernels:
         gram = made + p * q
         square = gram + p * p
         for _ in range(ITERATIONS):
-            places = wp.vec4i(x, transposed, gram, gram)
-            product(thread, memory, wp.vec4i(p, p, columns, q), places, real(1.0), real(0.0))
+            places = wp.vec4i(transposed, transposed, gram, gram)
+            product(thread, memory, wp.vec3i(p, p, columns), places, real(1.0), real(0.0))
             await_block()
             places = wp.vec4i(gram, gram, square, square)
-            product(thread, memory, wp.vec4i(p, p, rows, p), places, quintic, cubic)
+            product(thread, memory, wp.vec3i(p, p, rows), places, quintic, cubic)
             await_block()
             places = wp.vec4i(square, x, made, transposed)
-            product(thread, memory, wp.vec4i(p, q, rows, p), places, real(1.0), linear)
+            product(thread, memory, wp.vec3i(p, q, rows), places, real(1.0), linear)
             await_block()
             before = x
             x = made

@@ -101,7 +101,8 @@ class KernelDescent(Descent):
 
     def _rows_of_blocks(self) -> tuple[list[tuple[int, ...]], int]:
         """As the kernels take them, and the size of their memory."""
-        rows, size, tile = [], 0, self._kernels.tile
+        rows: list[tuple[int, ...]] = []
+        size, tile = 0, self._kernels.tile
         groups = _groups(self.optimizer)
         muon = self.settings.optimizer == "muon"
         for k, own in enumerate(self.parameters):
@@ -120,7 +121,7 @@ class KernelDescent(Descent):
 def descent_of(student: Student, average: Student, settings: TrainingSettings) -> Descent:
     """By kernels where they are faster and can be compiled."""
     plain = Descent(student, average, settings)
-    if not _suits_kernels(plain):
+    if not (student.trains_by_kernels and _suits_kernels(plain)):
         return plain
     try:
         return KernelDescent(student, average, settings)
