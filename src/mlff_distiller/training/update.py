@@ -102,9 +102,13 @@ class Updater:
         self, part: Minibatch, max_neighbors: int | None, scales: Tensor
     ) -> Tensor:
         vectors, rounded = pair_vectors(part, self.student.dtype)
-        pairs = (part.types, part.i.long(), part.j.long(), rounded)
+        ends = (part.i, part.j)
+        if not self.student.trains_by_kernels:
+            ends = (part.i.long(), part.j.long())
         with torch.enable_grad():
-            found = self.student.site_energies_and_gradients(*pairs, max_neighbors)
+            found = self.student.site_energies_and_gradients(
+                part.types, *ends, rounded, max_neighbors
+            )
         weights, norms = scales.unbind(0)
         error, *adjoints = loss_and_adjoints(
             *found,
@@ -203,7 +207,7 @@ class _FixedSize:
             self._minibatches.prepare(following)
         else:
             self._resident.choose(units)
-        self.scales.copy_(scales)
+        self.scales.copy_(scales, non_blocking=True)  # or each update awaits the one before
         if self._graph is None:
             return self._step()
         self._graph.replay()
