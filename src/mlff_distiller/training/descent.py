@@ -92,11 +92,12 @@ class KernelDescent(Descent):
         run(k.descend, n_threads, addresses, *given, *constants, self._memory)
 
     def _state(self, own: Tensor) -> dict[str, Tensor]:
-        """As AdamW keeps it."""
+        """As AdamW keeps it, which counts steps in PyTorch's default dtype."""
         state: dict[str, Tensor] = self.optimizer.state[own]
         if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=self.device)
+            state["step"] = torch.zeros((), device=self.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(own), torch.zeros_like(own)
+        state["step"] = state["step"].float()
         return state
 
     def _rows_of_blocks(self) -> tuple[list[tuple[int, ...]], int]:
