@@ -1,8 +1,7 @@
 """From gradients to weights in two launches: clipping, AdamW or Muon, and the moving average.
 
-The specification is ``training.descent``'s in PyTorch. On a GPU a block of threads passes through
-the phases of each matrix together, on a CPU one thread does. No atomics: results repeat bit for
-bit.
+The specification is ``training.descent.Descent``, in PyTorch. Each matrix has a block of threads of
+its own, on a CPU one thread. No atomics: results repeat bit for bit.
 """
 
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ class DescentKernels:
     """In the order of their use."""
 
     module: wp.Module
-    addresses: type
+    addresses: type  # of all tensors
     tile: int  # to whose multiples rows and columns are padded in ``memory``
     chunks: int  # of the gradients, blocks of ``squares``
     threads: int  # of a block
