@@ -26,9 +26,11 @@ from mlff_distiller.structure import (
 )
 from mlff_distiller.teachers import TeacherCalculator
 
-_RELAXED = 0.2
-"""Share of the force above which a structure is relaxed, where relaxing ends."""
-_MOST_STEPS = 200
+_RELAXED_eV_PER_A = 0.1
+"""Where relaxing ends: it leaves 0.5 meV in a bond of 10 eV/Å², a fiftieth of kT at 300 K."""
+_MOST_STEPS = 300
+_NUDGE_A = 0.05
+"""Half of what atoms move at 300 K. Forces keep a structure's symmetry, even on a saddle point."""
 
 
 def read_seeds(sources: FilesOrAtoms) -> list[Atoms]:
@@ -67,8 +69,8 @@ def ready_seeds(
     """What is sampled from: ``given`` without strain, and periodic ones large enough.
 
     A structure on whose atoms the teacher's forces exceed ``relax_above_eV_per_A`` is relaxed in
-    its cell, by FIRE, until they are a fifth of that. Kept in ``out/seeds.traj``, where an
-    interrupted run finds them; also says what was done to which.
+    its cell, by FIRE, to a minimum: what it is above one heats whatever is sampled from it. Kept
+    in ``out/seeds.traj``, where an interrupted run finds them; also says what was done to which.
     """
     path = out / "seeds.traj"
     known = log.rows("seeds")
@@ -93,17 +95,21 @@ def _relaxed(atoms: Atoms, teacher: TeacherCalculator, above: float | None) -> t
     moved = atoms.copy()
     moved.calc = teacher
     try:
-        before = _largest_force(moved)
+        before, energy = _largest_force(moved), moved.get_potential_energy()
         if before <= above:
             return atoms, ""
-        relaxation = FIRE(moved, logfile=None, maxstep=0.1)
-        relaxation.run(fmax=_RELAXED * above, steps=_MOST_STEPS)
-        after = _largest_force(moved)
+        moved.rattle(_NUDGE_A)
+        FIRE(moved, logfile=None, maxstep=0.1).run(fmax=_RELAXED_eV_PER_A, steps=_MOST_STEPS)
+        after, fell = _largest_force(moved), energy - moved.get_potential_energy()
     except DistillerError:  # sampling will say what the teacher cannot do
         return atoms, ""
     if not np.isfinite(after) or after >= before:
         return atoms, f"forces of up to {before:.2g} eV/Å, which did not relax"
-    return bare(moved), f"forces of up to {before:.2g} eV/Å were relaxed to {after:.2g}"
+    way = np.linalg.norm(moved.positions - atoms.positions, axis=1).max()
+    return bare(moved), (
+        f"forces of up to {before:.2g} eV/Å were relaxed to {after:.2g}; atoms moved by up to "
+        f"{way:.2g} Å, and the energy fell by {fell / len(atoms):.2g} eV/atom"
+    )
 
 
 def _largest_force(atoms: Atoms) -> float:
