@@ -25,6 +25,7 @@ from mlff_distiller.structure import (
     warn_of_what_labels_lack,
 )
 from mlff_distiller.teachers import TeacherCalculator
+from mlff_distiller.workflows.train import OnProgress
 
 _RELAXED_eV_PER_A = 0.1
 """Where relaxing ends: it leaves 0.5 meV in a bond of 10 eV/Å², a fiftieth of kT at 300 K."""
@@ -65,6 +66,7 @@ def ready_seeds(
     teacher: TeacherCalculator,
     settings: RattleSettings,
     log: EventLog,
+    on_progress: OnProgress = lambda stage, done, total, news: None,
 ) -> tuple[list[Atoms], list[str]]:
     """What is sampled from: ``given`` without strain, and periodic ones large enough.
 
@@ -78,7 +80,7 @@ def ready_seeds(
         return read_structures(path), list(known[-1]["words"])
     ready, words = [], []
     for index, atoms in enumerate(given):
-        relaxed, said = _relaxed(atoms, teacher, settings.relax_above_eV_per_A)
+        relaxed, said = _relaxed(atoms, teacher, settings.relax_above_eV_per_A, on_progress)
         words += [f"structure {index} ({atoms.get_chemical_formula()}): {said}"] if said else []
         periodic = relaxed.pbc.any()
         ready.append(enlarge(relaxed, settings.min_atoms) if periodic else relaxed)
@@ -88,7 +90,9 @@ def ready_seeds(
     return ready, words
 
 
-def _relaxed(atoms: Atoms, teacher: TeacherCalculator, above: float | None) -> tuple[Atoms, str]:
+def _relaxed(
+    atoms: Atoms, teacher: TeacherCalculator, above: float | None, on_progress: OnProgress
+) -> tuple[Atoms, str]:
     """``atoms`` or what it relaxed to, and what was done, in words."""
     if above is None:
         return atoms, ""
@@ -99,7 +103,15 @@ def _relaxed(atoms: Atoms, teacher: TeacherCalculator, above: float | None) -> t
         if before <= above:
             return atoms, ""
         moved.rattle(_NUDGE_A)
-        FIRE(moved, logfile=None, maxstep=0.1).run(fmax=_RELAXED_eV_PER_A, steps=_MOST_STEPS)
+        with FIRE(moved, logfile=None, maxstep=0.1) as descent:
+
+            def show() -> None:
+                on_progress(
+                    "relax", descent.nsteps, _MOST_STEPS, f"{_largest_force(moved):.2g} eV/Å"
+                )
+
+            descent.attach(show)
+            descent.run(fmax=_RELAXED_eV_PER_A, steps=_MOST_STEPS)
         after, fell = _largest_force(moved), energy - moved.get_potential_energy()
     except DistillerError:  # sampling will say what the teacher cannot do
         return atoms, ""

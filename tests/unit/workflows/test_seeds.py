@@ -14,10 +14,10 @@ from mlff_distiller.teachers import load_teacher
 from mlff_distiller.workflows.seeds import ready_seeds
 
 
-def ready(folder, atoms, **settings):
-    log = EventLog(folder / "log.jsonl")
+def ready(folder, atoms, on_progress=lambda *news: None, **settings):
+    log, rattle = EventLog(folder / "log.jsonl"), RattleSettings(**settings)
     with load_teacher(EMT()) as teacher:
-        [found], words = ready_seeds(folder, [atoms], teacher, RattleSettings(**settings), log)
+        [found], words = ready_seeds(folder, [atoms], teacher, rattle, log, on_progress)
     found.calc = EMT()
     return found, words
 
@@ -30,7 +30,9 @@ def misplaced():
 
 
 def test_a_strained_crystal_is_relaxed_to_a_minimum_and_what_that_took_is_said(tmp_path):
-    found, [words] = ready(tmp_path, misplaced())
+    shown = []
+    found, [words] = ready(tmp_path, misplaced(), lambda *news: shown.append(news))
+    assert shown[-1] == ("relax", len(shown) - 1, 300, "0.08 eV/Å")
     assert np.linalg.norm(found.get_forces(), axis=1).max() < 0.11
     crystal = bulk("Cu", cubic=True)
     crystal.calc = EMT()
