@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.io import read, write
-from ase.optimize import FIRE
+from ase.optimize import LBFGS
 
 from mlff_distiller.batch import check_structure
 from mlff_distiller.dataset import input_hash
@@ -71,7 +71,7 @@ def ready_seeds(
     """What is sampled from: ``given`` without strain, and periodic ones large enough.
 
     A structure on whose atoms the teacher's forces exceed ``relax_above_eV_per_A`` is relaxed in
-    its cell, by FIRE, to a minimum: what it is above one heats whatever is sampled from it. Kept
+    its cell, by L-BFGS, to a minimum: what it is above one heats whatever is sampled from it. Kept
     in ``out/seeds.traj``, where an interrupted run finds them; also says what was done to which.
     """
     path = out / "seeds.traj"
@@ -103,12 +103,11 @@ def _relaxed(
         if before <= above:
             return atoms, ""
         moved.rattle(_NUDGE_A)
-        with FIRE(moved, logfile=None, maxstep=0.1) as descent:
+        with LBFGS(moved, logfile=None) as descent:
 
             def show() -> None:
-                on_progress(
-                    "relax", descent.nsteps, _MOST_STEPS, f"{_largest_force(moved):.2g} eV/Å"
-                )
+                left = f"{_largest_force(moved):.2g} eV/Å"
+                on_progress("relax", descent.nsteps, _MOST_STEPS, left)
 
             descent.attach(show)
             descent.run(fmax=_RELAXED_eV_PER_A, steps=_MOST_STEPS)
