@@ -319,8 +319,8 @@ def _reach(
     labels = goal.settings.max_labels / last.n_labels
     bought = seconds_left / max(1e-3, _seconds_per_label(turns))
     labels = min(labels, 1.0 + bought / last.n_labels)
-    bought_before = any(turn.step.kind == "labels" for turn in turns)
-    rest = gap * max(1.0, labels) ** -laws["labels"] if bought_before else 0.0
+    is_known = any(turn.step.kind == "labels" for turn in turns)
+    rest = gap * max(1.0, labels) ** -laws["labels"] if is_known else 0.0
     return float(fit * max(1.0, updates) ** -laws["longer"] + rest)
 
 
