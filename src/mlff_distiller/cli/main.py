@@ -206,7 +206,7 @@ def distill(
         raise typer.Exit(REFUSED)
 
 
-_SHARES = {"teacher": 0.0, "label": 0.5, "round": 0.0, "train": 0.35, "report": 0.0}
+_SHARES = {"teacher": 0.0, "relax": 0.0, "label": 0.5, "round": 0.0, "train": 0.35, "report": 0.0}
 """Shares of a turn's time; its checks take the rest. A round is part of labelling."""
 
 

@@ -5,16 +5,38 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ase import units
+
 from mlff_distiller.workflows.goal import Goal, Turn
 from mlff_distiller.workflows.turns import Turns
 
 
 def advice(verdict: Mapping[str, Any], turns: Turns) -> list[str]:
-    """One sentence per failed check of the best student: the number, and what to type."""
-    return [
+    """One sentence per failed check of the best student: the number, and what to type.
+
+    The first says that the structure did not last, where it did not.
+    """
+    return of_start(turns.best) + [
         sentence(check, turns.best, turns.goal)
         for check in verdict["checks"]
         if not check["passed"]
+    ]
+
+
+def of_start(turn: Turn) -> list[str]:
+    """That the structures begun with change into others: what limits every student.
+
+    Energies below theirs by more than thermal motion holds, 3/2 kT per atom, tell: a structure
+    that is relaxed has less than its dynamics, and one taken from dynamics as much.
+    """
+    kelvin = max(turn.temperature_K, default=0.0)
+    motion, fell = 1.5 * units.kB * kelvin, turn.fell_eV_per_atom or 0.0
+    if not 0.0 < motion < fell:
+        return []
+    return [
+        "The structure does not last: in the student's dynamics the teacher's energy falls by "
+        f"{fell:.2g} eV/atom, and motion at {kelvin:g} K has {motion:.2g}. Check its elements, "
+        "cell and space group, or begin with what it turns into (student_md)."
     ]
 
 

@@ -102,7 +102,7 @@ def distill(
             return finished
         _start(source, on_progress)
         log = EventLog(out / "log.jsonl")
-        seeds, relaxed = ready_seeds(out, seeds, source, config.sampling, log)
+        seeds, relaxed = ready_seeds(out, seeds, source, config.sampling, log, on_progress)
         for words in relaxed:
             on_progress("structures", 0, 0, words)
         turns = Turns(out, seeds, source, config, log, on_progress)

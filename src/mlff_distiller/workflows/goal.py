@@ -90,6 +90,8 @@ class Turn:
     """How far the teacher's answers to one question differ, relative to its forces."""
     committee_spread: float | None = None
     """The same for a committee's members, on frames of the student's own dynamics."""
+    fell_eV_per_atom: float | None = None
+    """How far the teacher's energy on those frames is below that of the structures begun with."""
 
     @property
     def error(self) -> float:
@@ -221,7 +223,7 @@ def _cheapest(turns: Sequence[Turn], goal: Goal, seconds_left: float) -> Decisio
         return Decision(None, f"{words}; every budget for this student is used up")
     if last.error <= goal.error and affordable[0][0].kind == "labels" and not last.approved:
         return Decision(affordable[0][0], f"{', '.join(last.failed)} failed; {words}")
-    reach = _reach(turns, laws, fit, seconds_left)
+    reach = _reach(turns, goal, laws, fit, gap, seconds_left)
     same = [offer for offer in affordable if offer[0].kind in ("labels", "longer")]
     if _stuck(turns) or reach > goal.error or not same:
         other = [offer for offer in affordable if offer[0].kind == "larger"]
@@ -299,13 +301,27 @@ def _with_student(student: str, last: Turn, why: str) -> Step:
 
 
 def _reach(
-    turns: Sequence[Turn], laws: Mapping[str, float], fit: float, seconds_left: float
+    turns: Sequence[Turn],
+    goal: Goal,
+    laws: Mapping[str, float],
+    fit: float,
+    gap: float,
+    seconds_left: float,
 ) -> float:
-    """The error that this student keeps where it is trained, however long it is trained."""
+    """The error that this student keeps if all that is left buys training, and all buys labels.
+
+    What labels gain counts only once a turn has shown it: the prior is a guess, and where labels
+    are few they help any student.
+    """
     last = turns[-1]
-    most = _MOST_UPDATES * turns[0].step.updates / last.step.updates
-    factor = min(most, max(1.0, seconds_left / max(1.0, last.train_seconds)))
-    return float(fit * factor ** -laws["longer"])
+    updates = _MOST_UPDATES * turns[0].step.updates / last.step.updates
+    updates = min(updates, seconds_left / max(1.0, last.train_seconds))
+    labels = goal.settings.max_labels / last.n_labels
+    bought = seconds_left / max(1e-3, _seconds_per_label(turns))
+    labels = min(labels, 1.0 + bought / last.n_labels)
+    is_known = any(turn.step.kind == "labels" for turn in turns)
+    rest = gap * max(1.0, labels) ** -laws["labels"] if is_known else 0.0
+    return float(fit * max(1.0, updates) ** -laws["longer"] + rest)
 
 
 def exponents(turns: Sequence[Turn]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.io import read, write
-from ase.optimize import FIRE
+from ase.optimize import LBFGS
 
 from mlff_distiller.batch import check_structure
 from mlff_distiller.dataset import input_hash
@@ -25,10 +25,13 @@ from mlff_distiller.structure import (
     warn_of_what_labels_lack,
 )
 from mlff_distiller.teachers import TeacherCalculator
+from mlff_distiller.workflows.train import OnProgress
 
-_RELAXED = 0.2
-"""Share of the force above which a structure is relaxed, where relaxing ends."""
-_MOST_STEPS = 200
+_RELAXED_eV_PER_A = 0.1
+"""Where relaxing ends: it leaves 0.5 meV in a bond of 10 eV/Å², a fiftieth of kT at 300 K."""
+_MOST_STEPS = 300
+_NUDGE_A = 0.05
+"""Half of what atoms move at 300 K. Forces keep a structure's symmetry, even on a saddle point."""
 
 
 def read_seeds(sources: FilesOrAtoms) -> list[Atoms]:
@@ -63,12 +66,13 @@ def ready_seeds(
     teacher: TeacherCalculator,
     settings: RattleSettings,
     log: EventLog,
+    on_progress: OnProgress = lambda stage, done, total, news: None,
 ) -> tuple[list[Atoms], list[str]]:
     """What is sampled from: ``given`` without strain, and periodic ones large enough.
 
     A structure on whose atoms the teacher's forces exceed ``relax_above_eV_per_A`` is relaxed in
-    its cell, by FIRE, until they are a fifth of that. Kept in ``out/seeds.traj``, where an
-    interrupted run finds them; also says what was done to which.
+    its cell, by L-BFGS, to a minimum: what it is above one heats whatever is sampled from it. Kept
+    in ``out/seeds.traj``, where an interrupted run finds them; also says what was done to which.
     """
     path = out / "seeds.traj"
     known = log.rows("seeds")
@@ -76,7 +80,7 @@ def ready_seeds(
         return read_structures(path), list(known[-1]["words"])
     ready, words = [], []
     for index, atoms in enumerate(given):
-        relaxed, said = _relaxed(atoms, teacher, settings.relax_above_eV_per_A)
+        relaxed, said = _relaxed(atoms, teacher, settings.relax_above_eV_per_A, on_progress)
         words += [f"structure {index} ({atoms.get_chemical_formula()}): {said}"] if said else []
         periodic = relaxed.pbc.any()
         ready.append(enlarge(relaxed, settings.min_atoms) if periodic else relaxed)
@@ -86,24 +90,37 @@ def ready_seeds(
     return ready, words
 
 
-def _relaxed(atoms: Atoms, teacher: TeacherCalculator, above: float | None) -> tuple[Atoms, str]:
+def _relaxed(
+    atoms: Atoms, teacher: TeacherCalculator, above: float | None, on_progress: OnProgress
+) -> tuple[Atoms, str]:
     """``atoms`` or what it relaxed to, and what was done, in words."""
     if above is None:
         return atoms, ""
     moved = atoms.copy()
     moved.calc = teacher
     try:
-        before = _largest_force(moved)
+        before, energy = _largest_force(moved), moved.get_potential_energy()
         if before <= above:
             return atoms, ""
-        relaxation = FIRE(moved, logfile=None, maxstep=0.1)
-        relaxation.run(fmax=_RELAXED * above, steps=_MOST_STEPS)
-        after = _largest_force(moved)
+        moved.rattle(_NUDGE_A)
+        with LBFGS(moved, logfile=None) as descent:
+
+            def show() -> None:
+                left = f"{_largest_force(moved):.2g} eV/Å"
+                on_progress("relax", descent.nsteps, _MOST_STEPS, left)
+
+            descent.attach(show)
+            descent.run(fmax=_RELAXED_eV_PER_A, steps=_MOST_STEPS)
+        after, fell = _largest_force(moved), energy - moved.get_potential_energy()
     except DistillerError:  # sampling will say what the teacher cannot do
         return atoms, ""
     if not np.isfinite(after) or after >= before:
         return atoms, f"forces of up to {before:.2g} eV/Å, which did not relax"
-    return bare(moved), f"forces of up to {before:.2g} eV/Å were relaxed to {after:.2g}"
+    way = np.linalg.norm(moved.positions - atoms.positions, axis=1).max()
+    return bare(moved), (
+        f"forces of up to {before:.2g} eV/Å were relaxed to {after:.2g}; atoms moved by up to "
+        f"{way:.2g} Å, and the energy fell by {fell / len(atoms):.2g} eV/atom"
+    )
 
 
 def _largest_force(atoms: Atoms) -> float:

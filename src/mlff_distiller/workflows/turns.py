@@ -160,6 +160,7 @@ class Turns:
             n_new_labels=len(labels) - n_before,
             train_seconds=float(rows[-1]["seconds"]) if rows else 0.0,
             seconds=time.monotonic() - began,
+            fell_eV_per_atom=energy_fallen(labels, own),
             **self._doubts(own),
         )
         folder = self.folder(number)
@@ -295,6 +296,27 @@ def _uncertainty(own: Compared | None) -> float:
         size.append(np.abs(theirs).sum())
     error = np.array(apart) - np.sum(apart) / np.sum(size) * np.array(size)
     return float(error.std(ddof=1) * np.sqrt(len(apart)) / np.sum(size))
+
+
+def energy_fallen(labels: Dataset, own: Compared | None) -> float | None:
+    """How far the teacher's energy on frames of ``own`` is below the seeds' (eV/atom), on average.
+
+    Of several seeds of a formula, the lowest counts.
+    """
+    if own is None:
+        return None
+    began = [k for k, origin in enumerate(labels.provenances()) if origin.get("source") == "seed"]
+    known: dict[str, float] = {}
+    for record in labels.records(began):
+        formula = record.atoms.get_chemical_formula()
+        energy = float(record.labels["energy"]) / len(record.atoms)
+        known[formula] = min(energy, known.get(formula, np.inf))
+    falls = [
+        known[formula] - energy / len(frame)
+        for frame, energy in zip(own.frames, own.theirs.energy, strict=True)
+        if (formula := frame.get_chemical_formula()) in known
+    ]
+    return float(np.mean(falls)) if falls else None
 
 
 def copy_folder(source: Path, target: Path) -> None:

@@ -84,6 +84,17 @@ def test_a_fit_far_from_the_goal_asks_for_another_student():
     assert decide(again, GOAL).step.student == "painn-32x2"
 
 
+def test_a_gap_that_all_labels_left_would_not_close_asks_for_another_student():
+    # Labels times 3 have halved the gap, and may be times 3.3 once more: it stays above the goal.
+    turns = [turn(0.04, 0.16), turn(0.04, 0.10, number=1, labels=900)]
+    decision = decide(turns, GOAL)
+    assert decision.step.student == "nep-large"
+    assert "capacity is the limit" in decision.diagnosis
+    more = replace(GOAL, settings=GoalSettings(max_labels=30_000))
+    assert decide(turns, more).step.student == "nep"
+    assert decide(turns[:1], GOAL).step.kind == "labels"  # what they gain is not known yet
+
+
 def test_without_another_student_the_run_tries_what_is_left_and_ends():
     only = replace(GOAL, ladder=("nep",))
     turns = [turn(0.15, 0.16)]
