@@ -117,8 +117,8 @@ def log_axis(title: str, values: Array) -> dict[str, Any]:
     steps = (1, 2, 5) if high - low < 2.2 else (1,)
     decades = range(int(np.floor(low - pad)), int(np.ceil(high + pad)) + 1)
     ticks = [step * 10.0**decade for decade in decades for step in steps]
-    every = 1 if high - low < 3.5 else 2  # a narrow screen has no room for more
-    names = [f"{tick:,g}" if k % every == 0 else "" for k, tick in enumerate(ticks)]
+    every = 1 if high - low < 3.5 else 2  # decades; a narrow screen has no room for more names
+    names = [f"{tick:,g}" if round(np.log10(tick)) % every == 0 else "" for tick in ticks]
     labels = {"tickvals": ticks, "ticktext": names}
     room = {"range": [low - pad, high + pad], "tickangle": 0}
     return {"title": title, "type": "log"} | room | labels
