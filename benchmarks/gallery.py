@@ -58,8 +58,9 @@ END = """
 {what}. Device: {device}; {cores} cores; {versions}. Commit {commit}, {date}.
 
 *Held out* and *own MD* are fidelities of forces, on structures that did not train and on the
-student's own dynamics: 1 − Σ|F_student − F_teacher| / Σ|F_teacher|. *Speed-up* is of a step in ASE, on the smallest system.
-*Seconds* are those of the whole command, with three to six runs on the card at a time.
+student's own dynamics: 1 − Σ|F_student − F_teacher| / Σ|F_teacher|. *Speed-up* is of a step in ASE,
+on the smallest system. *Seconds* are those of the whole command, with three to six runs on the card
+at a time.
 
 Of {n} systems {left} were rejected with this budget: [Results](results.md) has them too.
 `benchmarks/gallery.py` writes this page from `benchmarks/results/suite_h200.json`.
