@@ -283,7 +283,7 @@ def _in_turns(parts: Mapping[str, Steps], n: int, clock: Clock) -> dict[str, _Ti
 def _error_of_median(turns: _Times) -> float:
     """Standard error of a median, from the median deviation: an outlier does not count."""
     deviation = float(np.median(np.abs(turns - np.median(turns))))
-    return 1.2533 * 1.4826 * deviation / np.sqrt(len(turns))
+    return float(1.2533 * 1.4826 * deviation / np.sqrt(len(turns)))
 
 
 def _phases(turns: Mapping[str, _Times], rebuilds_per_step: float) -> list[dict[str, Any]]:
