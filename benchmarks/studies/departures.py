@@ -1,0 +1,172 @@
+"""Simulations that leave what their student knows: when the guard speaks, and how wrong it is then.
+
+    python departures.py melting vacancy reaction adsorbate --students students --nep UNEP-v1.txt \
+        --out departures.json
+    python departures.py silicon silicon-600K ethanol --ns 1 --students students --out FILE
+
+The students are those that ``error_estimates.py`` leaves, trained on the sets of ``error_sets.py``.
+A departure runs with ``guard="stop"``, and unguarded, where the teacher is asked about each frame
+that a guard would look at. In the others nothing departs: every alarm of theirs is a false one.
+"""
+
+import argparse
+import json
+import platform
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.io import read
+from error_sets import start_of, with_adatom
+
+from mlff_distiller import run_md
+from mlff_distiller.deploy import StudentCalculator
+from mlff_distiller.durable import write_json
+from mlff_distiller.errors import DynamicsError, UntrustedError
+from mlff_distiller.students import load_student
+from mlff_distiller.teachers import TeacherCalculator
+
+EVERY = 50
+TIMES = 5.0
+"""The guard must speak before forces are off by so many times the certified error."""
+
+
+@dataclass(frozen=True)
+class Case:
+    student: str
+    start: Callable[[], Atoms]
+    teacher: str = "7net-0"
+    n_steps: int = 1000
+    settings: dict = field(default_factory=dict)
+
+
+def perforated():
+    atoms = start_of("si")
+    del atoms[0]
+    return atoms
+
+
+SI = {"time_step_fs": 2.0}
+MOLECULE = {"time_step_fs": 0.5, "friction_per_ps": 10.0}
+DEPARTURES = {
+    "melting": Case(
+        "si-nep",
+        lambda: start_of("si"),
+        settings=SI | {"temperature_K": 3500.0, "friction_per_ps": 2.0},
+    ),
+    "vacancy": Case("si-nep", perforated, n_steps=500, settings=SI),
+    "reaction": Case(
+        "ethanol-nep",
+        lambda: start_of("ethanol"),
+        "ani-1x",
+        2000,
+        MOLECULE | {"temperature_K": 1500.0, "friction_per_ps": 2.0},
+    ),
+    "adsorbate": Case(
+        "slab-nep", lambda: with_adatom(start_of("slab")), "nep", 500, {"time_step_fs": 2.0}
+    ),
+}
+QUIET = {
+    "silicon": Case("si-nep", lambda: start_of("si"), settings=SI),
+    "silicon-600K": Case("si-nep", lambda: start_of("si"), settings=SI | {"temperature_K": 600.0}),
+    "ethanol": Case("ethanol-nep", lambda: start_of("ethanol"), settings=MOLECULE),
+}
+
+
+def departs(case, student, teacher, folder, seed):
+    """When the guard speaks, and the true errors, in units of the typical one, frame by frame."""
+    settings = {"ensemble": "nvt", "frames_every": EVERY, "guard_every": EVERY, "seed": seed}
+    settings |= {"device": "cpu", "n_steps": case.n_steps, "max_temperature_K": 1e5}
+    settings |= case.settings
+    told = None
+    with suppress(DynamicsError), warnings.catch_warnings(action="ignore"):
+        try:
+            run_md(case.start(), student, guard="stop", **settings)
+        except UntrustedError as error:
+            told = error.step
+    path, exploded = folder / "md.extxyz", None
+    try:
+        run_md(case.start(), student, guard="off", out=path, overwrite=True, **settings)
+    except DynamicsError as error:
+        exploded = str(error).splitlines()[0]
+    model, rows = student.error_model, []
+    calculator = StudentCalculator(student, device="cpu")
+    for number, atoms in enumerate(read(path, ":")):
+        mine, kelvin = atoms.get_forces(), atoms.get_temperature()
+        calculator.calculate(atoms)
+        estimate = float(calculator.extra["forces_error"].max())
+        atoms.calc = teacher
+        off = np.linalg.norm(mine - atoms.get_forces(), axis=1) / model.typical
+        row = number * EVERY, kelvin, estimate / model.typical, np.sqrt((off**2).mean()), off.max()
+        rows.append([round(float(value), 3) for value in row])
+    return {
+        "step_fs": case.settings["time_step_fs"],
+        "typical_eV_per_A": model.typical,
+        "limit_over_typical": model.limit / model.typical,
+        "told_at_step": told,
+        "rms_above_5_at_step": next((int(row[0]) for row in rows if row[3] > TIMES), None),
+        "an_atom_above_5_at_step": next((int(row[0]) for row in rows if row[4] > TIMES), None),
+        "exploded": exploded,
+        "columns": "step, K, largest estimate, rms error, largest error; errors in typical ones",
+        "rows": rows,
+    }
+
+
+def stays(case, student, ns, seed):
+    """What a guard says of so many ns of the dynamics that the student learned."""
+    n_steps = round(1e6 * ns / case.settings["time_step_fs"])
+    settings = {"ensemble": "nvt", "guard_every": EVERY, "log_every": n_steps, "seed": seed}
+    with warnings.catch_warnings(action="ignore"):
+        start = case.start()
+        run = run_md(start, student, n_steps=n_steps, device="cpu", **settings | case.settings)
+    looks = n_steps // EVERY + 1
+    return {
+        "ns": ns,
+        "looks_at_atoms": looks * len(start),
+        "above_limit": round((1.0 - run.trusted) * looks * len(start)),
+        "largest_over_limit": run.max_forces_error / student.error_model.limit,
+        "limit_over_typical": student.error_model.limit / student.error_model.typical,
+        "seconds": run.seconds,
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="+", choices=[*DEPARTURES, *QUIET])
+    parser.add_argument("--students", type=Path, required=True)
+    parser.add_argument("--nep", help="the published file that made the set of the slab")
+    parser.add_argument("--ns", type=float, default=1.0, help="of those that do not depart")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    content = json.loads(given.out.read_text()) if given.out.exists() else {}
+    content |= {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
+    for name in given.names:
+        case = (DEPARTURES | QUIET)[name]
+        student = load_student(given.students / case.student)
+        if name in QUIET:
+            found = stays(case, student, given.ns, given.seed)
+        elif case.teacher == "nep":
+            teacher = StudentCalculator(given.nep, device="cpu")
+            with TemporaryDirectory() as folder:
+                found = departs(case, student, teacher, Path(folder), given.seed)
+        else:
+            with (
+                TemporaryDirectory() as folder,
+                TeacherCalculator(case.teacher, device="cpu") as teacher,
+            ):
+                found = departs(case, student, teacher, Path(folder), given.seed)
+        content.setdefault("rows", {})[name] = found
+        write_json(given.out, content)
+        print(name, {key: value for key, value in found.items() if key != "rows"}, flush=True)
+
+
+if __name__ == "__main__":
+    main()
