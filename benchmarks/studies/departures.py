@@ -1,6 +1,6 @@
 """Simulations that leave what their student knows: when the guard speaks, and how wrong it is then.
 
-    python departures.py melting vacancy reaction adsorbate --students students --nep UNEP-v1.txt \
+    python departures.py melting compression vacancy reaction adsorbate --students students \
         --out departures.json
     python departures.py silicon silicon-600K ethanol --ns 1 --students students --out FILE
 
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.io import read
-from error_sets import start_of, with_adatom
+from error_sets import start_of, with_adsorbate
 
 from mlff_distiller import run_md
 from mlff_distiller.deploy import StudentCalculator
@@ -44,6 +44,13 @@ class Case:
     teacher: str = "7net-0"
     n_steps: int = 1000
     settings: dict = field(default_factory=dict)
+    volume: float = 1.0
+    """At the end, over that of the start."""
+
+    def squeeze(self, simulation):
+        """A ten-step share of the way there."""
+        share = self.volume ** (10 / self.n_steps / 3)
+        simulation.set_cell(simulation.state().cell[0] * share)
 
 
 def perforated():
@@ -52,15 +59,16 @@ def perforated():
     return atoms
 
 
-SI = {"time_step_fs": 2.0}
+CRYSTAL = {"time_step_fs": 2.0}
 MOLECULE = {"time_step_fs": 0.5, "friction_per_ps": 10.0}
 DEPARTURES = {
     "melting": Case(
         "si-nep",
         lambda: start_of("si"),
-        settings=SI | {"temperature_K": 3500.0, "friction_per_ps": 2.0},
+        settings=CRYSTAL | {"temperature_K": 3500.0, "friction_per_ps": 2.0},
     ),
-    "vacancy": Case("si-nep", perforated, n_steps=500, settings=SI),
+    "compression": Case("si-nep", lambda: start_of("si"), settings=CRYSTAL, volume=0.8),
+    "vacancy": Case("si-nep", perforated, n_steps=500, settings=CRYSTAL),
     "reaction": Case(
         "ethanol-nep",
         lambda: start_of("ethanol"),
@@ -69,12 +77,18 @@ DEPARTURES = {
         MOLECULE | {"temperature_K": 1500.0, "friction_per_ps": 2.0},
     ),
     "adsorbate": Case(
-        "slab-nep", lambda: with_adatom(start_of("slab")), "nep", 500, {"time_step_fs": 2.0}
+        "slab-nep",
+        lambda: with_adsorbate(start_of("slab")),
+        "ase:ase.calculators.emt:EMT",
+        500,
+        CRYSTAL,
     ),
 }
 QUIET = {
-    "silicon": Case("si-nep", lambda: start_of("si"), settings=SI),
-    "silicon-600K": Case("si-nep", lambda: start_of("si"), settings=SI | {"temperature_K": 600.0}),
+    "silicon": Case("si-nep", lambda: start_of("si"), settings=CRYSTAL),
+    "silicon-600K": Case(
+        "si-nep", lambda: start_of("si"), settings=CRYSTAL | {"temperature_K": 600.0}
+    ),
     "ethanol": Case("ethanol-nep", lambda: start_of("ethanol"), settings=MOLECULE),
 }
 
@@ -84,6 +98,8 @@ def departs(case, student, teacher, folder, seed):
     settings = {"ensemble": "nvt", "frames_every": EVERY, "guard_every": EVERY, "seed": seed}
     settings |= {"device": "cpu", "n_steps": case.n_steps, "max_temperature_K": 1e5}
     settings |= case.settings
+    if case.volume != 1.0:
+        settings["observers"] = [(10, case.squeeze)]
     told = None
     with suppress(DynamicsError), warnings.catch_warnings(action="ignore"):
         try:
@@ -140,7 +156,6 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="+", choices=[*DEPARTURES, *QUIET])
     parser.add_argument("--students", type=Path, required=True)
-    parser.add_argument("--nep", help="the published file that made the set of the slab")
     parser.add_argument("--ns", type=float, default=1.0, help="of those that do not depart")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
@@ -153,10 +168,6 @@ def main():
         student = load_student(given.students / case.student)
         if name in QUIET:
             found = stays(case, student, given.ns, given.seed)
-        elif case.teacher == "nep":
-            teacher = StudentCalculator(given.nep, device="cpu")
-            with TemporaryDirectory() as folder:
-                found = departs(case, student, teacher, Path(folder), given.seed)
         else:
             with (
                 TemporaryDirectory() as folder,

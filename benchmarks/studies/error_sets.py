@@ -2,14 +2,14 @@
 
     python error_sets.py si --sampler Si_2022_NEP4_3body.txt --frames 160 --out sets
     python error_sets.py cuni --sampler UNEP-v1.txt --by-sampler --frames 120 --out sets
-    python error_sets.py slab --sampler UNEP-v1.txt --by-sampler --frames 80 --out sets
+    python error_sets.py slab --sampler emt --by-sampler --frames 80 --out sets
     python error_sets.py hfo2 --start hfo2.extxyz --frames 80 --out sets
     python error_sets.py ethanol --teacher ani-1x --frames 80 --out sets
 
-``sampler`` is a student or ``nep.txt`` whose Langevin dynamics gives the structures; without one, a
-nep that learns rattled structures, and then its own dynamics. The teacher, or with ``--by-sampler``
-the sampler, labels them. Each file ``SET/DOMAIN.extxyz`` holds frames of one kind: ``train`` and
-``held_out`` from the same conditions but other walks, the others from foreign ones.
+``sampler`` is a student, ``nep.txt`` or EMT, whose Langevin dynamics gives the structures; by
+default a nep that learns rattled structures, and then its own dynamics. The teacher labels them, or
+with ``--by-sampler`` the sampler. Each file ``SET/DOMAIN.extxyz`` holds frames of one kind:
+``train`` and ``held_out`` from the same conditions but other walks, the others from foreign ones.
 """
 
 import argparse
@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from ase import units
 from ase.build import add_adsorbate, bulk, diamond111, fcc111, molecule
-from ase.build import surface as slab
+from ase.build import surface as cleaved
+from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 from ase.md.langevin import Langevin
@@ -120,12 +121,12 @@ def sampler_for(start, teacher, temperature_K, strain):
     """A nep whose dynamics stays near ``start``: from rattled structures, then from its own."""
     rng = np.random.default_rng(1)
     frames = []
-    for _ in range(40):
+    for _ in range(30):
         frames.append(strained(start, rng, strain))
         frames[-1].positions += rng.normal(scale=rng.uniform(0.02, 0.12), size=(len(start), 3))
     frames = labelled(frames, teacher)
     for seed in range(2):
-        student, metrics = fit_nep([Batch.from_atoms([own]) for own in frames], 1000, seed)
+        student, metrics = fit_nep([Batch.from_atoms([own]) for own in frames], 600, seed)
         print("sampler", metrics, flush=True)
         calculator = StudentCalculator(student, device="cpu")
         if seed == 0:
@@ -156,20 +157,16 @@ def start_of(name, path=None):
     if name == "cuni":
         return mixed(bulk("Cu", cubic=True, a=3.58) * 2)
     if name == "slab":
-        return clean_slab()
+        slab = fcc111("Cu", (3, 3, 4), a=3.61, vacuum=7.0)
+        slab.pbc = True
+        return slab
     return read(path, 0) * (2, 1, 1) if name == "hfo2" else molecule("CH3CH2OH")
 
 
-def with_adatom(atoms):
-    """An atom of copper in a hollow of a slab's surface."""
+def with_adsorbate(atoms):
+    """Oxygen in a hollow of the surface."""
     atoms = atoms.copy()
-    add_adsorbate(atoms, "Cu", 1.9, "fcc")
-    return atoms
-
-
-def clean_slab(layers=4):
-    atoms = mixed(fcc111("Cu", (3, 3, layers), a=3.58, vacuum=7.0), 1)
-    atoms.pbc = True
+    add_adsorbate(atoms, "O", 1.5, "fcc")
     return atoms
 
 
@@ -184,11 +181,13 @@ def frames_of(name, start, sampler, n):
         return ethanol(start, sampler, n)
     if name == "slab":
         frames = known(start, sampler, IN, 0.0, n)
-        return frames | {"adatom": walk(with_adatom(start), sampler, IN[0], n // 8, 13)}
+        gas = known(molecule("O2"), sampler, IN, 0.0, n // 2)
+        frames = {name: own + gas[name] for name, own in frames.items()}
+        return frames | {"adsorbate": walk(with_adsorbate(start), sampler, IN[0], n // 8, 13)}
     surface = {
         "si": lambda: diamond111("Si", (2, 2, 6), a=5.45, vacuum=6.0),
         "cuni": lambda: mixed(fcc111("Cu", (2, 2, 6), a=3.58, vacuum=6.0), 1),
-        "hfo2": lambda: slab(start, (0, 0, 1), 1, vacuum=6.0),
+        "hfo2": lambda: cleaved(start, (0, 0, 1), 1, vacuum=6.0),
     }[name]()
     surface.pbc = True
     melting_K = {"si": 1687.0, "cuni": 1500.0, "hfo2": 3030.0}[name]
@@ -209,7 +208,9 @@ def main():
     folder = given.out / given.name
     folder.mkdir(parents=True, exist_ok=True)
     with TeacherCalculator(given.teacher, device="cpu") as teacher:
-        if given.sampler:
+        if given.sampler == "emt":
+            sampler = EMT()
+        elif given.sampler:
             sampler = StudentCalculator(given.sampler, device="cpu")
         else:
             sampler = sampler_for(start, teacher, IN[-1], STRAIN if start.pbc.any() else 0.0)
