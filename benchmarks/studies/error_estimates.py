@@ -101,8 +101,8 @@ def calibrated(found, seen, n_types):
     power = lib._power(gamma["calibration"], squares)
     scale = lib._scales(gamma["calibration"] ** power, squares, of_fresh, n_types)
     errors = {name: scale[seen[name][0][2]] * own**power for name, own in gamma.items()}
-    within = torch.cat([errors["train"], errors["calibration"]])
-    return errors, lib._limit(within, power, float(squares.mean().sqrt())), power
+    typical, largest = float(squares.mean().sqrt()), float(errors["train"].max())
+    return errors, max(lib._TOO_LARGE * typical, lib._MARGIN * largest), power
 
 
 def auroc(score, positive):
