@@ -16,7 +16,7 @@ import platform
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -34,7 +34,6 @@ from mlff_distiller.structure import thermalise
 from mlff_distiller.students import load_student
 from mlff_distiller.teachers import TeacherCalculator
 
-EVERY = 50
 TIMES = 5.0
 """The guard must speak before forces are off by so many times the certified error."""
 
@@ -73,8 +72,7 @@ DEPARTURES = {
     "melting": Case(
         "si-nep",
         lambda: cold(start_of("si")),
-        n_steps=500,
-        settings=CRYSTAL | {"temperature_K": 3500.0, "friction_per_ps": 5.0},
+        settings=CRYSTAL | {"temperature_K": 3500.0, "friction_per_ps": 1.0},
     ),
     "compression": Case("si-nep", lambda: start_of("si"), settings=CRYSTAL, volume=0.8),
     "vacancy": Case("si-nep", perforated, n_steps=500, settings=CRYSTAL),
@@ -108,9 +106,9 @@ def off(atoms, forces, teacher, typical):
     return np.linalg.norm(forces - atoms.get_forces(), axis=1) / typical
 
 
-def departs(case, student, teacher, folder, seed):
+def departs(case, student, teacher, folder, every, seed):
     """When the guard speaks, and the true errors, in units of the typical one, frame by frame."""
-    settings = {"ensemble": "nvt", "frames_every": EVERY, "guard_every": EVERY, "seed": seed}
+    settings = {"ensemble": "nvt", "frames_every": every, "guard_every": every, "seed": seed}
     settings |= {"device": "cpu", "n_steps": case.n_steps, "max_temperature_K": 1e5}
     settings |= case.settings
     if case.volume != 1.0:
@@ -133,7 +131,7 @@ def departs(case, student, teacher, folder, seed):
         calculator.calculate(atoms)
         estimate = float(calculator.extra["forces_error"].max()) / model.typical
         errors = off(atoms, mine, teacher, model.typical)
-        row = number * EVERY, kelvin, estimate, np.sqrt((errors**2).mean()), errors.max()
+        row = number * every, kelvin, estimate, np.sqrt((errors**2).mean()), errors.max()
         rows.append([round(float(value), 3) for value in row])
     return {
         "step_fs": case.settings["time_step_fs"],
@@ -148,10 +146,10 @@ def departs(case, student, teacher, folder, seed):
     }
 
 
-def stays(case, student, teacher, folder, ns, seed):
+def stays(case, student, teacher, folder, every, ns, seed):
     """What a guard says of so many ns of the dynamics that the student learned."""
     n_steps = round(1e6 * ns / case.settings["time_step_fs"])
-    settings = {"ensemble": "nvt", "guard_every": EVERY, "log_every": n_steps, "seed": seed}
+    settings = {"ensemble": "nvt", "guard_every": every, "log_every": n_steps, "seed": seed}
     settings |= {"n_steps": n_steps, "frames_every": n_steps, "device": "cpu"} | case.settings
     start, model = case.start(), student.error_model
     with warnings.catch_warnings(action="ignore"):
@@ -162,7 +160,7 @@ def stays(case, student, teacher, folder, ns, seed):
         calculator.calculate(atoms)
         errors = off(atoms, calculator.results["forces"], teacher, model.typical)
         largest.append(round(float(errors.max()), 2))
-    looks = n_steps // EVERY + 1
+    looks = n_steps // every + 1
     return {
         "ns": ns,
         "looks": looks,
@@ -181,6 +179,8 @@ def main():
     parser.add_argument("names", nargs="+", choices=[*DEPARTURES, *QUIET])
     parser.add_argument("--students", type=Path, required=True)
     parser.add_argument("--ns", type=float, default=1.0, help="of those that do not depart")
+    parser.add_argument("--every", type=int, default=50, help="steps between looks")
+    parser.add_argument("--steps", type=int, help="of a departure")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
@@ -189,17 +189,18 @@ def main():
     content |= {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
     for name in given.names:
         case = (DEPARTURES | QUIET)[name]
+        case = replace(case, n_steps=given.steps or case.n_steps)
         student = load_student(given.students / case.student)
         with (
             TemporaryDirectory() as folder,
             TeacherCalculator(case.teacher, device="cpu") as teacher,
         ):
-            whole = case, student, teacher, Path(folder)
+            settings = case, student, teacher, Path(folder), given.every
             if name in QUIET:
-                found = stays(*whole, given.ns, given.seed)
+                found = stays(*settings, given.ns, given.seed)
             else:
-                found = departs(*whole, given.seed)
-        content.setdefault("rows", {})[name] = found
+                found = departs(*settings, given.seed)
+        content.setdefault("rows", {})[f"{name}, every {given.every}"] = found
         write_json(given.out, content)
         print(name, {key: value for key, value in found.items() if key != "rows"}, flush=True)
 

@@ -43,8 +43,8 @@ _POWERS = 1.0, 2.0
 _POWER_AFAR = 1.5
 _BINS = 12
 _TOO_LARGE = 3.0
-"""Times the typical error: an estimate that is to be told. Far out, estimates are up to half of the
-errors, so that these are told before they are some five times the typical one."""
+"""Times the typical error: an estimate that is to be told. Far out estimates can be half of the
+errors, which are to be told before they are some five times the typical one."""
 _MARGIN = 1.1
 """Times the largest estimate of an atom that trained: what did train is not told."""
 
