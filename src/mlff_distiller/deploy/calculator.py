@@ -22,13 +22,12 @@ from ase.calculators.calculator import (
     all_changes,
     all_properties,
 )
-from ase.data import chemical_symbols
 
 from mlff_distiller.batch import check_structure
 from mlff_distiller.engines.choice import BackendName, choose_engine, slow_engine
-from mlff_distiller.engines.guarding import EVERY, check_guard
+from mlff_distiller.engines.guarding import EVERY, Looks
 from mlff_distiller.engines.loading import ready_student
-from mlff_distiller.errors import KernelError, StudentError, UntrustedError
+from mlff_distiller.errors import KernelError, StudentError
 from mlff_distiller.students import Student
 
 if TYPE_CHECKING:
@@ -100,9 +99,7 @@ class StudentCalculator(Calculator):
         self.student = ready_student(model, device, dtype)
         self._engine = choose_engine(self.student, backend=backend, compile=compile)
         self._may_be_slow = backend != "warp"
-        check_guard(guard, ("off", "warn", "stop"), self.student)
-        self._guard, self._guard_every = guard, max(1, int(guard_every))
-        self._n_seen = self.n_looks = self.n_untrusted = 0
+        self._looks = Looks(self.student, guard, guard_every)
 
     # -- what ASE calls, several times a step -------------------------------------------------
 
@@ -200,6 +197,16 @@ class StudentCalculator(Calculator):
         self.__dict__.update(state)
         self._lock = threading.Lock()
 
+    @property
+    def n_looks(self) -> int:
+        """Atoms that the guard has looked at."""
+        return self._looks.n_atoms
+
+    @property
+    def n_untrusted(self) -> int:
+        """Those of them that the student did not know."""
+        return self._looks.n_untrusted
+
     # -- the computation ----------------------------------------------------------------------
 
     def _compute(self, atoms: Atoms) -> None:
@@ -230,8 +237,7 @@ class StudentCalculator(Calculator):
                 found=f"energy {energy} eV; forces of atoms {bad[:5].tolist()}",
                 remedy="look for atoms on top of each other; restart from the last good frame",
             )
-        if self._guard != "off":
-            self._look(now)
+        self._estimates = self._looks.after(self._engine, now.numbers, stacklevel=5)
         results = {
             "energy": energy,
             "free_energy": energy,
@@ -241,32 +247,6 @@ class StudentCalculator(Calculator):
         if now.volume > 0.0:
             results["stress"] = found.virial / -now.volume
         return results
-
-    def _look(self, now: _Snapshot) -> None:
-        due, self._n_seen = self._n_seen % self._guard_every == 0, self._n_seen + 1
-        model, found = self.student.error_model, self._engine.estimates() if due else None
-        if model is None or found is None:
-            return
-        self._estimates = found
-        errors, limit = found.errors, model.limit
-        n_untrusted = int((errors > limit).sum())
-        self.n_looks += len(errors)
-        self.n_untrusted += n_untrusted
-        if not n_untrusted:
-            return
-        worst = int(errors.argmax())
-        words = (
-            f"the student does not know this structure: the estimated force error of atom {worst} "
-            f"({chemical_symbols[now.numbers[worst]]}) is {errors[worst]:.3g} eV/Å"
-        )
-        if self._guard == "stop":
-            raise UntrustedError(
-                words,
-                expected=f"at most {limit:.3g} eV/Å",
-                remedy="label such structures, and train on them",
-            )
-        if self.n_untrusted == n_untrusted:
-            warnings.warn(f"{words}, above {limit:.3g} eV/Å", stacklevel=5)
 
 
 class _Extra(Mapping[str, np.ndarray]):

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from mlff_distiller.engines.choice import BackendName, choose_engine
 from mlff_distiller.engines.engine import Evaluation
+from mlff_distiller.engines.guarding import EVERY, Looks
 from mlff_distiller.engines.loading import ready_student
 from mlff_distiller.errors import DynamicsError, StudentError
 from mlff_distiller.students import Student
@@ -94,6 +95,8 @@ class StudentFix:
         dtype: Literal["float32", "float64"] = "float32",
         backend: BackendName = "auto",
         compile: bool = False,
+        guard: Literal["off", "warn", "stop"] = "off",
+        guard_every: int = EVERY,
     ) -> None:
         student = ready_student(model, device, dtype)
         elements = student.elements if elements is None else tuple(elements)
@@ -102,6 +105,7 @@ class StudentFix:
         student.types(torch.tensor(numbers, device=student.device))  # an element it lacks
         self._numbers = np.array([0, *numbers], dtype=np.int64)  # LAMMPS counts types from 1
         self._engine = choose_engine(student, backend=backend, compile=compile)
+        self._looks = Looks(student, guard, guard_every)
         self._program, self._name = program, name
         self._tags: NDArray[np.int_] = np.empty(0, dtype=np.int64)
         self._order: NDArray[np.intp] = np.empty(0, dtype=np.intp)
@@ -149,6 +153,7 @@ class StudentFix:
                 found=f"energy {found.energy} eV",
                 remedy="look for atoms on top of each other; restart from the last good frame",
             )
+        self._looks.after(self._engine, self._numbers[types[self._order]], stacklevel=4)
         return found
 
     def _hand_over(self, found: Evaluation) -> None:

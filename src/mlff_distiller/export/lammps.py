@@ -19,7 +19,13 @@ from mlff_distiller.durable import write_text
 from mlff_distiller.errors import ExportError
 from mlff_distiller.export.example import example
 from mlff_distiller.export.lammps_check import compare
-from mlff_distiller.export.lammps_files import input_text, readme, sizes_header, write_data
+from mlff_distiller.export.lammps_files import (
+    errors_text,
+    input_text,
+    readme,
+    sizes_header,
+    write_data,
+)
 from mlff_distiller.export.target import Row, Target
 from mlff_distiller.kernels.nep.warp_simd import FOLDER, SHARED
 from mlff_distiller.structure import enlarge
@@ -67,6 +73,10 @@ class LAMMPS(Target):
         write_data(out / "structure.data", atoms, student.elements)
         exact = copy.deepcopy(student).double()
         write_nep(exact, out / "nep.txt", max_neighbors=_MANY, digits=_DIGITS)
+        names = ["README.md", "in.lammps", "structure.data", "structure.extxyz", "nep.txt"]
+        if (errors := errors_text(student)) is not None:
+            write_text(out / "errors.txt", errors)
+            names.append("errors.txt")
         write_text(out / "mlffd_sizes.h", sizes_header(student))
         own = files(__package__).joinpath("lammps_source").iterdir()
         sources = [Path(str(file)) for file in own] + [FOLDER / name for name in SHARED]
@@ -74,7 +84,6 @@ class LAMMPS(Target):
             shutil.copyfile(file, out / file.name)
         write_text(out / "in.lammps", input_text(student, atoms))
         write_text(out / "README.md", readme(student, self.install, self._options()))
-        names = ("README.md", "in.lammps", "structure.data", "structure.extxyz", "nep.txt")
         return [out / name for name in (*names, "mlffd_sizes.h", *sorted(f.name for f in sources))]
 
     def check(self, student: Student, out: Path) -> list[Row]:

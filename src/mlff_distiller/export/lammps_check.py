@@ -30,6 +30,7 @@ _LIMITS = {
     "energies": ("eV", 1e-8),
     "forces": ("eV/Å", 1e-6),
     "virial": ("eV/atom", 1e-8),
+    "forces_error": ("relative", 1e-6),
 }
 _SUMS = ("energy", "virial", "virials", "centroid")
 """Over the atoms."""
@@ -47,6 +48,7 @@ class _Results:
     energies: _Array  # (n_atoms,) eV
     forces: _Array  # (n_atoms, 3) eV/Å
     virial: _Array  # (3, 3) eV, the sum of r F
+    forces_error: _Array  # (n_atoms,) logarithms of estimates in eV/Å; none without an error model
 
 
 def compare(student: Student, out: Path, run: Run) -> list[Row]:
@@ -123,19 +125,26 @@ def _expected(student: Student, data: Path, frame: Atoms) -> _Results:
     atoms = cast(Atoms, read(data, format="lammps-data", atom_style="atomic", sort_by_id=True))
     atoms.numbers, atoms.pbc = frame.numbers, frame.pbc
     batch = Batch.from_atoms([atoms])
-    found = student(batch, neighbor_list(batch, student.cutoff))
+    near = neighbor_list(batch, student.cutoff)
+    found, estimates = student(batch, near), np.zeros(0)
+    if student.error_model is not None:
+        types = student.types(batch.atomic_numbers)
+        estimates = student.error_model.estimate(student, types, batch, near)[0].log().numpy()
     return _Results(
         found.energy[0].item(),
         found.energies.detach().numpy(),
         found.forces.detach().numpy(),
         -found.strain_gradient[0].detach().numpy(),
+        estimates,
     )
 
 
 def _model(out: Path, student: Student) -> str:
     elements = " ".join(student.elements)
     plugin = f"plugin load {out / 'mlffdplugin.so'}"
-    return f"{plugin}\npair_style mlffd\npair_coeff * * {out / 'nep.txt'} {elements}\n"
+    errors = f" errors {out / 'errors.txt'}" if (out / "errors.txt").exists() else ""
+    style = f"{plugin}\npair_style mlffd{errors}\npair_coeff * * {out / 'nep.txt'} {elements}\n"
+    return f"{style}fix errors all pair 1 mlffd forces_error 1\n" if errors else style
 
 
 def _system(model: str, title: str, atoms: Atoms) -> str:
@@ -147,7 +156,7 @@ def _stem(title: str) -> str:
 
 
 def _single_point(model: str, title: str, atoms: Atoms) -> str:
-    own = _stem(title)
+    own, errors = _stem(title), " f_errors" if "fix errors" in model else ""
     pressure = " ".join(f"$(c_pressure[{k}]:%.17g)" for k in range(1, 7))
     return f"""{_system(model, title, atoms)}
 compute energies all pe/atom
@@ -155,7 +164,7 @@ compute virials all stress/atom NULL virial
 compute centroid all centroid/stress/atom NULL virial
 compute pressure all pressure NULL virial
 thermo_style custom step pe vol c_pressure[*]
-dump atoms all custom 1 {own}.atoms id fx fy fz c_energies c_virials[*] c_centroid[*]
+dump atoms all custom 1 {own}.atoms id fx fy fz c_energies c_virials[*] c_centroid[*]{errors}
 dump_modify atoms sort id format float %.17g
 run 0
 print "$(pe:%.17g) $(vol:%.17g) {pressure}" file {own}.sums
@@ -178,6 +187,7 @@ def _read(folder: Path, title: str) -> _Found:
         atoms[:, 4],
         atoms[:, 1:4],
         np.array(pressure)[symmetric].reshape(3, 3) * volume / BAR_A3,
+        np.log(atoms[:, 20:]).ravel(),
         virials[symmetric].reshape(3, 3) / BAR_A3,
         centroid[[0, 3, 4, 6, 1, 5, 7, 8, 2]].reshape(3, 3) / BAR_A3,
     )
@@ -198,6 +208,8 @@ def _frame_rows(expected: dict[str, _Results], found: dict[tuple[str, int], _Fou
         for titles in groups:
             what = titles[0] if ranks == 1 else f"all, {ranks} ranks"
             for quantity, (unit, limit) in _LIMITS.items():
+                if quantity == "forces_error" and not len(expected[titles[0]].forces_error):
+                    continue
                 worst = max(off(quantity, title, ranks) for title in titles)
                 rows.append(Row(f"{quantity}, {what}", worst, unit, limit))
     for quantity, name in (("virials", "stress/atom"), ("centroid", "centroid/stress/atom")):

@@ -22,7 +22,7 @@ from ase.md.verlet import VelocityVerlet
 
 from mlff_distiller.errors import DynamicsError
 from mlff_distiller.md.ensemble import Ensemble, explosion
-from mlff_distiller.md.simulation import Observables, State
+from mlff_distiller.md.state import Observables, State
 
 
 class AseSimulation:

@@ -17,7 +17,7 @@ from safetensors.numpy import save
 
 from mlff_distiller.durable import explaining, write_bytes
 from mlff_distiller.errors import ConfigError, DynamicsError
-from mlff_distiller.md.simulation import State
+from mlff_distiller.md.state import State
 from mlff_distiller.students import Student
 
 SCHEMA = 1

@@ -19,8 +19,9 @@ from ase.io.extxyz import write_extxyz
 from mlff_distiller.durable import explaining, write_text
 from mlff_distiller.engines.guarding import check_guard
 from mlff_distiller.errors import ConfigError, DynamicsError, UntrustedError
-from mlff_distiller.md.files import expressible
-from mlff_distiller.md.simulation import Simulation, State
+from mlff_distiller.md.formats import expressible
+from mlff_distiller.md.simulation import Simulation
+from mlff_distiller.md.state import State
 from mlff_distiller.md.thermo_log import OF_TEACHER
 from mlff_distiller.md.watch import Array, Event, Trust, Watch
 from mlff_distiller.students import Student

@@ -18,10 +18,11 @@ from mlff_distiller.md.checkpoint import (
     students_of,
     write_checkpoint,
 )
-from mlff_distiller.md.files import Mark, TrajectoryThread, check_format
+from mlff_distiller.md.files import Mark
 from mlff_distiller.md.guard import Guard, Mode
 from mlff_distiller.md.simulation import Simulation
 from mlff_distiller.md.thermo_log import OF_TEACHER, OF_TRUST, ThermoLog
+from mlff_distiller.md.trajectory import TrajectoryThread, check_format
 
 
 class Files:

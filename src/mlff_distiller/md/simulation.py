@@ -5,24 +5,21 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import warp as wp
 from ase import Atoms, units
-from ase.constraints import FixAtoms
 from numpy.typing import NDArray
 
-from mlff_distiller.batch import check_structure
 from mlff_distiller.engines.engine import Engine
-from mlff_distiller.errors import DynamicsError
 from mlff_distiller.kernels.compiling import Launch, load
 from mlff_distiller.kernels.dynamics import warp as integrators
 from mlff_distiller.kernels.types import vec6d
 from mlff_distiller.md.ensemble import Ensemble, explosion, seeds_of
 from mlff_distiller.md.files import Frame
-from mlff_distiller.structure import is_of_one_frame, thermalise
+from mlff_distiller.md.initial import check_frames, first_velocities, held, n_degrees, template
+from mlff_distiller.md.state import Observables, State
 
 if TYPE_CHECKING:
     from mlff_distiller.md.watch import Watch
@@ -39,32 +36,6 @@ _MODES = {
     "anisotropic": integrators.ANISOTROPIC,
     "triclinic": integrators.TRICLINIC,
 }
-
-
-@dataclass(frozen=True)
-class Observables:
-    """Values (n_systems,), energies in eV. Pressure and volume are NaN without a volume."""
-
-    potential_energy: Array
-    kinetic_energy: Array
-    temperature_K: Array
-    pressure_GPa: Array
-    volume: Array  # Å³
-    stress: Array  # (n_systems, 3, 3) eV/Å³, of the potential alone
-
-
-@dataclass(frozen=True)
-class State:
-    """All that the next step depends on."""
-
-    step: int
-    positions: Array  # (n_atoms, 3) Å, not wrapped
-    velocities: Array  # (n_atoms, 3) Å / ASE's unit of time
-    cell: Array  # (n_systems, 3, 3) Å
-    listed: tuple[Array, Array] | None = None
-    """Positions and cell when neighbours were last found, where forces depend on them."""
-    seeds: NDArray[np.uint64] | None = None
-    """One for each system, or None to go on with those in use."""
 
 
 class Simulation:
@@ -88,13 +59,13 @@ class Simulation:
         self.engine, self.ensemble = engine, ensemble
         self.watch: Watch | None = None
         self.device = engine.device
-        self.templates = [_template(atoms) for atoms in frames]
-        self._check(frames)
+        self.templates = [template(atoms) for atoms in frames]
+        check_frames(frames, ensemble)
         sizes = [len(atoms) for atoms in frames]
         self._ends = np.cumsum(sizes)
         self._pbc = np.stack([atoms.pbc for atoms in frames])
         masses = np.concatenate([atoms.get_masses() for atoms in frames])
-        fixed = np.concatenate([_fixed(atoms) for atoms in frames])
+        fixed = np.concatenate([held(atoms) for atoms in frames])
         self.time_step_fs = ensemble.step_fs(*frames)
         self._with_graphs = self.device.is_cuda and engine.capturable
         self._steps_listed = self.seconds_a_step = 0.0
@@ -103,84 +74,22 @@ class Simulation:
         self._begin: list[Callable[[], None]] = []
         self._end: list[Callable[[], None]] = []
         self._graphs: dict[int, Any] = {}
+        self._temperatures = np.broadcast_to(np.array(ensemble.temperature_K, float), len(frames))
         self._allocate(masses, fixed)
         cell = np.stack([atoms.cell.array for atoms in frames])
         positions = np.concatenate([atoms.positions for atoms in frames])
-        velocities = self._first_velocities(frames, fixed)
-        self._n_dof = self._degrees(masses, velocities, fixed)
+        seeds = seeds_of(ensemble.seed, len(frames)).tolist()
+        started = zip(frames, self._temperatures, seeds, strict=True)
+        moving = [first_velocities(*own) for own in started]
+        velocities = np.concatenate(moving)
+        of_each = zip(frames, moving, strict=True)
+        self._n_dof = np.array([n_degrees(*own, ensemble) for own in of_each], dtype=np.float64)
         self._dof_on_device.assign(self._n_dof)
         self.load(State(0, positions, velocities, cell))
         hottest = float(self.observables().temperature_K.max())
         self.max_temperature_K = ensemble.explodes_at_K(hottest, self._n_dof)
 
     # -- setting up ----------------------------------------------------------------------------
-
-    def _check(self, frames: Sequence[Atoms]) -> None:
-        n = len(frames)
-        for index, atoms in enumerate(frames):
-            name = f"structure {index}"
-            check_structure(atoms, name)
-            for constraint in atoms.constraints:
-                if not isinstance(constraint, FixAtoms):
-                    raise DynamicsError(
-                        f"{name} has a constraint that is not supported",
-                        expected="FixAtoms, or none",
-                        found=type(constraint).__name__,
-                        remedy="remove it with atoms.set_constraint(), or use ASE's dynamics",
-                    )
-            if not (atoms.get_masses() > 0).all():
-                raise DynamicsError(f"{name} has an atom without mass")
-            if self.ensemble.ensemble == "npt":
-                if not atoms.pbc.all():
-                    raise DynamicsError(
-                        f"{name} has no pressure: it is not periodic along all three vectors",
-                        expected="pbc = [True, True, True] for npt",
-                        found=atoms.pbc.tolist(),
-                        remedy="take nvt",
-                    )
-                if atoms.constraints:
-                    raise DynamicsError(
-                        f"{name} has fixed atoms, which a changing cell would move",
-                        remedy="take nvt, or remove the constraint",
-                    )
-            if _fixed(atoms).all():
-                raise DynamicsError(f"all atoms of {name} are fixed")
-        for name in ("temperature_K", "pressure_GPa"):
-            values = getattr(self.ensemble, name)
-            if len(values) not in (1, n):
-                raise DynamicsError(f"{name} has {len(values)} values", expected=f"1 or {n}")
-
-    def _temperatures(self) -> Array:
-        values = np.array(self.ensemble.temperature_K)
-        return np.broadcast_to(values, len(self.templates)).astype(np.float64)
-
-    def _first_velocities(self, frames: Sequence[Atoms], fixed: NDArray[np.bool_]) -> Array:
-        parts = []
-        seeds = seeds_of(self.ensemble.seed, len(frames)).tolist()
-        for atoms, temperature, seed in zip(frames, self._temperatures(), seeds, strict=True):
-            masses, held = atoms.get_masses()[:, None], _fixed(atoms)
-            velocities = np.array(atoms.get_velocities())
-            if not velocities.any():
-                moving = atoms.copy()
-                thermalise(moving, temperature, np.random.default_rng(seed))
-                velocities = moving.get_velocities()
-                if not held.any() and len(atoms) > 1:
-                    velocities -= (masses * velocities).sum(0) / masses.sum()
-            parts.append(np.where(held[:, None], 0.0, velocities))
-        return np.concatenate(parts)
-
-    def _degrees(self, masses: Array, velocities: Array, fixed: NDArray[np.bool_]) -> Array:
-        """Degrees of freedom: the centre of mass has none where it is at rest for good."""
-        degrees = []
-        for start, end in zip([0, *self._ends[:-1]], self._ends, strict=True):
-            own = slice(start, end)
-            momentum = (masses[own, None] * velocities[own]).sum(0)
-            scale = float((masses[own, None] * np.abs(velocities[own])).sum())
-            rests = np.abs(momentum).max() <= 1e-8 * max(scale, 1e-300)
-            is_bound = fixed[own].any() or self.ensemble.has_langevin or end - start == 1
-            n_free = int((~fixed[own]).sum())
-            degrees.append(3 * n_free - (3 if rests and not is_bound else 0))
-        return np.array(degrees, dtype=np.float64)
 
     def _allocate(self, masses: Array, fixed: NDArray[np.bool_]) -> None:
         e, systems = self.ensemble, self.engine.systems
@@ -203,7 +112,7 @@ class Simulation:
             )
             self._partial = wp.zeros(systems.n_chunks, dtype=vec6d)
             self._seeds = wp.array(seeds_of(e.seed, n_systems), dtype=wp.uint64)
-            self._thermal = wp.array(units.kB * self._temperatures(), dtype=wp.float64)
+            self._thermal = wp.array(units.kB * self._temperatures, dtype=wp.float64)
             self._pressures = wp.array(pressures, dtype=wp.float64)
             self._dof_on_device = wp.zeros(n_systems, dtype=wp.float64)
             self._factor = wp.array(np.ones(n_systems), dtype=wp.float64)
@@ -519,18 +428,3 @@ class Simulation:
 def _call(launches: Sequence[Callable[[], None]]) -> None:
     for launch in launches:
         launch()
-
-
-def _template(atoms: Atoms) -> Atoms:
-    copy: Atoms = atoms.copy()  # without its calculator
-    for entries in (copy.info, copy.arrays):
-        for name in [name for name in entries if is_of_one_frame(str(name))]:
-            del entries[name]
-    return copy
-
-
-def _fixed(atoms: Atoms) -> NDArray[np.bool_]:
-    fixed = np.zeros(len(atoms), dtype=bool)
-    for constraint in atoms.constraints:
-        fixed[constraint.get_indices()] = True
-    return fixed

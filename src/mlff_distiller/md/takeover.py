@@ -10,7 +10,8 @@ from ase.calculators.calculator import BaseCalculator
 from mlff_distiller.errors import ConfigError
 from mlff_distiller.md.ase import AseSimulation
 from mlff_distiller.md.files import Frame
-from mlff_distiller.md.simulation import Observables, Simulation, State
+from mlff_distiller.md.simulation import Simulation
+from mlff_distiller.md.state import Observables, State
 
 
 class Takeover:

@@ -10,7 +10,7 @@ from pathlib import Path
 from mlff_distiller.durable import explaining
 from mlff_distiller.errors import DynamicsError
 from mlff_distiller.md.files import GrowingText, Mark
-from mlff_distiller.md.simulation import Observables
+from mlff_distiller.md.state import Observables
 
 COLUMNS = (
     "step",

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from mlff_distiller.kernels.compiling import Launch, load
 from mlff_distiller.kernels.dynamics import warp_watch
-from mlff_distiller.md.simulation import Simulation, State
+from mlff_distiller.md.simulation import Simulation
+from mlff_distiller.md.state import State
 
 Array = NDArray[np.float64]
 

@@ -13,7 +13,7 @@ from mlff_distiller.durable import sha256_of_file
 from mlff_distiller.reports import validation_plots as plots
 from mlff_distiller.reports.page import flat, write
 from mlff_distiller.reports.validation_tables import Table, named, tables
-from mlff_distiller.reports.words import few, number, quantity, words
+from mlff_distiller.reports.words import few, number, powers, quantity, words
 from mlff_distiller.validation.certificate import versions
 from mlff_distiller.validation.classes import class_of
 from mlff_distiller.validation.criteria import CRITERIA
@@ -66,7 +66,7 @@ def notes_of(content: Mapping[str, Any]) -> dict[str, str]:
         for block in content.get("structures") or []:
             found = block["findings"].get(check["name"])
             if found and found["words"] and found["value"] in (check["value"], None):
-                notes.setdefault(check["name"], found["words"])
+                notes.setdefault(check["name"], powers(found["words"]))
     return notes
 
 

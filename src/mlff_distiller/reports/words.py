@@ -47,6 +47,15 @@ def _decimal(value: float, decimals: int) -> str:
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
+def powers(sentence: str) -> str:
+    """``2.8e-05`` as 2.8 × 10⁻⁵, wherever it stands."""
+
+    def power(found: re.Match[str]) -> str:
+        return f"{found[1]} × 10{str(int(found[2])).translate(_SUPERSCRIPT)}"
+
+    return re.sub(r"(?<![\w.])(\d+(?:\.\d+)?)e([+-]?\d+)\b", power, sentence)
+
+
 def _shown(value: Any, text: str, unit: str = "") -> Markup:
     """``text`` for the eye, the exact number for machines and in the tooltip."""
     exact = repr(value.item() if isinstance(value, np.generic) else value)

@@ -1,5 +1,6 @@
 """LAMMPS: what is written, and, where it is installed, what its runs make of it."""
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -12,16 +13,19 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
-from ase.io import read
-from tests.helpers import command, random_nep
+from ase.io import read, write
+from tests.helpers import command, random_nep, rattled
 
 from mlff_distiller import StudentCalculator
+from mlff_distiller.batch import Batch
 from mlff_distiller.errors import ConfigError, ExportError
 from mlff_distiller.export import export, lammps_check
 from mlff_distiller.export.lammps import LAMMPS
 from mlff_distiller.export.lammps_files import write_data
 from mlff_distiller.kernels.nep import Shape
-from mlff_distiller.students import NEP, read_nep, write_nep
+from mlff_distiller.neighbors import neighbor_list
+from mlff_distiller.students import NEP, load_student, read_nep, save_student, write_nep
+from mlff_distiller.students.error_model import fit_error_model
 
 HERE = find_spec("lammps") is not None and LAMMPS().missing() is None
 VERSION = HERE and "{}{:0>2}{:0>2}".format(*version("lammps").split("."))
@@ -148,6 +152,57 @@ def test_everything_agrees_for_several_elements(elements, built, tmp_path, frame
     assert disagreements(rows) == []
 
 
+@pytest.fixture(scope="module")
+def telling(built, tmp_path_factory):
+    """Written for a student that estimates its errors; the plugin is that of others its size."""
+    folder = tmp_path_factory.mktemp("telling")
+    write_nep(random_nep(("Hf", "O"), seed=2), folder / "nep.txt", max_neighbors=(60, 30))
+    student, frames = read_nep(folder / "nep.txt"), []
+    for seed in range(6):
+        atoms = rattled(bulk("HfO", "rocksalt", a=4.6) * 2, 0.05, seed)
+        wrong = np.random.default_rng(seed).normal(0.0, 0.1, (len(atoms), 3))
+        batch = Batch.from_atoms([atoms])
+        forces = student(batch, neighbor_list(batch, student.cutoff)).forces.detach()
+        labels = {"forces": forces + torch.from_numpy(wrong)}
+        frames.append(dataclasses.replace(batch, labels=labels))
+    student.error_model = fit_error_model(student, frames[::2], frames[1::2])
+    save_student(student, folder / "student", about={}, card="", frames=frames)
+    write(folder / "structures.traj", frames[0].to_atoms()[0])
+    done = export("lammps", folder / "student", folder / "out")
+    shutil.copy(built.out / "mlffdplugin.so", done.out)
+    return done
+
+
+@runs
+def test_errors_of_forces_are_estimated_as_the_student_does(telling, frames_only):
+    rows = lammps_check.compare(
+        load_student(telling.out.parent / "student"), telling.out, LAMMPS()._run
+    )
+    assert [row.what for row in rows if "error" in row.what] == ["forces_error, all, 2 ranks"]
+    assert disagreements(rows) == []
+
+
+@runs
+@pytest.mark.parametrize(("displaced", "steps"), [(0.0, 100), (0.8, 50)])
+def test_a_run_ends_where_the_student_is_lost(displaced, steps, telling, tmp_path):
+    shutil.copytree(telling.out, tmp_path, dirs_exist_ok=True)
+    text = (tmp_path / "in.lammps").read_text()
+    for old, new in (
+        (
+            "fix           nve",
+            f"displace_atoms all random {displaced} {displaced} {displaced} 1\n#",
+        ),
+        ("run           1000", 'run 100\nprint "$(step) $(v_worst)" file ended'),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    lammps(tmp_path, text)
+    step, worst = np.loadtxt(tmp_path / "ended")
+    model = load_student(telling.out.parent / "student").error_model
+    assert step == steps
+    assert (worst > model.limit) == (steps < 100)
+
+
 @runs
 def test_other_sizes_agree_on_other_processors(tmp_path, monkeypatch, frames_only):
     """Other blocks of sums, cutoffs of each element, wider registers than most have, threads."""
@@ -199,7 +254,14 @@ run 100
         ("nep.txt", "long.txt", "long.txt .*: it goes on after its last number"),
         ("nep.txt", "word.txt", "word.txt .*: 'word' is not a number"),
         ("nep.txt", "other.txt", "other.txt .*: its n_max is not that of the student this plugin"),
-        ("mlffd\n", "mlffd 1\n", "takes no arguments"),
+        ("mlffd\n", "mlffd 1\n", "takes no arguments, or 'errors errors.txt'"),
+        ("mlffd\n", "mlffd errors none.txt\n", "none.txt cannot be used .*: it cannot be read"),
+        ("mlffd\n", "mlffd errors ge.txt\n", "its elements are not those of the student"),
+        (
+            "Si\n",
+            "Si\nfix 1 all pair 1 mlffd forces_error 1\n",
+            "no errors are estimated: begin with",
+        ),
         ("nep.txt Si\n", f"nep.txt Si\n{LEAVING}", "Lost atoms: original 216 current"),
         ("nep.txt Si\n", "nep.txt Si\ncreate_atoms 1 single 0 0 0\n", "the energy is not finite"),
     ],
@@ -211,6 +273,7 @@ def test_what_cannot_run_says_why(old, new, said, built, tmp_path):
     (tmp_path / "cut.txt").write_text(text[:-500])
     (tmp_path / "long.txt").write_text(text + "1.0\n")
     (tmp_path / "word.txt").write_text(text.rstrip()[:-24] + "word")
+    (tmp_path / "ge.txt").write_text("elements Ge\nneurons 12\n")
     (tmp_path / "other.txt").write_text(text.replace("n_max 4 3", "n_max 4 4"))
     with pytest.raises(ExportError, match=f"LAMMPS failed on 1 ranks\n.*{said}"):
         lammps(tmp_path, SETUP.replace(old, new) + "run 0\n")

@@ -6,15 +6,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 from ase.build import bulk
 from tests.helpers import random_nep, random_painn, rattled
 
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.deploy.lammps import StudentFix, lammps
-from mlff_distiller.errors import DynamicsError, UnknownElementError
+from mlff_distiller.errors import ConfigError, DynamicsError, UnknownElementError
 from mlff_distiller.export import export, lammps_python
 from mlff_distiller.export.lammps_files import BAR_A3, write_data
+from mlff_distiller.students.error_model import ErrorModel
 
 from .conftest import save
 
@@ -105,6 +107,22 @@ def test_it_follows_a_box_that_changes(program, tmp_path):
     assert abs(xy - 0.5) > 1e-6
     own = StudentCalculator(student, device="cpu", dtype="float64")
     np.testing.assert_allclose(forces, own.get_property("forces", atoms), atol=1e-8)
+
+
+def test_it_warns_of_what_the_student_does_not_know(program, tmp_path):
+    student, one = random_nep(("Si",)), torch.ones(1, dtype=torch.float64)
+    whitening = torch.eye(student.shape.neurons, dtype=torch.float64)[None]
+    model = ErrorModel(0 * whitening[0, :1], whitening, one, one, 1.0, 4.5, 0.1, limit=1e-9)
+    write_data(tmp_path / "frame.data", rattled(bulk("Si", cubic=True)), ("Si",))
+    program.commands_string(
+        f"units metal\nread_data {tmp_path / 'frame.data'}\npair_style zero 1.0\npair_coeff * *"
+    )
+    with pytest.raises(ConfigError, match="needs a student that estimates its errors"):
+        StudentFix(program, student, device="cpu", guard="warn")
+    student.error_model = model
+    StudentFix(program, student, device="cpu", guard="warn", guard_every=1)
+    with pytest.warns(UserWarning, match=r"does not know this structure.* atom . \(Si\) is"):
+        program.command("run 0")
 
 
 def test_an_error_during_a_run_ends_it(folder, tmp_path):

@@ -383,7 +383,7 @@ def test_a_trajectory_that_cannot_be_written_is_an_error(student, tmp_path, monk
     def full(self, frame):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mlff_distiller.md.files.ASETrajectory.append", full)
+    monkeypatch.setattr("mlff_distiller.md.formats.ASETrajectory.append", full)
     with pytest.raises(DynamicsError, match="No space left"):
         run_md(water_like(2), student, n_steps=50, out=tmp_path / "a.traj", **BRIEF)
 

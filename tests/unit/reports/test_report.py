@@ -20,7 +20,15 @@ from mlff_distiller.plotting import MAX_POINTS
 from mlff_distiller.reports.distillation import write_report
 from mlff_distiller.reports.distillation_plots import all_panels
 from mlff_distiller.reports.evidence import Curve, Evidence, ParitySet, Sampling, Trajectory
-from mlff_distiller.reports.words import duration, limit, number, percent, quantity, words
+from mlff_distiller.reports.words import (
+    duration,
+    limit,
+    number,
+    percent,
+    powers,
+    quantity,
+    words,
+)
 
 BLOCKS = ("teacher", "student", "data", "accuracy", "stability", "observables", "speed", "verdict")
 
@@ -375,3 +383,8 @@ def test_rounds_show_median_and_quartiles_over_labels():
     assert np.allclose(trace.error_y.array, [20, 10])
     assert np.allclose(trace.error_y.arrayminus, [10, 5])
     assert len(all_panels({}, Evidence())["sampling"]) == 2
+
+
+def test_words_of_checks_have_powers_of_ten():
+    assert powers("2.8e-05 ± 4e-05 meV, of 3e+06") == "2.8 × 10⁻⁵ ± 4 × 10⁻⁵ meV, of 3 × 10⁶"
+    assert powers("file 1e-5.dat of v2e3 at 7net-0") == "file 1 × 10⁻⁵.dat of v2e3 at 7net-0"

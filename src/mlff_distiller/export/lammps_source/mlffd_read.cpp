@@ -167,4 +167,25 @@ void NEP::read(const std::string &text)
   words.end();
 }
 
+void Errors::read(const std::string &text, const std::vector<std::string> &elements)
+{
+  Words words(text);
+  const auto names = words.line("elements"), size = words.line("neurons");
+  if (!std::equal(elements.begin(), elements.end(), names.begin() + 1, names.end()))
+    throw std::runtime_error("its elements are not those of the student");
+  demand(size, {NEURONS - 1});
+  const auto one = [&](const char *name) { return Words::number(words.line(name).at(1)); };
+  power = one("power");
+  reach = one("reach");
+  of.resize(elements.size());
+  for (Element &own : of) {
+    own.edge = words.number();
+    own.scale = words.number();
+    for (double &value : own.mean) value = words.number();
+    for (auto &row : own.whitening)
+      for (double &value : row) value = words.number();
+  }
+  words.end();
+}
+
 }    // namespace mlffd

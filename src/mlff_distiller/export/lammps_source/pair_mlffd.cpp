@@ -25,6 +25,7 @@ PairMLFFD::PairMLFFD(LAMMPS *lmp) : Pair(lmp), workers_(1)
   one_coeff = 1;
   manybody_flag = 1;
   centroidstressflag = CENTROID_AVAIL;
+  comm_forward = 1;
 }
 
 PairMLFFD::~PairMLFFD()
@@ -35,9 +36,12 @@ PairMLFFD::~PairMLFFD()
   }
 }
 
-void PairMLFFD::settings(int narg, char **)
+/// pair_style mlffd, or pair_style mlffd errors errors.txt
+void PairMLFFD::settings(int narg, char **arg)
 {
-  if (narg != 0) error->all(FLERR, "pair_style mlffd takes no arguments");
+  if (narg != 0 && (narg != 2 || strcmp(arg[0], "errors") != 0))
+    error->all(FLERR, "pair_style mlffd takes no arguments, or 'errors errors.txt'");
+  errors_file_ = narg ? arg[1] : "";
 }
 
 /// pair_coeff * * nep.txt El1 El2 .., an element for each atom type
@@ -63,6 +67,11 @@ void PairMLFFD::coeff(int narg, char **arg)
     error->all(FLERR, "{} cannot be used by pair_style mlffd: {}", arg[2], wrong.what());
   }
   const auto &known = workers_[0].model.elements;
+  try {
+    if (!errors_file_.empty()) errors_.read(read_file(errors_file_.c_str()), known);
+  } catch (const std::runtime_error &wrong) {
+    error->all(FLERR, "{} cannot be used by pair_style mlffd: {}", errors_file_, wrong.what());
+  }
   kind_.assign(n + 1, -1);
   for (int type = 1; type <= n; type++) {
     if (map[type] < 0) continue;
@@ -159,6 +168,75 @@ void PairMLFFD::compute(int eflag, int vflag)
     error->one(FLERR, "pair_style mlffd: the energy is not finite; atoms on top of each other?");
   if (eflag_global) eng_vdwl += total;
   if (vflag_fdotr) virial_fdotr_compute();
+  if (asked_) estimate();
+}
+
+/// Errors of forces as the student itself estimates them: from how far an atom and its neighbors
+/// are from those that trained.
+void PairMLFFD::estimate()
+{
+  const int n_local = atom->nlocal;
+  distances_.assign(n_local + atom->nghost, 0.0);
+  forces_error_.assign(atom->nmax, 0.0);
+  extrapolation_.assign(atom->nmax, 0.0);
+  auto &around = workers_[0].around;
+  for (int ii = 0; ii < list->inum; ii++) {
+    const int i = list->ilist[ii];
+    gather(around, i);
+    distances_[i] = workers_[0].model.distance(kind_[atom->type[i]], around, errors_);
+  }
+  comm->forward_comm(this);
+  constexpr double MOST = 1e6;    // what is not a number counts as that far
+  for (int ii = 0; ii < list->inum; ii++) {
+    const int i = list->ilist[ii];
+    gather(around, i);
+    double total = distances_[i], weights = 1.0;
+    for (int k = 0; k < around.n; k++) {
+      const double r = std::sqrt(around.rsq[k]);
+      if (r >= errors_.reach) continue;
+      const double weight = 0.5 + 0.5 * std::cos(mlffd::PI * r / errors_.reach);
+      weights += weight;
+      total += weight * distances_[around.atom[k]];
+    }
+    const auto &own = errors_.of[kind_[atom->type[i]]];
+    const double gamma = std::sqrt(total / weights) / own.edge;
+    extrapolation_[i] = gamma < MOST ? gamma : MOST;
+    forces_error_[i] = std::min(own.scale * std::pow(extrapolation_[i], errors_.power), MOST);
+  }
+}
+
+/// What `fix pair` sets on steps at which it wants estimates.
+void *PairMLFFD::extract(const char *name, int &dim)
+{
+  dim = 0;
+  const bool known =
+      strcmp(name, "forces_error_flag") == 0 || strcmp(name, "extrapolation_flag") == 0;
+  return known ? &asked_ : nullptr;
+}
+
+/// Of atoms: forces_error in eV/Angstrom, and extrapolation.
+void *PairMLFFD::extract_peratom(const char *name, int &ncol)
+{
+  ncol = 0;
+  auto *const found = strcmp(name, "forces_error") == 0 ? &forces_error_
+      : strcmp(name, "extrapolation") == 0              ? &extrapolation_
+                                                        : nullptr;
+  if (found == nullptr) return nullptr;
+  if (errors_file_.empty())
+    error->all(FLERR, "no errors are estimated: begin with 'pair_style mlffd errors errors.txt'");
+  if ((int) found->size() < atom->nmax) found->resize(atom->nmax, 0.0);
+  return found->data();
+}
+
+int PairMLFFD::pack_forward_comm(int n, int *list, double *buf, int, int *)
+{
+  for (int k = 0; k < n; k++) buf[k] = distances_[list[k]];
+  return n;
+}
+
+void PairMLFFD::unpack_forward_comm(int n, int first, double *buf)
+{
+  std::copy(buf, buf + n, distances_.begin() + first);
 }
 
 /// Energies of a share of the list's atoms, and the forces of these energies.

@@ -23,6 +23,10 @@ class PairMLFFD : public Pair {
   void init_style() override;
   double init_one(int, int) override;
   void compute(int, int) override;
+  void *extract(const char *, int &) override;
+  void *extract_peratom(const char *, int &) override;
+  int pack_forward_comm(int, int *, double *, int, int *) override;
+  void unpack_forward_comm(int, int, double *) override;
 
  private:
   /// What a thread has for itself.
@@ -35,7 +39,15 @@ class PairMLFFD : public Pair {
   std::vector<Worker> workers_;
   std::vector<int> kind_;    // of each atom type, its type in the model; -1 if it has none
 
+  /// Estimates of the errors of forces, for `fix pair`.
+  std::string errors_file_;
+  mlffd::Errors errors_;
+  int asked_ = 0;                   // by a fix, of this step
+  std::vector<double> distances_;    // squares; of ghosts too
+  std::vector<double> forces_error_, extrapolation_;
+
   std::string read_file(const char *name);
+  void estimate();
   int threads() const;
   void share(Worker &own, int begin, int end, double *f);
   void gather(mlffd::Neighborhood &around, int i) const;

@@ -512,21 +512,27 @@ inline Real repulsion(Around &around, const Pair &pair, const Group &group)
   return sum(energy);
 }
 
-/// U_i in eV of an atom, less b1; dU_i/dr_ij in eV/Angstrom goes to the lanes of its neighbours.
-/// `pairs` are those of the atom's type with each other.
-inline Real atom(Around &around, const Pair *pairs, const Network &own, int n_types)
+/// Descriptors q of an atom, and the densities s that the angular ones are made of.
+inline void descriptors(Around &around, const Pair *pairs, int n_types, Density &s, Real *q)
 {
   arrange(around, pairs, n_types);
-  Real q[N_DESCRIPTORS + WIDTH] = {}, dq[N_DESCRIPTORS + WIDTH] = {};
   around.n_within = 0;
   for (int k = 0; k < around.n_groups; k++) {
     const Group &group = around.groups[k];
     radial_sums(around, pairs[group.type], group, q);
     angular_functions(around, pairs[group.type], group);
   }
-  Density s = {};
   density(around, s);
   invariants(s, q + N_RADIAL);
+}
+
+/// U_i in eV of an atom, less b1; dU_i/dr_ij in eV/Angstrom goes to the lanes of its neighbours.
+/// `pairs` are those of the atom's type with each other.
+inline Real atom(Around &around, const Pair *pairs, const Network &own, int n_types)
+{
+  Real q[N_DESCRIPTORS + WIDTH] = {}, dq[N_DESCRIPTORS + WIDTH] = {};
+  Density s = {};
+  descriptors(around, pairs, n_types, s, q);
   Real energy = network(own, q, dq);
   invariant_slopes(s, dq + N_RADIAL);
   for (int k = 0; k < around.n_groups; k++)
