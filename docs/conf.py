@@ -46,6 +46,11 @@ os.environ.update(NO_COLOR="1", COLUMNS="96")
 # Pygments does not know that a shell command in a notebook may have several lines.
 suppress_warnings = ["misc.highlighting_failure"]
 
+# Formulas are drawn without a network: MathJax as one file, which this package brings.
+mathjax_path = "tex-svg.js"
+_MATHJAX = importlib.metadata.files("sphinx-mathjax-offline") or ()
+html_static_path = [next(str(file.locate()) for file in _MATHJAX if file.name == mathjax_path)]
+
 html_theme = "furo"
 html_title = f"{project} {release}"
 

@@ -4,7 +4,9 @@
 
 ``SET/train.extxyz`` and ``held_out.extxyz``, made by ``error_sets.py``, train a student and judge
 it; every other file there is a domain it was not trained for. Half of ``held_out`` calibrates. All
-numbers are calibrated alike: a power of the distance, a scale for each element, and a limit.
+numbers are calibrated alike: a power of the distance, a scale for each element, and a limit. One
+atom's error is also a matter of luck; ``local`` ones are root mean squares over it and its
+neighbours, weighted as distances are.
 """
 
 import argparse
@@ -31,13 +33,14 @@ BINS = 8
 
 
 def trained(folder, student, updates, sets, where):
-    """A student of that name, from disk where an earlier call left it."""
+    """A student of that name and its error model, from disk where an earlier call left it."""
     place = where / f"{folder.name}-{student}"
     if not place.exists():
         config = dataclasses.replace(Config(), student=student, device="cpu")
         training = dataclasses.replace(config.training, updates=updates, md_checks=0)
         config = dataclasses.replace(config, training=training)
         made, _ = train_student(sets["train"], sets["calibration"], config)
+        made.error_model = lib.fit_error_model(made, sets["train"], sets["calibration"])
         save_student(made, place, about={}, card="", frames=sets["train"])
     return load_student(place)
 
@@ -98,8 +101,8 @@ def calibrated(found, seen, n_types):
     power = lib._power(gamma["calibration"], squares)
     scale = lib._scales(gamma["calibration"] ** power, squares, of_fresh, n_types)
     errors = {name: scale[seen[name][0][2]] * own**power for name, own in gamma.items()}
-    within = torch.cat([errors["train"], errors["calibration"]])
-    return errors, lib._limit(within, power, float(squares.mean().sqrt())), power
+    typical, largest = float(squares.mean().sqrt()), float(errors["train"].max())
+    return errors, max(lib._TOO_LARGE * typical, lib._MARGIN * largest), power
 
 
 def auroc(score, positive):
@@ -108,34 +111,49 @@ def auroc(score, positive):
     return float((ranks[positive].sum() - n * (n - 1) / 2) / (n * rest)) if n and rest else None
 
 
-def judged(estimates, limit, seen, typical):
+def judged(estimates, limit, seen, typical, cutoff):
     """What one method's estimates are worth."""
     outside = [name for name in estimates if name not in ("train", "calibration", "held_out")]
     every = ["held_out", *outside]
     e = {name: estimates[name].numpy() for name in every}
     true = {name: seen[name][0][3].numpy() for name in every}
+    local = {
+        name: gathered(seen[name][0][3].square(), seen[name][1], "weighted", cutoff).numpy()
+        for name in every
+    }
     all_e, all_true = (np.concatenate([own[name] for name in every]) for own in (e, true))
     order = np.array_split(all_e.argsort(), BINS)
     domains = {}
-    for name in outside:
+    for name in every:
         bad, told = true[name] > 5.0 * typical, e[name] > limit
         frame = seen[name][0][4].numpy()
+        off = np.unique(frame[local[name] > 5.0 * typical])
         bad_frames, told_frames = np.unique(frame[bad]), np.unique(frame[told])
         domains[name] = {
             "force_rmse_eV_per_A": float(np.sqrt((true[name] ** 2).mean())),
             "estimated_rms_eV_per_A": float(np.sqrt((e[name] ** 2).mean())),
             "rank_correlation": float(spearmanr(e[name], true[name])[0]),
+            "rank_correlation_local": float(spearmanr(e[name], local[name])[0]),
+            "largest_estimate_over_typical": float(e[name].max() / typical),
             "atoms_above_5_typical": float(bad.mean()),
             "atoms_told": float(told.mean()),
             "caught_of_those_atoms": float(told[bad].mean()) if bad.any() else None,
             "caught_of_their_frames": float(np.isin(bad_frames, told_frames).mean())
             if bad.any()
             else None,
+            "frames_told": len(told_frames) / len(np.unique(frame)),
+            "frames_off_locally": len(off) / len(np.unique(frame)),
+            "caught_of_frames_off_locally": float(np.isin(off, told_frames).mean())
+            if len(off)
+            else None,
         }
     return {
         "limit_over_typical": limit / typical,
         "rank_correlation_held_out": float(spearmanr(e["held_out"], true["held_out"])[0]),
         "rank_correlation_all": float(spearmanr(all_e, all_true)[0]),
+        "rank_correlation_local": float(
+            spearmanr(all_e, np.concatenate([local[name] for name in every]))[0]
+        ),
         "auroc_above_3_typical": auroc(all_e, all_true > 3.0 * typical),
         "false_alarms_held_out": float((e["held_out"] > limit).mean()),
         "reliability_eV_per_A": [
@@ -178,7 +196,7 @@ def main():
                 estimates, limit, power = calibrated(found, seen, len(student.elements))
                 methods[f"{name}, {how}"] = {
                     "power": power,
-                    **judged(estimates, limit, seen, typical),
+                    **judged(estimates, limit, seen, typical, student.cutoff),
                 }
         rows[f"{folder.name}, {given.student}"] = {
             "typical_eV_per_A": typical,
@@ -192,13 +210,14 @@ def main():
         for name, own in methods.items():
             caught = " ".join(
                 f"{k}:{d['estimated_rms_eV_per_A'] / d['force_rmse_eV_per_A']:.2f}/"
-                f"{'-' if d['caught_of_their_frames'] is None else d['caught_of_their_frames']}"
-                f"/{d['atoms_told']:.2f}"
+                f"{d['frames_off_locally']:.2f}/{d['caught_of_frames_off_locally']}/"
+                f"{d['frames_told']:.2f}"
                 for k, d in own["domains"].items()
             )
             print(
                 f"  {name:22s} limit {own['limit_over_typical']:.1f} p {own['power']:.2f} "
                 f"rank {own['rank_correlation_held_out']:.2f} {own['rank_correlation_all']:.2f} "
+                f"{own['rank_correlation_local']:.2f} "
                 f"auroc {own['auroc_above_3_typical'] or 0:.3f} "
                 f"false {own['false_alarms_held_out']:.1e} {caught}",
                 flush=True,

@@ -3,7 +3,7 @@
 import pytest
 import warp as wp
 
-from mlff_distiller.kernels import warp_adjoints, warp_gather
+from mlff_distiller.kernels import warp_adjoints, warp_descent, warp_gather
 from mlff_distiller.kernels.compiling import warp_device
 from mlff_distiller.kernels.dynamics import warp as dynamics
 from mlff_distiller.kernels.dynamics import warp_watch
@@ -28,6 +28,7 @@ MODULES = {
     "training": lambda: warp_training.build(SHAPE, float64=False, device="cuda", lanes=WARP),
     "painn": lambda: painn.build(OF_PAINN, "cuda"),
     "adjoints": lambda: warp_adjoints.build(float64=False, device="cuda"),
+    "descent": lambda: warp_descent.build(6, float64=False, device="cuda"),
     "gather": lambda: warp_gather.build(float64=False, device="cuda"),
 }
 

@@ -9,6 +9,7 @@ from ase import Atoms
 from ase.build import bulk
 
 from mlff_distiller.batch import Batch
+from mlff_distiller.errors import KernelError
 from mlff_distiller.kernels.nep import Shape
 from mlff_distiller.kernels.nep import training as by_kernels
 from mlff_distiller.neighbors import edge_vectors, neighbor_list
@@ -79,6 +80,35 @@ def check_against_the_reference(student: NEP, batch: Batch, within: float) -> No
 def test_energies_gradients_and_every_parameters_derivative(elements, shape, zbl):
     batch = Batch.from_atoms(frames(elements))
     check_against_the_reference(random_nep(elements, shape, zbl=zbl), batch, 1e-10)
+
+
+def test_what_training_keeps_of_a_student_follows_its_changes():
+    student, batch = random_nep(("Cu", "Ni"), "plain", zbl=True), Batch.from_atoms(frames(("Cu",)))
+    check_against_the_reference(student, batch, 1e-10)
+    student.scaler.mul_(1.5)
+    check_against_the_reference(student, batch, 1e-10)
+    student.repulsion.table[..., 1] *= 0.9
+    check_against_the_reference(student, batch, 1e-10)
+    student.load_state_dict({**student.state_dict(), "q_center": student.q_center - 0.2})
+    check_against_the_reference(student, batch, 1e-10)
+    check_against_the_reference(student.float().double(), batch, 1e-10)
+
+
+def test_ends_of_pairs_may_take_half_the_memory(monkeypatch):
+    student, batch = random_nep(("Cu", "Ni"), "plain", zbl=True), Batch.from_atoms(frames(("Cu",)))
+    pairs = neighbor_list(batch, student.cutoff)
+    vectors, types = edge_vectors(batch, pairs), student.types(batch.atomic_numbers)
+    wanted = student.site_energies_and_gradients(types, pairs.i, pairs.j, vectors)
+    found = student.site_energies_and_gradients(types, pairs.i.int(), pairs.j.int(), vectors)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+    def fails(*_):
+        raise KernelError("no compiler")
+
+    monkeypatch.setattr(by_kernels, "OnTensors", fails)
+    with pytest.warns(UserWarning, match="trains without its kernels, slower: no compiler"):
+        found = student.site_energies_and_gradients(types, pairs.i.int(), pairs.j.int(), vectors)
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.gpu

@@ -10,6 +10,7 @@ import pytest
 import torch
 import typer
 from ase.build import bulk
+from ase.io import read
 from tests.helpers import ROOT, random_nep
 
 from mlff_distiller.cli.main import app
@@ -126,6 +127,25 @@ def test_the_figure_of_the_readme_shows_the_committed_results(monkeypatch):
     assert len(rows) == 5
     for _, _, speed, _ in rows:
         assert f"{speed:,.{1 if speed < 10 else 0}f} ns/day" in shown
+
+
+def test_the_gallery_shows_the_committed_results(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    gallery = importlib.import_module("gallery")
+    suite = json.loads(gallery.RESULTS.read_text())
+    shown = gallery.PAGE.read_text()
+    assert shown == gallery.page(suite), "run python benchmarks/gallery.py"
+    approved = {row["system"] for row in suite["rows"] if row["status"] == "approved"}
+    assert shown.count("mlff-distiller distill ") == len(approved) == 6
+
+
+@pytest.mark.filterwarnings("ignore:Skipping unhashable information adsorbate_info")
+def test_the_structures_of_the_gallery_can_be_built(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for code in blocks(ROOT / "docs" / "gallery.md", "python"):
+        exec(code, {})
+    sizes = {path.stem: len(read(path)) for path in tmp_path.glob("*.extxyz")}
+    assert sizes == {"si": 64, "nacl": 64, "cuco": 38, "ethanol": 9}
 
 
 def test_the_table_of_the_readme_shows_the_committed_results():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -353,6 +354,7 @@ def profile(
     quiet: Quiet = False,
 ) -> None:
     """Show where a step goes, part by part and kernel by kernel, and what to do about it."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or PyTorch's profiler prints its own steps
     from mlff_distiller.durable import claimed
     from mlff_distiller.errors import ConfigError
     from mlff_distiller.measure.contenders import contender

@@ -165,6 +165,8 @@ def import_(
         )
     if report.contradictions.n:
         warn(f"of repeated structures the first label was kept, but {report.contradictions}")
+    for reason, times in report.reasons.most_common(_SHOWN):
+        warn(f"{times} rejected: {escape(reason)}")
     if report.n_rejected or report.contradictions.n:
         errors.print(f"rejected frames are named in {out / REJECTED}", soft_wrap=True)
     if not report.n_imported:

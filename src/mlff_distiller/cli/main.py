@@ -189,9 +189,10 @@ def distill(
         "teacher_timeout_s": teacher_timeout,
     }
     if dry_run:
-        from mlff_distiller.workflows.estimate import estimate
+        from mlff_distiller.workflows.estimate import estimate, in_words
 
-        print_facts(estimate(files, teacher, settings, **source))
+        for line in in_words(estimate(files, teacher, settings, **source)):
+            console.print(escape(line), soft_wrap=True)
         return
     with Display(console, quiet=quiet, shares=_SHARES) as display:
         report = pipeline.distill(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -50,6 +51,8 @@ class ImportReport:
     """Those of them whose labels are others, named in ``rejected.jsonl`` too."""
     n_rejected: int = 0
     """Named in ``rejected.jsonl``, with the reason."""
+    reasons: Counter[str] = field(default_factory=Counter)
+    """How often each reason occurred."""
 
 
 def import_frames(
@@ -92,6 +95,7 @@ def import_frames(
                 is_new = (origin["file"], origin["frame"]) not in known
                 if problem:
                     report.n_rejected += 1
+                    report.reasons[problem] += 1
                     if is_new:
                         rejected.write(_EVENTS[0], **origin, problem=problem)
                 elif key in waiting or (key in writer and _owner(writer, key) != origin):

@@ -79,7 +79,8 @@ class LAMMPS(Target):
             names.append("errors.txt")
         write_text(out / "mlffd_sizes.h", sizes_header(student))
         own = files(__package__).joinpath("lammps_source").iterdir()
-        sources = [Path(str(file)) for file in own] + [FOLDER / name for name in SHARED]
+        sources = [Path(str(file)) for file in own if file.is_file()]  # pip adds __pycache__
+        sources += [FOLDER / name for name in SHARED]
         for file in sources:
             shutil.copyfile(file, out / file.name)
         write_text(out / "in.lammps", input_text(student, atoms))

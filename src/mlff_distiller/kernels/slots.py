@@ -48,6 +48,8 @@ class Slots:
 
 def one_hot(types: Tensor, n_types: int, dtype: torch.dtype) -> Tensor:
     """(...) -> (..., T). PyTorch's own looks at the values, which a compiler cannot follow."""
+    if n_types == 1:
+        return torch.ones((*types.shape, 1), dtype=dtype, device=types.device)
     return (types.unsqueeze(-1) == torch.arange(n_types, device=types.device)).to(dtype)
 
 

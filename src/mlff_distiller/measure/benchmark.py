@@ -331,6 +331,8 @@ def physics(trial: Trial, plan: Plan, n_atoms: int) -> dict[str, Any]:
     if plan.ensemble == "nve" and len(steps) > 2:
         slope, offset = np.polyfit(time_ps, energy, 1)
         found["drift_meV_per_atom_per_ps"] = float(slope)
+        by_blocks = statistics.slope(time_ps, energy)
+        found["drift_error_meV_per_atom_per_ps"] = by_blocks.error if by_blocks else None
         found["fluctuation_meV_per_atom"] = float((energy - slope * time_ps - offset).std())
     keep = thinned(len(steps))
     found["series"] = {
@@ -341,13 +343,17 @@ def physics(trial: Trial, plan: Plan, n_atoms: int) -> dict[str, Any]:
     return found
 
 
-def _steadiness(values: NDArray[np.float64]) -> dict[str, float]:
-    """Mean and scatter of the second half, and by how much its mean differs from the first's."""
-    first, second = np.array_split(values, 2) if len(values) > 1 else (values, values)
+def _steadiness(values: NDArray[np.float64]) -> dict[str, float | None]:
+    """Mean and scatter of the second half, and by how much its mean differs from the first's.
+
+    Fewer than four values have neither scatter nor drift.
+    """
+    few = len(values) < 4
+    first, second = (values, values) if few else np.array_split(values, 2)
     return {
         "mean": float(second.mean()),
-        "std": float(second.std()),
-        "drift": float(second.mean() - first.mean()),
+        "std": None if few else float(second.std()),
+        "drift": None if few else float(second.mean() - first.mean()),
     }
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
+import sys
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,8 +22,10 @@ TEACHER_PACKAGES = ("sevenn", "chgnet", "orb-models", "mace-torch", "torchani", 
 
 
 def describe(device: str) -> dict[str, Any]:
-    """Hardware, driver, versions, commit and load of this machine, for a result's ``about``."""
+    """When, by what command and where: the ``about`` of a result."""
     return {
+        "date": today(),
+        "command": command_line(),
         "device": device_name(device),
         "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
@@ -33,6 +38,18 @@ def describe(device: str) -> dict[str, Any]:
         "commit": commit(),
         "load_average": round(os.getloadavg()[0], 2),
     }
+
+
+def today() -> str:
+    """Date and time for readers."""
+    return time.strftime("%d %B %Y, %H:%M UTC", time.gmtime())
+
+
+def command_line() -> str:
+    """Our command that runs in this process; '' in a script of somebody else's."""
+    program = Path(sys.argv[0])
+    ours = program.name == "mlff-distiller" or program.parent.name == "mlff_distiller"
+    return shlex.join(["mlff-distiller", *sys.argv[1:]]) if ours else ""
 
 
 def device_name(device: str) -> str:

@@ -23,6 +23,7 @@ import warp as wp
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
+from numpy.typing import NDArray
 
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.engines.choice import choose_engine
@@ -50,6 +51,8 @@ from mlff_distiller.structure import default_time_step_fs
 from mlff_distiller.teachers.family import full_stress
 from mlff_distiller.teachers.registry import parse_spec
 from mlff_distiller.teachers.session import is_crystal
+
+_Times = NDArray[np.float64]
 
 SCHEMA = 2
 _TURNS = 8
@@ -168,7 +171,8 @@ class _Case:
             parts["step"] = partial(_advance, self._simulation())
             sizes = [max(traced, _LEAST_TRACED) if on_gpu else traced]
         parts["step"](settings.warm_up)
-        spent = _medians(parts, n, clock)
+        turns = _in_turns(parts, n, clock)
+        step_ms = float(np.median(turns["step"]))
         name = "trace-" + re.sub(r"[^A-Za-z0-9._-]+", "-", self.label).strip("-.") + ".json.gz"
         path = None if folder is None else folder / name
         case = {
@@ -176,12 +180,14 @@ class _Case:
             "kind": one.kind,
             "engine": self.engine,
             "system": self.system.name,
+            "formula": self.system.atoms.get_chemical_formula(),
             "n_atoms": len(self.system.atoms),
             "ensemble": settings.ensemble,
             "device": one.device,
             "n_steps": _TURNS * n,
-            "step_ms": spent["step"],
-            "phases": _phases(spent, rebuilds_per_step),
+            "step_ms": step_ms,
+            "step_error_ms": _error_of_median(turns["step"]),
+            "phases": _phases(turns, rebuilds_per_step),
             "steps_a_rebuild": 1 / rebuilds_per_step if rebuilds_per_step else None,
             "trace": trace(parts["step"], sizes, on_gpu=on_gpu, path=path),
             "trace_file": None if path is None else path.name,
@@ -262,8 +268,8 @@ def _advance(simulation: Simulation, n_steps: int) -> None:
     simulation.observables()
 
 
-def _medians(parts: Mapping[str, Steps], n: int, clock: Clock) -> dict[str, float]:
-    """Median time (ms) of one of n calls of each part; they take turns."""
+def _in_turns(parts: Mapping[str, Steps], n: int, clock: Clock) -> dict[str, _Times]:
+    """Time (ms) of one of n calls of each part, at each of its turns."""
     turns: dict[str, list[float]] = {name: [] for name in parts}
     for _ in range(_TURNS):
         for name, run in parts.items():
@@ -271,11 +277,33 @@ def _medians(parts: Mapping[str, Steps], n: int, clock: Clock) -> dict[str, floa
             began = clock()
             run(n)
             turns[name].append(1e3 * (clock() - began) / n)
-    return {name: float(np.median(values)) for name, values in turns.items()}
+    return {name: np.array(values) for name, values in turns.items()}
 
 
-def _phases(spent: Mapping[str, float], rebuilds_per_step: float) -> list[dict[str, Any]]:
-    """Parts of the step (ms), from what they take alone."""
+def _error_of_median(turns: _Times) -> float:
+    """Standard error of a median, from the median deviation: an outlier does not count."""
+    deviation = float(np.median(np.abs(turns - np.median(turns))))
+    return float(1.2533 * 1.4826 * deviation / np.sqrt(len(turns)))
+
+
+def _phases(turns: Mapping[str, _Times], rebuilds_per_step: float) -> list[dict[str, Any]]:
+    """Parts of the step (ms): medians of the turns, each with its standard error."""
+    spent = {name: np.median(values) for name, values in turns.items()}
+    found, scatter = (_parts(own, rebuilds_per_step) for own in (spent, turns))
+    return [
+        {
+            "name": name,
+            "ms": float(found[name]),
+            "error_ms": _error_of_median(scatter[name]),
+            "percent": float(100 * found[name] / spent["step"]),
+        }
+        for name in MEANING
+        if name in found
+    ]
+
+
+def _parts(spent: Mapping[str, Any], rebuilds_per_step: float) -> dict[str, Any]:
+    """Parts of the step, from what calls take alone."""
     found = {}
     if "idle" in spent:
         found[ASE] = spent["idle"]
@@ -286,13 +314,9 @@ def _phases(spent: Mapping[str, float], rebuilds_per_step: float) -> list[dict[s
         if "still" in spent:
             found[CALCULATOR] = spent["still"] - spent["evaluation"]
             found[NEIGHBORS] += spent["call"] - spent["still"]  # as where the cell changes
-    found[MODEL] = spent.get("evaluation", spent.get("call", 0.0))
+    found[MODEL] = spent["evaluation"] if "evaluation" in spent else spent["call"]
     found[REMAINDER] = spent["step"] - sum(found.values())
-    return [
-        {"name": name, "ms": found[name], "percent": 100 * found[name] / spent["step"]}
-        for name in MEANING
-        if name in found
-    ]
+    return found
 
 
 class _Stored(Calculator):

@@ -9,7 +9,7 @@ from typing import Any
 from mlff_distiller.durable import write_json
 from mlff_distiller.measure.results import Result, speed_ups
 from mlff_distiller.reports.benchmark_plots import all_panels
-from mlff_distiller.reports.page import flat, write
+from mlff_distiller.reports.page import flat, measured_by, write
 
 
 def write_result(result: Result, folder: str | Path) -> dict[str, Path]:
@@ -29,6 +29,7 @@ def write_page(path: Path, result: Result) -> None:
         path,
         "benchmark.html.jinja",
         all_panels(result.cases),
+        made=measured_by(result.about),
         about=result.about,
         settings=result.content["settings"],
         cases=result.cases,
@@ -36,6 +37,7 @@ def write_page(path: Path, result: Result) -> None:
         failed=result.failed,
         speed_ups=ups,
         best=max(ups, key=lambda row: row.ratio, default=None),
+        least=min(ups, key=lambda row: row.ratio, default=None),
         reference=models[0] if models else "nothing",
         leaks=[case for case in result.cases if _leaks(case)],
         provenance_rows=flat({**result.about, "models": result.content["models"]}),

@@ -10,13 +10,11 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from mlff_distiller.plotting import CATEGORIES, COLORS, Panel, figure, log_axis
+from mlff_distiller.plotting import CATEGORIES, COLORS, Panel, figure, log_axis, two_lines
 
 Case = dict[str, Any]
 
 _ENGINES = {"ase": ("solid", "circle"), "run_md": ("dash", "diamond")}
-_MOST_CURVES = 12
-"""In one plot; more cannot be told apart."""
 
 
 def all_panels(cases: Sequence[Case]) -> dict[str, list[Panel]]:
@@ -33,6 +31,7 @@ def all_panels(cases: Sequence[Case]) -> dict[str, list[Panel]]:
         "memory": [
             _courses(cases, colors, title, _MEMORY_AXES, partial(_memory, where))
             for title, where in _MEMORY
+            if where == "host" or any(case["memory"][where] for case in cases)
         ],
         "gpu": [
             _courses(cases, colors, title, ("time (s)", unit), partial(_gpu, key))
@@ -46,7 +45,7 @@ def all_panels(cases: Sequence[Case]) -> dict[str, list[Panel]]:
 
 
 _MEMORY = (("Memory of the processes", "host"), ("Memory of the GPU", "gpu"))
-_MEMORY_AXES = ("step after the warm-up", "MiB more than at its end")
+_MEMORY_AXES = ("step", "MiB more than after the warm-up")
 _GPU = (
     ("GPU utilisation", "share of time with a kernel running (%)", "utilisation_percent"),
     ("Power", "W", "power_W"),
@@ -60,9 +59,12 @@ _PHYSICS = (
 
 def label(case: Case) -> str:
     """A case in a few words."""
+    return html.escape(", ".join([case["model"], case["engine"], *_where(case)]))
+
+
+def _where(case: Case) -> list[str]:
     copies = f" × {case['replicas']}" if case["replicas"] > 1 else ""
-    words = [case["model"], case["engine"], case["ensemble"].upper(), case["system"] + copies]
-    return html.escape(", ".join(words))
+    return [case["ensemble"].upper(), case["system"] + copies]
 
 
 def _atoms(case: Case) -> int:
@@ -76,9 +78,10 @@ def _boxes(cases: Sequence[Case], colors: dict[str, str]) -> Panel:
     traces = []
     for case in cases:
         q = case["quantiles_ms"]
+        name = two_lines(f"{case['model']}, {case['engine']}", ", ".join(_where(case)))
         traces.append(
             go.Box(
-                y=[label(case)],
+                y=[name],
                 orientation="h",
                 lowerfence=[q[1]],
                 q1=[q[25]],
@@ -87,12 +90,12 @@ def _boxes(cases: Sequence[Case], colors: dict[str, str]) -> Panel:
                 upperfence=[q[99]],
                 line={"color": colors[case["model"]], "width": 1.5},
                 showlegend=False,
-                name=label(case),
+                name=name,
             )
         )
     ends = np.array([[case["quantiles_ms"][1], case["quantiles_ms"][99]] for case in cases])
     x = log_axis("ms per step", ends.ravel())
-    drawn = figure(traces, x, CATEGORIES, top=16, height=90 + 26 * len(cases))
+    drawn = figure(traces, x, CATEGORIES, top=16, height=90 + 40 * len(cases))
     note = "Box: the middle half of the steps; line: the median; whiskers: from 1 to 99 %."
     if any(case["steps_a_sample"] > 1 for case in cases):
         note += " A sample of run_md is a mean over many steps, so its boxes are narrower."
@@ -144,19 +147,22 @@ def _courses(
     axes: tuple[str, str],
     points: Callable[[Case], tuple[Any, Any] | None],
 ) -> Panel:
-    """Curves of the largest systems; ``points`` gives x and y, or None if there are none."""
+    """A curve per model and engine, of its largest system: colour and dash tell them apart.
+
+    ``points`` gives x and y, or None if there are none.
+    """
     known = [(case, course) for case in cases if (course := points(case)) is not None]
     if not known:
         return Panel(title, None)
-    shown = sorted(known, key=lambda one: _atoms(one[0]), reverse=True)[:_MOST_CURVES]
-    alone = len({case["model"] for case, _ in shown}) == 1
+    shown: dict[tuple[str, str], tuple[Case, tuple[Any, Any]]] = {}
+    for case, course in sorted(known, key=lambda one: -_atoms(one[0])):
+        shown.setdefault((case["model"], case["engine"]), (case, course))
     traces = []
-    for number, (case, (x, y)) in enumerate(shown):
-        color = COLORS[number % 5] if alone else colors[case["model"]]
-        line = {"color": color, "dash": _ENGINES[case["engine"]][0], "width": 1.5}
+    for case, (x, y) in shown.values():
+        line = {"color": colors[case["model"]], "dash": _ENGINES[case["engine"]][0], "width": 1.5}
         traces.append(go.Scatter(x=x, y=y, name=label(case), mode="lines", line=line))
     left, n = len(known) - len(shown), len(traces)
-    note = f"The {n} cases with the most atoms; {left} more are in the tables." if left else ""
+    note = f"The largest system of each; {left} more cases are in the tables." if left else ""
     # Long names, one below the other.
     below = {"orientation": "h", "x": 0, "y": -0.22, "yanchor": "top", "font": {"size": 11}}
     room = {"legend": below, "height": 380 + 12 * n, "margin": {"b": 70 + 12 * n}}

@@ -12,9 +12,6 @@ import gzip
 import json
 import os
 import re
-import shlex
-import sys
-import time
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -28,7 +25,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from mlff_distiller.durable import write_text
-from mlff_distiller.measure.machine import cpu_name
+from mlff_distiller.measure.machine import command_line, cpu_name, today
 from mlff_distiller.plotting import Panel
 from mlff_distiller.reports.words import FILTERS
 
@@ -43,8 +40,15 @@ def write(
     write_text(Path(path), render(template, panels, **content))
 
 
-def render(template: str, panels: Mapping[str, Sequence[Panel]], **content: Any) -> str:
+def render(
+    template: str,
+    panels: Mapping[str, Sequence[Panel]],
+    made: Mapping[str, str] | None = None,
+    **content: Any,
+) -> str:
     """The page of ``template``, a file in ``pages/``, with ``panels`` by section.
+
+    ``made`` says when, where and by what; otherwise it is this process.
 
     The macro ``plots`` shows a section; the figure of its n-th panel is drawn into the element
     with the id ``section-n``.
@@ -64,7 +68,7 @@ def render(template: str, panels: Mapping[str, Sequence[Panel]], **content: Any)
     )
     pages.filters |= FILTERS | {"as_json": _as_json, "for_script": _for_script}
     return pages.get_template(template).render(
-        figures=figures, panels=panels, plotly=_plotly(), made=made_by(), **content
+        figures=figures, panels=panels, plotly=_plotly(), made=made or made_by(), **content
     )
 
 
@@ -76,15 +80,23 @@ def _plotly() -> str:
 
 def made_by() -> dict[str, str]:
     """When, where and by what command a page is made."""
-    program = Path(sys.argv[0])
-    ours = program.name == "mlff-distiller" or program.parent.name == "mlff_distiller"
     cores = len(os.sched_getaffinity(0))
     return {
-        "date": time.strftime("%d %B %Y, %H:%M UTC", time.gmtime()),
+        "date": today(),
         "machine": f"{cpu_name()}, {cores} cores",
-        "command": shlex.join(["mlff-distiller", *sys.argv[1:]]) if ours else "",
+        "command": command_line(),
         "version": version("mlff-distiller"),
     }
+
+
+def measured_by(about: Mapping[str, Any]) -> dict[str, str]:
+    """The same of a measurement: its page may be made again later, and elsewhere."""
+    device, cpu, known = about["device"], f"{about['cpu']}, {about['cores']} cores", made_by()
+    made = {
+        "machine": cpu if device == about["cpu"] else f"{device} with {cpu}",
+        "version": about["versions"].get("mlff-distiller", known["version"]),
+    }
+    return known | {name: about.get(name, "") for name in ("date", "command")} | made
 
 
 def flat(tree: Any, above: str = "") -> Iterator[tuple[str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,18 @@ from mlff_distiller.measure.findings import (
     REMAINDER,
 )
 from mlff_distiller.measure.profiling import Profile
-from mlff_distiller.plotting import BLUE, CATEGORIES, GREEN, GREY, ORANGE, PURPLE, Panel, figure
-from mlff_distiller.reports.page import flat, write
+from mlff_distiller.plotting import (
+    BLUE,
+    CATEGORIES,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    Panel,
+    figure,
+    two_lines,
+)
+from mlff_distiller.reports.page import flat, measured_by, write
 
 _COLORS = {
     ASE: PURPLE,
@@ -55,8 +64,10 @@ def write_page(path: Path, found: Profile) -> None:
         about=about,
         settings=found.content["settings"],
         cases=found.cases,
+        made=measured_by(about),
         meaning=MEANING,
-        ms=_ms,
+        parts=[name for name in MEANING if any(_part(case, name) for case in found.cases)],
+        part=_part,
         name=_name,
         provenance_rows=[*flat(about), *traces],
         raw=found.content,
@@ -68,19 +79,22 @@ def _name(case: dict[str, Any]) -> str:
     return f"{case['model']}, {case['engine']}, {case['system']}"
 
 
-def _ms(case: dict[str, Any], phase: str) -> float | None:
-    return next((row["ms"] for row in case["phases"] if row["name"] == phase), None)
+def _part(case: dict[str, Any], name: str) -> dict[str, Any]:
+    """The row of a part of the step; empty if the case does not have it."""
+    return next((row for row in case["phases"] if row["name"] == name), {})
 
 
 def _shares(cases: list[dict[str, Any]]) -> Panel:
     """Bars to 100 %; a remainder below zero is in the table only."""
-    labels = [html.escape(_name(case)) for case in cases]
+    labels = [two_lines(*_name(case).rsplit(", ", 1)) for case in cases]
     traces = []
     for phase, color in _COLORS.items():
-        values = [100 * (_ms(case, phase) or 0.0) / case["step_ms"] for case in cases]
+        values = [_part(case, phase).get("percent", 0.0) for case in cases]
+        if not any(values):
+            continue
         look = {"orientation": "h", "name": phase, "marker": {"color": color}}
         traces.append(go.Bar(x=[max(0.0, value) for value in values], y=labels, **look))
-    x = {"title": "share of the step (%)"}
+    x = {"title": "share of the step (%)", "tickangle": 0}
     below = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "normal"}
-    shown = figure(traces, x, CATEGORIES, top=80, barmode="stack", height=170 + 34 * len(cases))
+    shown = figure(traces, x, CATEGORIES, top=80, barmode="stack", height=170 + 44 * len(cases))
     return Panel("Share of each part", shown.update_layout(legend=below, bargap=0.35))

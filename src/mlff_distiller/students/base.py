@@ -56,7 +56,7 @@ class Student(nn.Module, ABC):
     kernels: ClassVar[str | None] = None
     """Module of ``engines`` whose compiled kernels run it; None where only PyTorch does."""
     trains_by_kernels: ClassVar[bool] = False
-    """Whether there are some for its training, too."""
+    """Whether there are some for its training, too, which take i and j of int32 as well."""
     weight_decay: ClassVar[float] = 0.0
     """That suits it, times the learning rate, in an update."""
     reference_energies: Tensor  # (n_types,) eV, float64 whatever the dtype of the module

@@ -42,13 +42,11 @@ _REGULARISER = 1e-6
 _POWERS = 1.0, 2.0
 _POWER_AFAR = 1.5
 _BINS = 12
-_TAIL = 0.01
-"""Fraction of the atoms within the domain from which the tail is extrapolated."""
-_FALSE_ALARMS = 1e-6
-"""Per atom and look, within the domain."""
-_TOO_LARGE = 5.0
-"""Times the typical error."""
+_TOO_LARGE = 3.0
+"""Times the typical error: an estimate that is to be told. Far out estimates can be half of the
+errors, which are to be told before they are some five times the typical one."""
 _MARGIN = 1.1
+"""Times the largest estimate of an atom that trained: what did train is not told."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +62,8 @@ class ErrorModel:
     typical: float
     """Root mean square length of a force's error, eV/Å, on frames that did not train."""
     limit: float
-    """eV/Å: beyond it are the estimates of atoms that are unlike those in training."""
+    """eV/Å: beyond it are the estimates of atoms that are unlike those in training. Three times the
+    typical error, or a tenth more than the largest estimate of an atom that trained."""
 
     def estimate(
         self, student: Student, types: Tensor, batch: Batch, neighbors: Neighbors
@@ -143,10 +142,8 @@ def fit_error_model(
     model = replace(
         model, edge=edge, scale=scale, power=power, typical=float(squares[known].mean().sqrt())
     )
-    within = torch.cat(
-        [scale[kinds] * (d_trained / edge[kinds]) ** power, scale[of_fresh] * gamma**power]
-    )
-    return replace(model, limit=_limit(within, power, model.typical))
+    largest = float((scale[kinds] * (d_trained / edge[kinds]) ** power).max())
+    return replace(model, limit=max(_TOO_LARGE * model.typical, _MARGIN * largest))
 
 
 def _some(frames: Sequence[Batch]) -> Sequence[Batch]:
@@ -239,17 +236,3 @@ def _scales(shapes: Tensor, squares: Tensor, kinds: Tensor, n_types: int) -> Ten
     of_all = ratio(squares.sum(), shapes.square().sum())
     share = _BINS * shapes.square().mean()
     return ratio(sums(squares) + share * of_all**2, sums(shapes.square()) + share)
-
-
-def _limit(within: Tensor, power: float, typical: float) -> float:
-    """What one in a million estimates (n_atoms,) within the domain exceeds, all in eV/Å.
-
-    Squares of distances, like sums of many squares, have an exponential tail. But errors of
-    several times the typical one must not pass, unless they belong to the domain.
-    """
-    n_tail = min(max(_BINS, int(_TAIL * len(within))), len(within))
-    tail = within.sort().values[-n_tail:] ** (2.0 / power)
-    rise = float((tail - tail[0]).mean())
-    far = float(tail[0]) + rise * math.log(n_tail / len(within) / _FALSE_ALARMS)
-    most = max(_TOO_LARGE * typical, _MARGIN * float(within.max()))
-    return float(min(far ** (0.5 * power), most))

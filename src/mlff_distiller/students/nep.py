@@ -47,6 +47,7 @@ class NEP(Student):
     cutoff_angular: Tensor  # (T, T) Å
     scaler: Tensor  # (D,)
     q_center: Tensor  # (T, D)
+    _kept: tuple[list[Tensor], list[tuple[int, int]], Fixed] | None = None
 
     def __init__(
         self,
@@ -144,16 +145,25 @@ class NEP(Student):
                 return site_energies_and_gradients(self._fixed(), types, i, j, vectors, weights)
             except KernelError as error:
                 warnings.warn(f"a nep trains without its kernels, slower: {error}", stacklevel=2)
-        slots = Slots.from_edges(types, i, j, vectors, 2.0 * self.cutoff, max_neighbors)
+        ends = (i.long(), j.long())
+        slots = Slots.from_edges(types, *ends, vectors, 2.0 * self.cutoff, max_neighbors)
         energies, table = energies_and_gradients(self.shape, self.nep4(), types, slots)
         return energies, table[slots.rows, slots.columns]
 
     def _fixed(self) -> Fixed:
-        own, cutoffs = self.repulsion, torch.stack((self.cutoff_radial, self.cutoff_angular), -1)
-        zbl = None
-        if own is not None:
-            zbl = zbl_pairs(Repulsion(own.table, own.charges), self.cutoff_angular)
-        return Fixed(self.shape, self.scaler, self.q_center, cutoffs, zbl)
+        """Kept until one of the tensors it is made of is another, or has been written to."""
+        own = self.repulsion
+        held = [self.scaler, self.q_center, self.cutoff_radial, self.cutoff_angular]
+        held += [] if own is None else [own.table, own.charges]
+        state = [(id(tensor), tensor._version) for tensor in held]
+        if self._kept is None or self._kept[1] != state:
+            cutoffs = torch.stack((self.cutoff_radial, self.cutoff_angular), -1)
+            zbl = None
+            if own is not None:
+                zbl = zbl_pairs(Repulsion(own.table, own.charges), self.cutoff_angular)
+            fixed = Fixed(self.shape, self.scaler, self.q_center, cutoffs, zbl)
+            self._kept = held, state, fixed
+        return self._kept[2]
 
     @torch.no_grad()
     def environments(self, types: Tensor, i: Tensor, j: Tensor, vectors: Tensor) -> Tensor:

@@ -10,10 +10,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.optim import AdamW, Optimizer
 
+from mlff_distiller.kernels.warp_descent import BETAS, EPSILON, ITERATIONS, NEWTON_SCHULZ
 from mlff_distiller.students.base import Student
-
-_BETAS = (0.9, 0.99)
-_NEWTON_SCHULZ = ((3.4445, -4.775, 2.0315),) * 5
 
 
 def make_optimizer(name: str, student: Student, weight_decay: float) -> Optimizer:
@@ -29,7 +27,8 @@ def make_optimizer(name: str, student: Student, weight_decay: float) -> Optimize
     kind: Any = {"adamw": AdamW, "muon": Muon}[name]
     optimizer: Optimizer = kind(
         groups,
-        betas=_BETAS,
+        betas=BETAS,
+        eps=EPSILON,
         weight_decay=weight_decay,
         fused=on_gpu or None,
         capturable=on_gpu,
@@ -64,7 +63,7 @@ class Muon(AdamW):
             own
             for group in self.param_groups
             for own in group["params"]
-            if own.grad is not None and own.ndim >= 2 and min(own.shape[-2:]) > 1
+            if own.grad is not None and is_turned(own)
         ]
         if not matrices:
             return super().step(closure)
@@ -77,6 +76,11 @@ class Muon(AdamW):
             matrices, [own.reshape(old.shape) for own, old in zip(turned, before, strict=True)]
         )
         return result
+
+
+def is_turned(parameter: Tensor) -> bool:
+    """Whether Muon's step of it is: of a matrix, or of a stack of some."""
+    return parameter.ndim >= 2 and min(parameter.shape[-2:]) > 1
 
 
 def _turned(steps: Sequence[Tensor]) -> list[Tensor]:
@@ -104,7 +108,8 @@ def _orthogonal(stack: Tensor) -> Tensor:
     """Each wide matrix with all its singular values about equal, and of the same norm."""
     norm = torch.linalg.vector_norm(stack, dim=(1, 2), keepdim=True)
     x = stack / norm.clamp(min=1e-30)
-    for a, b, c in _NEWTON_SCHULZ:
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(ITERATIONS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     turned: Tensor = x * (

@@ -14,9 +14,9 @@ from torch import Tensor
 from mlff_distiller.errors import KernelError, TrainingError
 from mlff_distiller.students.base import Student
 from mlff_distiller.training.compiled import compiled_loss
+from mlff_distiller.training.descent import descent_of
 from mlff_distiller.training.loss import Spread, loss, loss_and_adjoints, pair_vectors
 from mlff_distiller.training.minibatch import Minibatch, Minibatches, Size
-from mlff_distiller.training.optimizer import make_optimizer
 from mlff_distiller.training.resident import Resident
 from mlff_distiller.training.settings import TrainingSettings
 from mlff_distiller.training.workers import Workers
@@ -45,12 +45,8 @@ class Updater:
         self.settings, self.workers = settings, workers
         self.average = deepcopy(student).eval().requires_grad_(requires_grad=False)
         self.average.by_kernels = True  # validated a hundred times
-        self.optimizer = make_optimizer(
-            settings.optimizer,
-            student,
-            student.weight_decay if settings.weight_decay is None else settings.weight_decay,
-        )
-        self.factors = [group["factor"] for group in self.optimizer.param_groups]
+        self.descent = descent_of(student, self.average, settings)
+        self.optimizer = self.descent.optimizer
         on_gpu = student.device.type == "cuda"
         self.graphs = settings.cuda_graph and on_gpu and workers.alone
         self.compiles = compiles and workers.alone
@@ -69,11 +65,7 @@ class Updater:
         ``following`` are the units of the next one, which is prepared meanwhile.
         """
         device, dtype = self.student.device, self.student.dtype
-        for group, factor in zip(self.optimizer.param_groups, self.factors, strict=True):
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(factor * rate)
-            else:
-                group["lr"] = factor * rate
+        self.descent.set_rate(rate)
         scales = torch.stack(
             [torch.tensor(weights, dtype=torch.float64), self.minibatches.norms(units)]
         )
@@ -110,9 +102,13 @@ class Updater:
         self, part: Minibatch, max_neighbors: int | None, scales: Tensor
     ) -> Tensor:
         vectors, rounded = pair_vectors(part, self.student.dtype)
-        pairs = (part.types, part.i.long(), part.j.long(), rounded)
+        ends = (part.i, part.j)
+        if not self.student.trains_by_kernels:
+            ends = (part.i.long(), part.j.long())
         with torch.enable_grad():
-            found = self.student.site_energies_and_gradients(*pairs, max_neighbors)
+            found = self.student.site_energies_and_gradients(
+                part.types, *ends, rounded, max_neighbors
+            )
         weights, norms = scales.unbind(0)
         error, *adjoints = loss_and_adjoints(
             *found,
@@ -135,11 +131,7 @@ class Updater:
         else:
             error = learn(part, scales)
         error = self.workers.sum_up(error.detach(), parameters)
-        torch.nn.utils.clip_grad_norm_(parameters, self.settings.gradient_clip)
-        self.optimizer.step()
-        with torch.no_grad():
-            averages: list[Tensor] = list(self.average.parameters())
-            torch._foreach_lerp_(averages, parameters, 1.0 - self.settings.ema_decay)
+        self.descent.step()
         return error
 
     def _fix(self, size: Size) -> _FixedSize:
@@ -215,7 +207,7 @@ class _FixedSize:
             self._minibatches.prepare(following)
         else:
             self._resident.choose(units)
-        self.scales.copy_(scales)
+        self.scales.copy_(scales, non_blocking=True)  # or each update awaits the one before
         if self._graph is None:
             return self._step()
         self._graph.replay()

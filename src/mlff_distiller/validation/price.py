@@ -32,11 +32,13 @@ class Price:
 
     def words(self, subject: Subject) -> str:
         """For people."""
-        parts = [f"{self.steps:,} steps of {subject.force_field.name} at {_time(self.step_s)}"]
+        parts = [
+            f"{self.steps:,} steps of {subject.force_field.name} at {time_in_words(self.step_s)}"
+        ]
         if subject.teacher is not None:
             asked = f"{self.evaluations:,} evaluations of {subject.teacher.name}"
-            parts.append(f"{asked} at {_time(self.evaluation_s)}")
-        return f"about {_time(self.seconds)}: {' and '.join(parts)}"
+            parts.append(f"{asked} at {time_in_words(self.evaluation_s)}")
+        return f"about {time_in_words(self.seconds)}: {' and '.join(parts)}"
 
 
 def price(subject: Subject, profile: str, evaluation_s: float) -> Price:
@@ -71,8 +73,9 @@ def evaluation_seconds(teacher: ForceField | None, structure: Atoms) -> float:
     return time.perf_counter() - began
 
 
-def _time(seconds: float) -> str:
-    for size, unit in ((3600.0, "h"), (60.0, "min"), (1.0, "s")):
-        if seconds >= 2 * size:
+def time_in_words(seconds: float) -> str:
+    """In the largest unit of which there are enough."""
+    for size, unit, least in ((3600.0, "h", 2.0), (60.0, "min", 2.0), (1.0, "s", 1.0)):
+        if seconds >= least * size:
             return f"{seconds / size:.3g} {unit}"
     return f"{1e3 * seconds:.3g} ms"

@@ -78,7 +78,9 @@ def _more(best: Turn, goal: Goal) -> str:
     fit = best.fit_error or 0.0
     if len(goal.ladder) == 1 and fit > best.error - fit:
         return f"a more accurate student than {best.step.student} may reach it (--student auto)"
-    more = f"--max-hours {2 * settings.max_hours:g}"
+    # A turn that has begun is finished: it may have taken longer than was allowed.
+    hours = float(f"{2 * max(settings.max_hours, best.seconds / 3600):.2g}")
+    more = f"--max-hours {hours:g}"
     if best.n_labels > 0.5 * settings.max_labels:
         more = f"--max-labels {2 * settings.max_labels} {more}"
     return f"the same command goes on with {more}"

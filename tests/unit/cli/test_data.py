@@ -67,6 +67,15 @@ def test_out_and_in_again(folder, tmp_path, format):
     assert lost.all() if format != "extxyz" else not lost.any()
 
 
+def test_an_import_says_how_often_and_why_frames_were_rejected(tmp_path):
+    atoms = bulk("Cu")
+    atoms.info["U0"] = 1.0
+    write(tmp_path / "a.xyz", [atoms] * 3)
+    done = run("import", tmp_path / "a.xyz", "--out", tmp_path / "labels")
+    assert done.exit_code == REFUSED
+    assert "3 rejected: no energy; --energy-key names it if it is one of U0" in done.output
+
+
 def test_split_has_no_overlap(folder, tmp_path):
     done = run("split", folder / "labels", "--out", tmp_path / "parts", "--test", "0.2")
     assert (done.exit_code, "warning" in done.output) == (0, False)

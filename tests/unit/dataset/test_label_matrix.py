@@ -297,6 +297,11 @@ def test_the_right_values_come_in(case: Case, tmp_path: Path) -> None:
 NINE = numbers(STRESS)
 REFUSED = {
     "other names": (xyz(column="REF_forces"), {}, "numbers for the forces"),
+    "short names": (
+        xyz(column="dft_force", energy="DFT_E=-1.5"),
+        {},
+        "(?s)numbers for the energy.*numbers for the forces.*DFT_E; dft_force.*--energy-unit eV",
+    ),
     "no unit": (xyz(column="f_force"), {"forces_key": "f_force"}, "unit of 'f_force' is not given"),
     "two energies": (xyz("REF_energy=-3"), {}, "numbers for the energy"),
     "one unit": (xyz(), {"energy_unit": "hartree"}, "unit of 'forces' is not given"),
@@ -343,7 +348,12 @@ def test_what_is_left_open_is_asked_in_words(name: str, tmp_path: Path) -> None:
 
 
 REJECTED = {
-    "no forces": (xyz(column="weights"), {}, "no forces"),
+    "no forces": (xyz(column="weights"), {}, "no forces; --forces-key names it if it is one of w"),
+    "no energy": (
+        xyz("U0=-1.5", "frame=7", energy="gap=1.1"),
+        {},
+        "no energy; --energy-key names it if it is one of gap, U0",
+    ),
     "another key": (xyz(), {"forces_key": "F", "forces_unit": "eV/angstrom"}, "no forces (no 'F')"),
     "nan": (xyz(energy="energy=nan"), {}, "energy is not finite"),
     "inf": (xyz(factor=np.inf), {}, "forces is not finite"),

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from importlib.metadata import version
+from importlib.resources import files
 from importlib.util import find_spec
 
 import numpy as np
@@ -57,6 +58,15 @@ def test_the_files_say_what_the_student_is(tmp_path):
         for own in (student, read_nep(done.out / "nep.txt"))
     )
     assert np.abs(one - other).max() < 1e-13  # as far as float64 goes, not seven digits
+
+
+def test_what_pip_compiles_next_to_the_sources_is_no_source(tmp_path, monkeypatch):
+    package = tmp_path / "package"
+    shutil.copytree(files("mlff_distiller.export") / "lammps_source", package / "lammps_source")
+    (package / "lammps_source" / "__pycache__").mkdir(exist_ok=True)
+    monkeypatch.setattr("mlff_distiller.export.lammps.files", lambda _: package)
+    exported(random_nep(("Si",)), tmp_path)
+    assert not list(tmp_path.glob("out/__pycache__"))
 
 
 def test_a_missing_compiler_is_named(monkeypatch):

@@ -331,6 +331,32 @@ def test_the_page_tells_the_speed_up_and_what_was_left_out(tmp_path, made):
     assert not [tag for tag, own in page.tags if "http" in str(own.get("src", own.get("href", "")))]
 
 
+def test_the_page_says_what_was_measured_when_and_where_also_if_it_is_made_later(tmp_path, made):
+    result = copy.deepcopy(made)
+    result.about.update(date="1 May 2026, 12:00 UTC", command="mlff-distiller benchmark --out b")
+    result.about.update(device="a GPU", cpu="a processor")
+    write_page(tmp_path / "report.html", result)
+    text = Page((tmp_path / "report.html").read_text("utf-8")).text.replace("\xa0", " ")
+    assert "in Ar4 (Ar4:4), Ar8 (Ar8:8)" in text
+    assert "at 300 K" in text
+    assert "1 May 2026, 12:00 UTC · a GPU with a processor, " in text
+    assert "mlff-distiller benchmark --out b" in text
+    assert "All cases in numbers" in text
+    assert re.search(r"through ASE \( ?[\d.]+ to [\d.]+ ?, 95 %\)", text)
+
+
+def test_few_samples_have_neither_scatter_nor_drift():
+    def told(n):
+        clock = Clock()
+        [case] = measured({"it": Timed(clock, 1.0)}, clock, n_steps=n).cases
+        return case["physics"]
+
+    few, many = told(2), told(600)
+    assert few["temperature_K"]["std"] is few["temperature_K"]["drift"] is None
+    assert many["temperature_K"]["std"] is not None
+    assert many["drift_error_meV_per_atom_per_ps"] >= 0
+
+
 @pytest.mark.parametrize("name", ["slow & steady", ATTACK], ids=["as it is", "hostile"])
 def test_a_browser_draws_every_plot_without_an_error(tmp_path, made, name):
     write_page(tmp_path / "report.html", renamed(made, name))

@@ -26,7 +26,7 @@ from mlff_distiller.measure.findings import (
     REMAINDER,
     findings,
 )
-from mlff_distiller.measure.profiling import ProfileSettings, profile
+from mlff_distiller.measure.profiling import ProfileSettings, _phases, profile
 from mlff_distiller.measure.trace import STEP, tables
 from mlff_distiller.reports.profile import write_page
 from mlff_distiller.students import write_nep
@@ -110,6 +110,23 @@ def test_a_teacher_is_profiled_in_this_process(ensemble):
     assert (case["kind"], case["engine"]) == ("teacher", "ase")
     assert {row["name"] for row in case["phases"]} == {ASE, COMPARING, MODEL, REMAINDER}
     assert any("emt.py" in row["name"] for row in case["trace"]["functions"])
+
+
+def test_a_part_that_scatters_has_an_error_and_an_outlier_adds_none():
+    turns = {"step": np.array([4.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0, 90.0])}
+    turns |= {"evaluation": np.array([1.0, 1.2, 0.8, 1.0, 1.1, 0.9, 1.0, 1.0])}
+    turns["rebuild"] = np.zeros(8)
+    _, model, rest = _phases(turns, 0.0)
+    assert (model["name"], model["ms"], rest["ms"]) == (MODEL, 1.0, 3.0)
+    assert model["error_ms"] == pytest.approx(1.2533 * 1.4826 * 0.05 / np.sqrt(8))
+    assert 0 < rest["error_ms"] < 0.1
+
+
+def test_a_part_that_alone_takes_longer_than_the_step_is_all_of_it():
+    trace = {"gpu": None}
+    case = {"phases": [{"name": MODEL, "percent": 104.2}], "engine": "ase", "kind": "student"}
+    [found] = findings(case | {"trace": trace, "step_ms": 1.0})
+    assert found["text"].startswith("100 % of the step")
 
 
 def test_one_teacher_at_a_time():

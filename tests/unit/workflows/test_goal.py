@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from mlff_distiller.workflows.advice import sentence
 from mlff_distiller.workflows.goal import (
     Goal,
     GoalSettings,
@@ -29,6 +30,16 @@ def turn(fit, test, own=None, *, number=0, labels=300, updates=8000, student="ne
     failed = more.pop("failed", BAD if max(test, own) > 0.05 else {})
     times = {"label_seconds": 30.0, "n_new_labels": 300, "train_seconds": 20.0, "seconds": 80.0}
     return Turn(number, step, labels, fit, test, own, 0.001, failed, **{**times, **more})
+
+
+@pytest.mark.parametrize(("seconds", "hours"), [(80.0, "0.4"), (2479.0, "1.4"), (4e5, "220")])
+def test_advice_asks_for_more_hours_than_a_long_turn_took(seconds, hours):
+    best, goal = (
+        turn(0.02, 0.1, seconds=seconds),
+        replace(GOAL, settings=GoalSettings(max_hours=0.2)),
+    )
+    check = {"name": "test_forces_fidelity", "value": 0.9, "limit": 0.95}
+    assert sentence(check, best, goal).endswith(f"goes on with --max-hours {hours}.")
 
 
 def test_an_approved_student_ends_the_run():

@@ -1,10 +1,15 @@
-"""A simulation that learns what it meets: the whole line on a cheap teacher, cut in every phase."""
+"""A simulation that learns what it meets: all of it on a cheap teacher, killed in every phase."""
 
 import json
+import os
 import shutil
+import signal
+from collections import Counter
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
+import torch
 from ase.build import bulk
 from ase.io import write
 from tests.helpers import command, rattled
@@ -24,6 +29,7 @@ from mlff_distiller.workflows.train import train
 EMT = "ase:ase.calculators.emt:EMT"
 SMALL = [
     "training.updates=150",
+    "training.checkpoint_seconds=0",
     "training.md_steps=10",
     "nep.neurons=6",
     "nep.n_max_radial=3",
@@ -82,26 +88,71 @@ def limit(run):
     return first + 0.5 * (last - first)
 
 
+PHASES = {
+    "_label": repair._Repairs,
+    "_train": repair._Repairs,
+    "_certify": repair._Repairs,
+    "hand_over": repair,
+    "run_md": repair,
+}
+
+
+def mortal(run, limit, out, counts, dies_in, before) -> None:
+    """A repaired simulation, killed as by -9 before a phase has changed the disk so many times.
+
+    ``run_md`` is two: what is continued with a student of a repair is ``again``. One that is not
+    killed leaves the number of changes of each in ``counts``.
+    """
+    phase, made = ["none"], Counter()
+
+    def counted(real):
+        def call(*arguments, **options):
+            made[phase[-1]] += 1
+            if phase[-1] == dies_in and made[dies_in] == before:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments, **options)
+
+        return call
+
+    def named(name, real):
+        def call(*arguments, **options):
+            is_repaired = name == "run_md" and "repairs" in str(arguments[1])
+            phase.append("again" if is_repaired else name)
+            try:
+                return real(*arguments, **options)
+            finally:
+                phase.pop()
+
+        return call
+
+    for owner, name in ((os, "fsync"), (os, "unlink"), (Path, "replace")):
+        setattr(owner, name, counted(getattr(owner, name)))
+    for name, owner in PHASES.items():
+        setattr(owner, name, named(name, getattr(owner, name)))
+    torch.set_num_threads(1)
+    settings = HOT | {"guard_limit": limit, "settings": BRIEF, "checkpoint_every_s": 0.0}
+    with suppress(UntrustedError):  # after the last repair that is allowed
+        run_with_repair(copper(0), run, out, **settings)
+    counts.write_text(json.dumps(made))
+
+
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:some labels look wrong")
-@pytest.mark.filterwarnings("ignore:.*are within 0.1 Å")
-def test_a_simulation_is_repaired_and_continued_wherever_it_is_cut(run, limit, tmp_path):
-    def whole(name: str, cut: str = "") -> None:
-        def on_progress(stage, done, total, news):
-            if stage == cut:
-                raise KeyboardInterrupt
+def test_a_simulation_is_repaired_and_continued_wherever_it_is_killed(run, limit, tmp_path, start):
+    counts = tmp_path / "counts.json"
 
-        settings = HOT | {"guard_limit": limit, "settings": BRIEF, "on_progress": on_progress}
-        with suppress(UntrustedError):  # after the last repair that is allowed
-            run_with_repair(copper(0), run, tmp_path / f"{name}.extxyz", **settings)
+    def ends(name: str, dies_in: str = "", before: int = 0) -> int:
+        out = tmp_path / f"{name}.extxyz"
+        process = start(mortal, run, limit, out, counts, dies_in, before)
+        process.join(timeout=240)
+        return process.exitcode
 
-    whole("straight")
-    for stage in ("label", "train", "repair"):
-        with pytest.raises(KeyboardInterrupt):
-            whole("cut", stage)
-    whole("cut")
-    ends = []
-    for name in ("straight", "cut"):
+    assert ends("straight") == 0
+    changes = json.loads(counts.read_text())
+    for phase in ("run_md", "_label", "_train", "_certify", "hand_over", "again"):
+        assert ends("killed", phase, (changes[phase] + 1) // 2) == -signal.SIGKILL, phase
+    assert ends("killed") == 0
+    records = []
+    for name in ("straight", "killed"):
         record = json.loads((tmp_path / f"{name}.students.json").read_text())["students"]
         header = read_header(tmp_path / f"{name}.checkpoint.safetensors")
         assert [one["from_step"] for one in record] == [0, record[0]["to_step"]]
@@ -110,12 +161,13 @@ def test_a_simulation_is_repaired_and_continued_wherever_it_is_cut(run, limit, t
         assert record[1]["status"] in ("approved", "rejected")
         certificate = tmp_path / f"{name}.repairs" / "00" / "certificate.json"
         assert verify_certificate(certificate) == []
-        ends.append([{k: v for k, v in one.items() if k != "student"} for one in record])
-    assert ends[0] == ends[1]
-    logs = [(tmp_path / f"{name}.log.csv").read_text() for name in ("straight", "cut")]
-    assert logs[0] == logs[1]
+        records.append([{k: v for k, v in one.items() if k != "student"} for one in record])
+    assert records[0] == records[1]
+    for suffix in ("log.csv", "extxyz"):
+        both = [(tmp_path / f"{name}.{suffix}").read_text() for name in ("straight", "killed")]
+        assert both[0] == both[1]
     with pytest.raises(ConfigError, match="another simulation"):  # not the student of now
-        run_md(copper(0), run, out=tmp_path / "cut.extxyz", guard="off", **HOT)
+        run_md(copper(0), run, out=tmp_path / "killed.extxyz", guard="off", **HOT)
 
 
 def test_a_repair_without_labels_to_rehearse_is_refused(run, tmp_path):

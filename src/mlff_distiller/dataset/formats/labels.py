@@ -32,6 +32,7 @@ from mlff_distiller.structure import bare
 _VOIGT = {"xx": (0, 0), "yy": (1, 1), "zz": (2, 2), "yz": (1, 2), "xz": (0, 2), "xy": (0, 1)}
 _UNIT_KEY = re.compile(r"units?$|^units?[_-](energy|forces?|length)")
 _OWN_UNITS = re.compile(r"(?i)(metal|ase|ev|ang(stroms?)?|a|å|[\s/;,^3*-])*$")
+_SHORT_ENERGY = re.compile(r"(?i)(^|_)(e|en|e_?tot|e_?total|toten)(_|$)")
 _SPELT = _VOIGT | {"zy": (1, 2), "zx": (0, 2), "yx": (0, 1)}
 
 
@@ -62,7 +63,8 @@ def labels_from_ase(
         for label, found in (("energy", energy), ("forces", forces)):
             if found is None:
                 wanted = getattr(conventions, f"{label}_key")
-                problem = f"no {label}" + (f" (no {wanted!r})" if wanted else "")
+                known = f" (no {wanted!r})" if wanted else _unnamed(label, atoms)
+                problem = f"no {label}{known}"
                 return Frame(index, kept, problem=problem, progress=progress)
             factor = getattr(conventions, label)
             if label == "forces" and _is_gradient(conventions.forces_key or ""):
@@ -198,7 +200,26 @@ def _candidates(label: str, results: Mapping[str, Any], places: Mapping[str, Any
         for key, value in places.items()
         if not (own and key == label) and _looks_like(label, key, np.asarray(value))
     ]
+    if label == "energy" and not own + others:
+        others = [key for key in _numbers(label, places) if _SHORT_ENERGY.search(key)]
     return own + others
+
+
+def _unnamed(label: str, atoms: Atoms) -> str:
+    """What else a frame without ``label`` holds that could be it."""
+    found = ", ".join(_numbers(label, atoms.arrays if label == "forces" else atoms.info))
+    return f"; {option(f'{label}_key')} names it if it is one of {found}" if found else ""
+
+
+def _numbers(label: str, places: Mapping[str, Any]) -> list[str]:
+    """Names of what has the shape of an energy, or of forces."""
+    values = {key: np.asarray(own) for key, own in places.items() if key != "positions"}
+    return [
+        key
+        for key, value in values.items()
+        if value.dtype.kind == "f"  # neither a step nor a number of atoms
+        and (value.shape[1:] == (3,) if label == "forces" else value.size == 1)
+    ]
 
 
 def _looks_like(label: str, key: str, value: np.ndarray) -> bool:
