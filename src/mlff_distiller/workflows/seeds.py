@@ -103,7 +103,7 @@ def _relaxed(
         if before <= above:
             return atoms, ""
         moved.rattle(_NUDGE_A)
-        with LBFGS(moved, logfile=None) as descent:
+        with LBFGS(moved, logfile=None) as descent:  # type: ignore[arg-type]
 
             def show() -> None:
                 left = f"{_largest_force(moved):.2g} eV/Å"
