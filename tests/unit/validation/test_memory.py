@@ -6,6 +6,7 @@ import mmap
 import numpy as np
 import pytest
 import torch
+from ase.build import bulk
 from tests.helpers import ROOT
 from tests.unit.validation.faults import Hoarder, Pairs, argon
 from tests.unit.validation.short import SHORT, failed
@@ -76,9 +77,7 @@ def test_a_cache_that_fills_once_is_no_leak():
 
 def test_a_student_on_its_own_integrator_is_clean():
     student = StudentCalculator(ROOT / "benchmarks" / "silicon" / "nep", device="cpu")
-    atoms = argon(1)
-    atoms.symbols[:] = "Si"
-    found = memory_growth(ForceField("it", student), atoms, COLD, 1000)
+    found = memory_growth(ForceField("it", student), bulk("Si", cubic=True), COLD, 1000)
     assert set(found) <= {"host", "heap"}
     assert not any(one["grows"] for one in found.values())
 
