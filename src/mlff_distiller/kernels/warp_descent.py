@@ -126,7 +126,7 @@ def build(n: int, *, float64: bool, device: str) -> DescentKernels:
 
     @func
     def place(e: int, n_columns: int, width: int, across: bool) -> int:
-        """Of element e in a matrix of rows of ``width``, or in its transpose."""
+        """Where element e lies in a matrix of rows of ``width``, or in its transpose."""
         if across:
             return e % n_columns * width + e / n_columns
         return e / n_columns * width + e % n_columns
@@ -138,7 +138,7 @@ def build(n: int, *, float64: bool, device: str) -> DescentKernels:
         sizes: wp.array(dtype=int),
         sums: wp.array(dtype=wp.float64),
     ):
-        """Of all gradients; counts the step, too."""
+        """Sums the squares of all gradients, and counts the step."""
         thread = first + wp.tid()
         total = wp.float64(0.0)
         for k in range(n):

@@ -193,6 +193,20 @@ def test_errors_of_forces_are_estimated_as_the_student_does(telling, frames_only
 
 
 @runs
+def test_errors_are_those_of_the_step_that_asks(telling, tmp_path):
+    shutil.copytree(telling.out, tmp_path, dirs_exist_ok=True)
+    text = (tmp_path / "in.lammps").read_text().split("thermo ")[0]
+    text = text.replace("timestep", "timestep 1e-5 #").replace("fix           guard", "#")
+    dump = "dump now all custom 50 now id f_errors[1]\ndump_modify now sort id format float %.17g\n"
+    lammps(tmp_path, f"{text}{dump}run 100\n")
+    blocks = (tmp_path / "now").read_text().split("ITEM: TIMESTEP")[1:]
+    seen = [np.loadtxt(one.splitlines()[9:])[:, 1] for one in blocks]
+    assert len(seen) == 3
+    for one, other in ((0, 1), (1, 2)):
+        assert np.abs(seen[one] - seen[other]).max() > 1e-9
+
+
+@runs
 @pytest.mark.parametrize(("displaced", "steps"), [(0.0, 100), (0.8, 50)])
 def test_a_run_ends_where_the_student_is_lost(displaced, steps, telling, tmp_path):
     shutil.copytree(telling.out, tmp_path, dirs_exist_ok=True)

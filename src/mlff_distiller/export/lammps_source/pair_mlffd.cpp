@@ -169,6 +169,7 @@ void PairMLFFD::compute(int eflag, int vflag)
   if (eflag_global) eng_vdwl += total;
   if (vflag_fdotr) virial_fdotr_compute();
   if (asked_) estimate();
+  asked_ = 0;
 }
 
 /// Errors of forces as the student itself estimates them: from how far an atom and its neighbors
