@@ -20,11 +20,14 @@ def save(folder: Path, name: str = "nep", elements: tuple[str, ...] = ("H", "O")
     return folder
 
 
-@pytest.fixture(scope="session")
+# A check writes its table into the student's folder: each test has a folder of its own.
+
+
+@pytest.fixture
 def folder(tmp_path_factory) -> Path:
     return save(tmp_path_factory.mktemp("export") / "student")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def silicon(tmp_path_factory) -> Path:
     return save(tmp_path_factory.mktemp("export") / "silicon", elements=("Si",))

@@ -2,7 +2,6 @@
 
 import json
 from importlib.metadata import version
-from shutil import copytree
 
 import pytest
 from ase.build import bulk
@@ -119,24 +118,23 @@ def test_the_card_has_the_largest_differences_by_engine(folder, tmp_path, monkey
         Row("virial, bulk", float("nan"), "eV", 1e-6),
         Row("virial, slab", 3e-9, "eV", 1e-6),
     ]
-    student = copytree(folder, tmp_path / "student")
-    (student / "README.md").write_text("# A student\n")
+    (folder / "README.md").write_text("# A student\n")
     for target in (GPUMD, IPI):
         monkeypatch.setattr(target, "missing", lambda self: None)
         monkeypatch.setattr(target, "check", lambda self, student, out: rows)
     for engine in ("gpumd", "ipi", "gpumd"):  # the last takes the place of the first
-        export(engine, student, tmp_path / engine, check=True)
-    card = (student / "README.md").read_text()
+        export(engine, folder, tmp_path / engine, check=True)
+    card = (folder / "README.md").read_text()
     assert card.startswith("# A student\n")
     assert card.count("| ✓ | forces, slab | 2e-09 | 1e-06 | eV/Å |") == 2
     assert card.count("| ✗ | virial, bulk | not a number | 1e-06 | eV |") == 2
     assert card.count("### gpumd, 20") == card.count(f"calorine {version('calorine')}") == 1
-    assert load_student(student).elements == ("H", "O")
+    assert load_student(folder).elements == ("H", "O")
 
-    known = checks_of(student)
-    (student / "README.md").write_text("# Written again\n")
-    keep_checks(student, known)
-    assert "### ipi, 20" in (student / "README.md").read_text()
+    known = checks_of(folder)
+    (folder / "README.md").write_text("# Written again\n")
+    keep_checks(folder, known)
+    assert "### ipi, 20" in (folder / "README.md").read_text()
     other = save(tmp_path / "other", elements=("Si",))  # another student's are none of its own
     keep_checks(other, known)
     assert not checks_of(other)["engines"]
@@ -144,25 +142,23 @@ def test_the_card_has_the_largest_differences_by_engine(folder, tmp_path, monkey
 
 
 def test_a_card_that_cannot_be_written_is_said(folder, tmp_path, monkeypatch):
-    student = copytree(folder, tmp_path / "student")
-    (student / "README.md").unlink()
+    (folder / "README.md").unlink()
     monkeypatch.setattr(GPUMD, "missing", lambda self: None)
     monkeypatch.setattr(GPUMD, "check", lambda self, student, out: [Row("forces", 0.0, "", 1.0)])
     with pytest.warns(UserWarning, match="the model card stays as it was: .*README"):
-        assert export("gpumd", student, tmp_path / "out", check=True).passed
+        assert export("gpumd", folder, tmp_path / "out", check=True).passed
 
 
 def test_another_check_does_not_lose_what_one_has_written(folder, tmp_path, monkeypatch):
-    student = copytree(folder, tmp_path / "student")
-    (student / "README.md").write_text("# A student\n")
+    (folder / "README.md").write_text("# A student\n")
     monkeypatch.setattr(GPUMD, "missing", lambda self: None)
     monkeypatch.setattr(GPUMD, "check", lambda self, student, out: [Row("forces", 0.0, "", 1.0)])
     with (
-        Lock(student / "engines.json"),
+        Lock(folder / "engines.json"),
         pytest.warns(UserWarning, match="stays as it was: .*written by another process"),
     ):
-        assert export("gpumd", student, tmp_path / "out", check=True).passed
-    assert not (student / "engines.json").exists()
+        assert export("gpumd", folder, tmp_path / "out", check=True).passed
+    assert not (folder / "engines.json").exists()
 
 
 @pytest.mark.parametrize(
