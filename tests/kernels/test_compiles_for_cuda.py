@@ -3,16 +3,17 @@
 import pytest
 import warp as wp
 
-from mlff_distiller.kernels import warp_adjoints, warp_descent, warp_gather
+from mlff_distiller.kernels import warp_adjoints, warp_descent, warp_estimates, warp_gather
 from mlff_distiller.kernels.compiling import warp_device
 from mlff_distiller.kernels.dynamics import warp as dynamics
 from mlff_distiller.kernels.dynamics import warp_watch
 from mlff_distiller.kernels.neighbors import warp as neighbors
 from mlff_distiller.kernels.nep import Shape, warp_errors, warp_training
 from mlff_distiller.kernels.nep import warp as nep
-from mlff_distiller.kernels.nep.warp import WARP, Specialization
+from mlff_distiller.kernels.nep.warp import Specialization
 from mlff_distiller.kernels.painn import native
 from mlff_distiller.kernels.painn import warp as painn
+from mlff_distiller.kernels.types import WARP
 
 SHAPE = Shape(4, 3, 6, 5, 4, True, True, 12)
 OF_NEP = Specialization(
@@ -24,7 +25,8 @@ MODULES = {
     "dynamics": lambda: dynamics.build("cuda", langevin=True, coupled=True),
     "watch": lambda: warp_watch.build("cuda"),
     "nep": lambda: nep.build(OF_NEP),
-    "errors": lambda: warp_errors.build_errors(OF_NEP, 1e6),
+    "errors": lambda: warp_errors.build_errors(OF_NEP),
+    "estimates": lambda: warp_estimates.build("cuda", wp.float32, 1e6),
     "training": lambda: warp_training.build(SHAPE, float64=False, device="cuda", lanes=WARP),
     "painn": lambda: painn.build(OF_PAINN, "cuda"),
     "adjoints": lambda: warp_adjoints.build(float64=False, device="cuda"),

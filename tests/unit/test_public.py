@@ -46,7 +46,7 @@ class Spring(Calculator):
         super().calculate(atoms, properties, system_changes)
         if len(atoms) == 1:
             raise ValueError("alone")
-        strength = float(self.models[0].weight)
+        strength = float(self.models[0].weight.detach())
         energy = 0.5 * strength * float((atoms.positions**2).sum())
         self.results = {"energy": energy, "forces": -strength * atoms.positions}
 

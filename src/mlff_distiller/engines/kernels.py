@@ -8,16 +8,19 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 import warp as wp
 from numpy.typing import NDArray
 from torch import Tensor
 
 from mlff_distiller.engines.engine import Array, Engine, Evaluation
-from mlff_distiller.kernels.compiling import Launch
+from mlff_distiller.kernels.compiling import Launch, load
 from mlff_distiller.kernels.nep.reference import ZBL_COULOMB, ZBL_LENGTH
 from mlff_distiller.kernels.nep.warp_functions import ZBL_SIZE
 from mlff_distiller.kernels.systems import Systems
 from mlff_distiller.kernels.types import vec6d, vec7d
+from mlff_distiller.kernels.warp_estimates import build as build_estimates
+from mlff_distiller.students.error_model import LARGEST
 
 
 class KernelEngine(Engine):
@@ -37,6 +40,7 @@ class KernelEngine(Engine):
     _virials: wp.array  # (n_atoms,) vec6d, eV
     _partial: wp.array  # (n_chunks,) vec7d
     _with_graphs: bool
+    _estimate: Callable[[], None] | None = None
     _present = _sizes = np.empty(0, dtype=np.int64)
 
     def _evaluate(self, positions: Array, cell: Array, pbc: NDArray[np.bool_]) -> Evaluation:
@@ -66,6 +70,12 @@ class KernelEngine(Engine):
     def total(self) -> None:
         self._chunk_totals()
         self._totals()
+
+    def estimate_errors(self) -> None:
+        if self.errors is not None:
+            if self._estimate is None:
+                self._estimate = self._record_estimate()
+            self._estimate()
 
     # -- what depends on the atoms' number and types -------------------------------------------
 
@@ -101,10 +111,44 @@ class KernelEngine(Engine):
         self._chunk_totals = Launch([(k.sums.chunk_totals, chunk)], systems.n_chunks, here)
         self._totals = Launch([(k.sums.totals, total)], systems.n_systems, here)
         self._version, self._graph, self._n_runs = near.version, None, 0
+        self._estimate = None
 
     @abstractmethod
     def _record_gradients(self) -> Callable[[], None]:
         """What computes energies and virials of atoms, and dE/dr_ij of each slot."""
+
+    def _record_estimate(self) -> Callable[[], None]:
+        """The launches of an estimate of all atoms' errors, after ``compute``."""
+        model, near, n = self.student.error_model, self.neighbors, self.systems.n_atoms
+        assert model is not None
+        real = self._kernels.vec3._wp_scalar_type_
+        k = build_estimates("cpu" if self.device.is_cpu else "cuda", real, LARGEST)
+        load(k.module, self.device)
+        squares = wp.zeros(n, dtype=real, device=self.device)
+        distances = self._record_squares(squares)
+        present = torch.from_numpy(self._present)
+        scale, edge = (
+            wp.array(own[present].double().cpu().numpy(), dtype=wp.float64, device=self.device)
+            for own in (model.scale, model.edge)
+        )
+        arguments = (
+            *(near.moved, near.inside, near.shifts, self._atom_types),
+            *(near.counts, near.neighbors, near.images, squares),
+            *(real(model.reach), scale, edge, wp.float64(model.power)),
+            *(self.errors, self.extrapolation),
+        )
+        step = [(k.estimates, arguments)]
+        average = Launch(step, n, self.device, self.n_threads, k.threads)
+
+        def estimate() -> None:
+            distances()
+            average()
+
+        return estimate
+
+    @abstractmethod
+    def _record_squares(self, squares: wp.array) -> Callable[[], None]:
+        """What computes d_i^2 of atoms, as `ErrorModel` has it, into ``squares``."""
 
     def _allocate(self, n: int, sizes: NDArray[np.int64]) -> None:
         self._g = self._graph = None  # before there are twice as many

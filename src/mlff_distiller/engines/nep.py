@@ -18,9 +18,8 @@ from mlff_distiller.kernels.neighbors.verlet import VerletList
 from mlff_distiller.kernels.nep.warp import Kernels, Specialization, build
 from mlff_distiller.kernels.nep.warp_errors import build_errors
 from mlff_distiller.kernels.nep.warp_functions import ZBL_SIZE
-from mlff_distiller.kernels.nep.warp_lanes import WARP
 from mlff_distiller.kernels.nep.warp_simd import packed_networks, packed_pairs
-from mlff_distiller.students.error_model import LARGEST
+from mlff_distiller.kernels.types import WARP
 from mlff_distiller.students.nep import NEP
 
 SKIN = 1.0
@@ -40,7 +39,6 @@ class NEPEngine(KernelEngine):
     """
 
     student: NEP
-    _estimate: Callable[[], None] | None = None
     _dtype: torch.dtype
     _lanes: int
 
@@ -84,40 +82,17 @@ class NEPEngine(KernelEngine):
         k, m, near = self._kernels, self._model, self.neighbors
         types, n_types = self._atom_types, len(self._present)
         edges = (near.inside, near.shifts, types, n_types, near.counts, near.neighbors, near.images)
-        self._estimate, self._seen = None, (near.moved, *edges, *m["tables"])
+        self._seen = (near.moved, *edges, *m["tables"])
         gradients = (near.moved, *edges, *m["parameters"], self._g, self.energies, self._virials)
         n, cores = self.systems.n_atoms, self.n_threads
         return Launch([(k.gradients, gradients)], n, self.device, cores, k.threads)
 
-    def estimate_errors(self) -> None:
-        if self.errors is None:
-            return
-        if self._estimate is None:
-            self._estimate = self._record_estimate()
-        self._estimate()
-
-    def _record_estimate(self) -> Callable[[], None]:
-        kernels, n = build_errors(self._spec, LARGEST), self.systems.n_atoms
+    def _record_squares(self, squares: wp.array) -> Callable[[], None]:
+        kernels = build_errors(self._spec)
         load(kernels.module, self.device)
-        real, near, skip = self._kernels.types.real, self.neighbors, self.neighbors.moved
-        squares = wp.zeros(n, dtype=real, device=self.device)
-        network, law = self._model["errors"]
-        places = (skip, near.inside, near.shifts, self._atom_types)
-        pairs = (near.counts, near.neighbors, near.images)
-        steps = (
-            (kernels.distances, (*self._seen, *network, squares)),
-            (
-                kernels.estimates,
-                (*places, *pairs, squares, *law, self.errors, self.extrapolation),
-            ),
-        )
-        launches = [Launch([step], n, self.device, self.n_threads) for step in steps]
-
-        def estimate() -> None:
-            for launch in launches:
-                launch()
-
-        return estimate
+        arrays = (*self._seen, *self._model["errors"], self._g, squares)
+        n, cores = self.systems.n_atoms, self.n_threads
+        return Launch([(kernels.distances, arrays)], n, self.device, cores, kernels.threads)
 
 
 def _upload(
@@ -164,13 +139,13 @@ def _upload(
     errors: tuple[Any, ...] = ()
     if (known := student.error_model) is not None:
         hidden = wp.types.vector(student.shape.neurons, types.real)
-        mean, whitening = (array(own(x), hidden) for x in (known.mean, known.whitening))
-        scale, edge = (
-            wp.array(own(x), dtype=wp.float64, device=device) for x in (known.scale, known.edge)
-        )
-        law = types.real(known.reach), scale, edge, wp.float64(known.power)
-        inputs = array(w0, types.descriptors), array(b0, types.real)
-        errors = (*inputs, mean, whitening), law
+        mean, whitening = own(known.mean), own(known.whitening)
+        if kernels.lanes == 1:
+            inputs = array(w0, types.descriptors), array(b0, types.real)
+            errors = (*inputs, *(array(x, hidden) for x in (mean, whitening)))
+        else:
+            by_input = w0.transpose(0, 2, 1), b0, mean, whitening.transpose(0, 2, 1)
+            errors = tuple(array(x, types.real) for x in by_input)
     return {"cutoff": cutoffs.max(), "tables": tables, "parameters": parameters, "errors": errors}
 
 

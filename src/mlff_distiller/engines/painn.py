@@ -34,7 +34,6 @@ class PainnEngine(KernelEngine):
     Products of an atom's numbers with weights are PyTorch's, which on a GPU are cuBLAS's.
     """
 
-    measured_on = ("cpu",)
     student: PaiNN
     _kernels: Kernels
 
@@ -87,7 +86,9 @@ class PainnEngine(KernelEngine):
         a.g, a.energies, a.virials = self._g, self.energies, self._virials
         a.norm_width = self.student.norm_width
         a.reference = wp.array(self._weights["reference"], dtype=wp.float64, device=self.device)
-        steps = Steps(k, a, self._weights, self._rooms, near.moved, self.device, self.n_threads)
+        self._steps = steps = Steps(
+            k, a, self._weights, self._rooms, near.moved, self.device, self.n_threads
+        )
         launches = steps.record()
         on_cpu, moved = self.device.is_cpu, near.moved
 
@@ -99,6 +100,28 @@ class PainnEngine(KernelEngine):
                     launch()
 
         return gradients
+
+    @own_modes()
+    def _record_squares(self, squares: wp.array) -> Callable[[], None]:
+        model, types = self.student.error_model, wp.to_torch(self._atom_types).long()
+        assert model is not None
+        present = torch.from_numpy(self._present)
+        mean, whitening = (
+            own[present].to(self.student.device, self.student.dtype)
+            for own in (model.mean, model.whitening)
+        )
+        hidden, out = self._steps.last_hidden, wp.to_torch(squares)
+        centers = mean[types]
+        of_types = [(types == k, matrix.T.contiguous()) for k, matrix in enumerate(whitening)]
+
+        @own_modes()
+        def distances() -> None:
+            with on_stream(self.device):
+                away = nn.functional.silu(hidden) - centers
+                for own, matrix in of_types:
+                    torch.where(own, (away @ matrix).square().sum(1), out, out=out)
+
+        return distances
 
 
 def _weights(student: PaiNN, present: Tensor) -> dict[str, Any]:

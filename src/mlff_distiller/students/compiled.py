@@ -25,6 +25,7 @@ def compiled(
         # It advises TF32, which forces do not allow, and warns of what its own parts make use of.
         warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
         warnings.simplefilter("ignore", DeprecationWarning)
+        function(*arguments)  # constants that it keeps are no part of the graph
         token = TRACING.set(True)
         try:
             graph = make_fx(function)(*arguments)

@@ -14,6 +14,7 @@ from tests.helpers import random_nep, random_painn, rattled, structures
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.engines.loading import ready_student
 from mlff_distiller.engines.torch import TorchEngine
+from mlff_distiller.kernels.nep.reference import _harmonic_tables
 from mlff_distiller.md import run_md
 
 FRAMES = [rattled(structures()[name]) for name in ("small cell", "molecule", "slab")]
@@ -132,8 +133,9 @@ def test_as_a_calculator(device, monkeypatch):
     """One calculator, other atoms, boxes and elements."""
     monkeypatch.setattr("torch.compile", lambda graph, **_: graph)  # traced; fusing takes long
     student = few_operations()
-    one = StudentCalculator(student, device=device, dtype="float64", compile=device == "cpu")
-    plain = StudentCalculator(few_operations(), device="cpu", dtype="float64")
+    exact = {"dtype": "float64", "backend": "torch"}
+    one = StudentCalculator(student, device=device, compile=device == "cpu", **exact)
+    plain = StudentCalculator(few_operations(), device="cpu", **exact)
     rng = np.random.default_rng(0)
     for atoms in (FRAMES[0], FRAMES[2], FRAMES[1], FRAMES[0]):
         atoms = atoms.copy()
@@ -148,9 +150,21 @@ def test_as_a_calculator(device, monkeypatch):
                 assert np.abs(a - b).max() < 1e-9, (name, step)
 
 
+def test_constants_that_a_student_keeps_are_not_compiled(monkeypatch):
+    """They are made on the CPU, where a graph for a GPU cannot read them."""
+    graphs = []
+    monkeypatch.setattr("torch.compile", lambda graph, **_: graphs.append(graph) or graph)
+    _harmonic_tables.cache_clear()
+    atoms: Atoms = FRAMES[0].copy()
+    calculator = StudentCalculator(random_nep(), device="cpu", backend="torch", compile=True)
+    calculator.get_forces(atoms)
+    (graph,) = graphs
+    assert "aten.zeros." not in graph.code
+
+
 def test_results_are_the_callers(monkeypatch):
     monkeypatch.setattr("torch.compile", lambda graph, **_: graph)
-    calculator = StudentCalculator(few_operations(), device="cpu", compile=True)
+    calculator = StudentCalculator(few_operations(), device="cpu", backend="torch", compile=True)
     atoms: Atoms = FRAMES[0].copy()
     first = calculator.get_forces(atoms)
     kept = first.copy()

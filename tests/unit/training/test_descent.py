@@ -67,6 +67,8 @@ def test_kernels_do_what_the_optimizer_does(elements, neurons, optimizer, dtype,
     for expected, found in zip(*map(tensors, both), strict=True):
         scale = float(expected.abs().max())
         rounding = 1e-5 if dtype == torch.float32 else 1e-12
+        if device == "cuda":  # PyTorch keeps rates there in single precision
+            rounding = max(rounding, 1e-6)
         torch.testing.assert_close(found, expected, rtol=0.0, atol=rounding * scale)
 
 

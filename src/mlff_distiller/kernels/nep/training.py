@@ -24,8 +24,8 @@ from mlff_distiller.kernels.compiling import OnTensors
 from mlff_distiller.kernels.nep.reference import ZBL_COULOMB, ZBL_LENGTH, Repulsion, Shape
 from mlff_distiller.kernels.nep.warp_functions import ZBL_SIZE
 from mlff_distiller.kernels.nep.warp_training import build
-from mlff_distiller.kernels.nep.warp_training_lanes import WARP
 from mlff_distiller.kernels.slots import one_hot
+from mlff_distiller.kernels.types import WARP
 
 
 @dataclass(frozen=True)

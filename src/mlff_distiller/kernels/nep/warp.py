@@ -24,8 +24,13 @@ import warp as wp
 from mlff_distiller.kernels.compiling import IN_VECTORS
 from mlff_distiller.kernels.nep.reference import Shape
 from mlff_distiller.kernels.nep.warp_functions import Types, atom_functions, edge_functions
-from mlff_distiller.kernels.nep.warp_lanes import WARP, gradients_by_warps, warps_a_block
+from mlff_distiller.kernels.nep.warp_lanes import (
+    gradients_by_warps,
+    lane_functions,
+    warps_a_block,
+)
 from mlff_distiller.kernels.nep.warp_simd import build_options, gradients_by_vectors
+from mlff_distiller.kernels.types import WARP
 from mlff_distiller.kernels.warp_sums import Sums, sum_kernels
 
 CPU_FLAGS = f"{IN_VECTORS} -mllvm=-slp-recursion-max-depth=4"
@@ -99,7 +104,8 @@ def build(spec: Specialization) -> Kernels:
             func, outlined, of_atom, types, shape, one_type=one_type, has_zbl=spec.has_zbl
         )
         functions = (of_atom, of_edge, types, shape)
-        gradients = gradients_by_warps(func, kernel, *functions, one_type=one_type, on_cpu=on_cpu)
+        lanes = lane_functions(func, *functions)
+        gradients = gradients_by_warps(lanes, kernel, *functions, one_type=one_type, on_cpu=on_cpu)
 
     sums = sum_kernels(kernel, types.vec3, threads)
     return Kernels(module, types, types.vec3, spec.lanes, threads, gradients, sums)

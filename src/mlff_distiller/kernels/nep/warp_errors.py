@@ -1,7 +1,8 @@
-"""Estimates of force errors as Warp kernels: one source for CPU and GPU; see `ErrorModel`.
+"""Distances of atoms to the training set as a Warp kernel, for estimates of errors.
 
-Descriptors are formed once more, by one thread per atom, so that a step without a look costs what
-it did. The module is one of its own: it is compiled when estimates are first asked for.
+Descriptors are formed once more, by a thread of a CPU or a warp of a GPU for each atom, so that a
+step without a look costs what it did. The module is one of its own: it is compiled when estimates
+are first asked for. `ErrorModel` has the formulas.
 """
 
 from dataclasses import dataclass
@@ -10,29 +11,31 @@ from functools import cache
 import warp as wp
 
 from mlff_distiller.kernels.nep.warp import CPU_FLAGS, Specialization
-from mlff_distiller.kernels.nep.warp_functions import Types, atom_functions, edge_functions, waves
-
-BLOCK = 64
+from mlff_distiller.kernels.nep.warp_functions import Types, atom_functions, edge_functions
+from mlff_distiller.kernels.nep.warp_lanes import (
+    distances_by_warps,
+    lane_functions,
+    warps_a_block,
+)
+from mlff_distiller.kernels.types import WARP
 
 
 @dataclass(frozen=True)
 class ErrorKernels:
-    """In the order of their use, with the types of their arrays."""
+    """With the types of their arrays."""
 
     module: wp.Module
-    types: Types
-    hidden: type  # one number for each neuron
+    threads: int  # that a launch takes for an atom
     distances: wp.Kernel
-    estimates: wp.Kernel
 
 
 @cache
-def build_errors(spec: Specialization, largest: float) -> ErrorKernels:
-    """Kernels for ``spec``, whose results are at most ``largest``; compiled when first loaded."""
+def build_errors(spec: Specialization) -> ErrorKernels:
+    """For ``spec``; compiled when first loaded."""
     shape, on_cpu = spec.shape, spec.device == "cpu"
     types = Types.of(shape, float64=spec.float64)
     module = wp.Module(f"{spec.name}_errors", None)
-    block_dim = 1 if on_cpu else BLOCK
+    block_dim = 1 if on_cpu else WARP * warps_a_block(shape, float64=spec.float64)
     module.options.update(enable_backward=False, block_dim=block_dim, default_grid_stride=False)
     if on_cpu:
         module.options["cpu_compiler_flags"] = CPU_FLAGS
@@ -43,15 +46,23 @@ def build_errors(spec: Specialization, largest: float) -> ErrorKernels:
     of_edge = edge_functions(
         func, outlined, of_atom, types, shape, one_type=one_type, has_zbl=spec.has_zbl
     )
-    real, vec2, vec_r, vec_a = types.real, types.vec2, types.radial, types.angular
+    if spec.lanes > 1:
+        functions = (of_atom, of_edge, types, shape)
+        distances = distances_by_warps(
+            lane_functions(func, *functions),
+            *(kernel, types, shape),
+            one_type=one_type,
+            on_cpu=on_cpu,
+        )
+        return ErrorKernels(module, 1 if on_cpu else WARP, distances)
+
+    real, vec2, vec3, vec_r, vec_a = types.real, types.vec2, types.vec3, types.radial, types.angular
     vec_h, vec_d = types.harmonics, types.descriptors
     pair_of, density = of_edge.pair, of_edge.density
     invariants, separation = of_atom.invariants, of_atom.separation
     n_radial, n_angular, neurons = shape.n_max_radial + 1, shape.n_max_angular + 1, shape.neurons
     n_invariants = shape.n_invariants
     vec_m = wp.types.vector(neurons, real)
-    most = wp.constant(wp.float64(largest))
-    cos_pi, _ = waves(real)
 
     @outlined
     def distance(
@@ -90,6 +101,7 @@ def build_errors(spec: Specialization, largest: float) -> ErrorKernels:
         b0: wp.array2d(dtype=real),
         mean: wp.array(dtype=vec_m),
         whitening: wp.array2d(dtype=vec_m),
+        _g: wp.array2d(dtype=vec3),
         squares: wp.array(dtype=real),
     ):
         """d_i^2 of each atom."""
@@ -119,41 +131,4 @@ def build_errors(spec: Specialization, largest: float) -> ErrorKernels:
             t = types[i]
         squares[i] = distance(q, t, w0, b0, mean, whitening)
 
-    @kernel
-    def estimates(
-        first: int,
-        skip: wp.array(dtype=int),
-        positions: wp.array(dtype=wp.vec3d),
-        shifts: wp.array(dtype=wp.vec3d),
-        types: wp.array(dtype=int),
-        counts: wp.array(dtype=int),
-        neighbors: wp.array2d(dtype=int),
-        images: wp.array2d(dtype=int),
-        squares: wp.array(dtype=real),
-        reach: real,
-        scale: wp.array(dtype=wp.float64),
-        edge: wp.array(dtype=wp.float64),
-        power: wp.float64,
-        errors: wp.array(dtype=wp.float64),
-        extrapolation: wp.array(dtype=wp.float64),
-    ):
-        i = first + wp.tid()
-        if skip[0] != 0:
-            return
-        total = squares[i]
-        weights = real(1.0)
-        for slot in range(counts[i]):
-            j = neighbors[i, slot]
-            r = wp.length(separation(i, j, images[i, slot], positions, shifts))
-            if r < reach:
-                weight = real(0.5) + real(0.5) * cos_pi(r / reach)
-                weights += weight
-                total += weight * squares[j]
-        t = types[i]
-        gamma = wp.sqrt(wp.float64(total / weights)) / edge[t]
-        if not (gamma < most):  # NaN neither
-            gamma = most
-        errors[i] = wp.min(scale[t] * wp.pow(gamma, power), most)
-        extrapolation[i] = gamma
-
-    return ErrorKernels(module, types, vec_m, distances, estimates)
+    return ErrorKernels(module, 1, distances)

@@ -10,15 +10,15 @@ with one lane after the other, for tests.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import warp as wp
 
 from mlff_distiller.kernels.nep.reference import Shape
 from mlff_distiller.kernels.nep.warp_functions import AtomFunctions, EdgeFunctions, Types
-from mlff_distiller.kernels.types import vec6d
+from mlff_distiller.kernels.types import WARP, vec6d
 
-WARP = 32
 N_NEAR = 256
 """Slots of an atom among which the near ones are picked out; with more, all are gone through."""
 SHARED_BYTES = 48 * 1024
@@ -55,29 +55,37 @@ def warps_a_block(shape: Shape, *, float64: bool) -> int:
     return max(1, min(LARGEST_BLOCK, SHARED_BYTES // size))
 
 
-def gradients_by_warps(
+@dataclass(frozen=True)
+class LaneFunctions:
+    """Memory of a warp, and what its lanes do together."""
+
+    shared_density: wp.Function
+    shared_scratch: wp.Function
+    shared_slots: wp.Function
+    flat: wp.Function
+    first_lane: wp.Function
+    await_lanes: wp.Function
+    slot_of: wp.Function
+    descriptors: wp.Function
+
+
+def lane_functions(
     func: Callable[..., Any],
-    kernel: Callable[..., Any],
     of_atom: AtomFunctions,
     of_edge: EdgeFunctions,
     types: Types,
     shape: Shape,
-    *,
-    one_type: bool,
-    on_cpu: bool,
-) -> wp.Kernel:
-    """``func`` and ``kernel`` decorate what becomes a Warp function and kernel."""
+) -> LaneFunctions:
+    """``func`` decorates what becomes a Warp function."""
     n_radial, n_angular = shape.n_max_radial + 1, shape.n_max_angular + 1
     n_harmonics, n_invariants = shape.n_harmonics, shape.n_invariants
-    n_descriptors, neurons = shape.n_descriptors, shape.neurons
     real, vec2, vec3, vec_r, vec_a = types.real, types.vec2, types.vec3, types.radial, types.angular
-    vec_h, vec_i, vec_z = types.harmonics, types.invariants, types.zbl
-    invariants, slopes, separation = of_atom.invariants, of_atom.slopes, of_atom.separation
-    pair_of, density, gradient = of_edge.pair, of_edge.density, of_edge.gradient
+    vec_h = types.harmonics
+    invariants, separation = of_atom.invariants, of_atom.separation
+    pair_of, density = of_edge.pair, of_edge.density
     at = Scratch(shape)
-    ROW, SIZE = at.row, at.size
-    AT_ANGULAR, AT_HARMONICS, AT_DESCRIPTORS = at.angular, at.harmonics, at.descriptors
-    AT_HIDDEN, AT_ENERGIES, AT_TOTALS = at.hidden, at.energies, at.totals
+    ROW, AT_ANGULAR, AT_HARMONICS = at.row, at.angular, at.harmonics
+    AT_DESCRIPTORS = at.descriptors
     number = "wp::float64" if real is wp.float64 else "wp::float32"
     n_warps = warps_a_block(shape, float64=real is wp.float64)
 
@@ -168,55 +176,36 @@ def gradients_by_warps(
                 slot = near[N_NEAR - 1 - (rank - n_angular_near)]
         return slot
 
-    @kernel
-    def gradients(
-        first: int,
-        skip: wp.array(dtype=int),
+    @func
+    def descriptors(
+        i: int,
+        begin: int,
+        end: int,
         positions: wp.array(dtype=wp.vec3d),
         shifts: wp.array(dtype=wp.vec3d),
         types: wp.array(dtype=int),
         n_types: int,
-        counts: wp.array(dtype=int),
+        count: int,
         neighbors: wp.array2d(dtype=int),
         images: wp.array2d(dtype=int),
         cutoffs: wp.array(dtype=vec2),
         c_radial: wp.array2d(dtype=vec_r),
         c_angular: wp.array2d(dtype=vec_a),
-        zbl_pairs: wp.array(dtype=vec_z),
-        w0: wp.array3d(dtype=real),
-        w0_by_input: wp.array3d(dtype=real),
-        b0: wp.array2d(dtype=real),
-        w1: wp.array2d(dtype=real),
-        reference: wp.array(dtype=wp.float64),
+        s: wp.array(dtype=vec_h),
+        scratch: wp.array(dtype=real),
+        near: wp.array(dtype=int),
         g: wp.array2d(dtype=vec3),
-        energies: wp.array(dtype=wp.float64),
-        virials: wp.array(dtype=vec6d),
     ):
-        if skip[0] != 0:
-            return
-        if wp.static(on_cpu):
-            i = first + wp.tid()
-            begin = 0
-            end = WARP
-            s = wp.zeros(shape=(n_angular,), dtype=vec_h)
-            scratch = wp.zeros(shape=(SIZE,), dtype=real)
-            near = wp.zeros(shape=(N_NEAR,), dtype=int)
-        else:
-            i = first + wp.tid() / WARP
-            begin = first_lane()
-            end = begin + 1
-            s = shared_density()
-            scratch = shared_scratch()
-            near = shared_slots()
+        """Densities s and descriptors of atom i; how many neighbours are near, by which cutoff.
+
+        Where none is, dU_i/dr_ij is zero: ``g`` is told.
+        """
         s_flat = flat(s)
-        count = counts[i]
         for lane in range(begin, end):
             for k in range(lane, wp.static(n_angular * n_harmonics), WARP):
                 s_flat[k] = real(0.0)
             for k in range(lane, n_radial, WARP):
                 scratch[AT_DESCRIPTORS + k] = real(0.0)
-            for k in range(lane, N_TOTALS, WARP):
-                scratch[AT_TOTALS + k] = real(0.0)
 
         # Slots within the angular cutoff from the front, those within the radial one from the back.
         n_front = int(0)
@@ -294,6 +283,102 @@ def gradients_by_warps(
                 for k in range(n_invariants):
                     scratch[AT_DESCRIPTORS + n_radial + k * n_angular + n] = q_n[k]
         await_lanes()
+        return n_front, n_near
+
+    return LaneFunctions(
+        *(shared_density, shared_scratch, shared_slots, flat),
+        *(first_lane, await_lanes, slot_of, descriptors),
+    )
+
+
+def gradients_by_warps(
+    lanes: LaneFunctions,
+    kernel: Callable[..., Any],
+    of_atom: AtomFunctions,
+    of_edge: EdgeFunctions,
+    types: Types,
+    shape: Shape,
+    *,
+    one_type: bool,
+    on_cpu: bool,
+) -> wp.Kernel:
+    """``kernel`` decorates what becomes a Warp kernel."""
+    n_radial, n_angular = shape.n_max_radial + 1, shape.n_max_angular + 1
+    n_invariants, n_descriptors, neurons = shape.n_invariants, shape.n_descriptors, shape.neurons
+    real, vec2, vec3, vec_r, vec_a = types.real, types.vec2, types.vec3, types.radial, types.angular
+    vec_h, vec_i, vec_z = types.harmonics, types.invariants, types.zbl
+    slopes, separation = of_atom.slopes, of_atom.separation
+    pair_of, gradient = of_edge.pair, of_edge.gradient
+    shared_density, shared_scratch = lanes.shared_density, lanes.shared_scratch
+    shared_slots, first_lane, await_lanes = lanes.shared_slots, lanes.first_lane, lanes.await_lanes
+    slot_of, descriptors = lanes.slot_of, lanes.descriptors
+    at = Scratch(shape)
+    ROW, SIZE, AT_DESCRIPTORS = at.row, at.size, at.descriptors
+    AT_HIDDEN, AT_ENERGIES, AT_TOTALS = at.hidden, at.energies, at.totals
+
+    @kernel
+    def gradients(
+        first: int,
+        skip: wp.array(dtype=int),
+        positions: wp.array(dtype=wp.vec3d),
+        shifts: wp.array(dtype=wp.vec3d),
+        types: wp.array(dtype=int),
+        n_types: int,
+        counts: wp.array(dtype=int),
+        neighbors: wp.array2d(dtype=int),
+        images: wp.array2d(dtype=int),
+        cutoffs: wp.array(dtype=vec2),
+        c_radial: wp.array2d(dtype=vec_r),
+        c_angular: wp.array2d(dtype=vec_a),
+        zbl_pairs: wp.array(dtype=vec_z),
+        w0: wp.array3d(dtype=real),
+        w0_by_input: wp.array3d(dtype=real),
+        b0: wp.array2d(dtype=real),
+        w1: wp.array2d(dtype=real),
+        reference: wp.array(dtype=wp.float64),
+        g: wp.array2d(dtype=vec3),
+        energies: wp.array(dtype=wp.float64),
+        virials: wp.array(dtype=vec6d),
+    ):
+        if skip[0] != 0:
+            return
+        if wp.static(on_cpu):
+            i = first + wp.tid()
+            begin = 0
+            end = WARP
+            s = wp.zeros(shape=(n_angular,), dtype=vec_h)
+            scratch = wp.zeros(shape=(SIZE,), dtype=real)
+            near = wp.zeros(shape=(N_NEAR,), dtype=int)
+        else:
+            i = first + wp.tid() / WARP
+            begin = first_lane()
+            end = begin + 1
+            s = shared_density()
+            scratch = shared_scratch()
+            near = shared_slots()
+        for lane in range(begin, end):
+            for k in range(lane, N_TOTALS, WARP):
+                scratch[AT_TOTALS + k] = real(0.0)
+        count = counts[i]
+        n_front, n_near = descriptors(
+            i,
+            begin,
+            end,
+            positions,
+            shifts,
+            types,
+            n_types,
+            count,
+            neighbors,
+            images,
+            cutoffs,
+            c_radial,
+            c_angular,
+            s,
+            scratch,
+            near,
+            g,
+        )
         t = int(0)
         if wp.static(not one_type):
             t = types[i]
@@ -369,3 +454,108 @@ def gradients_by_warps(
                 virials[i] = v
 
     return gradients
+
+
+def distances_by_warps(
+    lanes: LaneFunctions,
+    kernel: Callable[..., Any],
+    types: Types,
+    shape: Shape,
+    *,
+    one_type: bool,
+    on_cpu: bool,
+) -> wp.Kernel:
+    """d_i^2 of `ErrorModel`; ``kernel`` decorates what becomes a Warp kernel."""
+    n_angular, n_descriptors = shape.n_max_angular + 1, shape.n_descriptors
+    neurons = shape.neurons
+    real, vec2, vec3, vec_r, vec_a = types.real, types.vec2, types.vec3, types.radial, types.angular
+    vec_h = types.harmonics
+    shared_density, shared_scratch = lanes.shared_density, lanes.shared_scratch
+    shared_slots, first_lane, await_lanes = lanes.shared_slots, lanes.first_lane, lanes.await_lanes
+    descriptors = lanes.descriptors
+    at = Scratch(shape)
+    SIZE, AT_DESCRIPTORS, AT_HIDDEN, AT_SUMS = at.size, at.descriptors, at.hidden, at.energies
+
+    @kernel
+    def distances(
+        first: int,
+        skip: wp.array(dtype=int),
+        positions: wp.array(dtype=wp.vec3d),
+        shifts: wp.array(dtype=wp.vec3d),
+        types: wp.array(dtype=int),
+        n_types: int,
+        counts: wp.array(dtype=int),
+        neighbors: wp.array2d(dtype=int),
+        images: wp.array2d(dtype=int),
+        cutoffs: wp.array(dtype=vec2),
+        c_radial: wp.array2d(dtype=vec_r),
+        c_angular: wp.array2d(dtype=vec_a),
+        w0_by_input: wp.array3d(dtype=real),
+        b0: wp.array2d(dtype=real),
+        mean: wp.array2d(dtype=real),
+        whitening_by_input: wp.array3d(dtype=real),
+        g: wp.array2d(dtype=vec3),
+        squares: wp.array(dtype=real),
+    ):
+        if skip[0] != 0:
+            return
+        if wp.static(on_cpu):
+            i = first + wp.tid()
+            begin = 0
+            end = WARP
+            s = wp.zeros(shape=(n_angular,), dtype=vec_h)
+            scratch = wp.zeros(shape=(SIZE,), dtype=real)
+            near = wp.zeros(shape=(N_NEAR,), dtype=int)
+        else:
+            i = first + wp.tid() / WARP
+            begin = first_lane()
+            end = begin + 1
+            s = shared_density()
+            scratch = shared_scratch()
+            near = shared_slots()
+        _n_front, _n_near = descriptors(
+            i,
+            begin,
+            end,
+            positions,
+            shifts,
+            types,
+            n_types,
+            counts[i],
+            neighbors,
+            images,
+            cutoffs,
+            c_radial,
+            c_angular,
+            s,
+            scratch,
+            near,
+            g,
+        )
+        t = int(0)
+        if wp.static(not one_type):
+            t = types[i]
+        for lane in range(begin, end):
+            for m in range(lane, neurons, WARP):
+                z = -b0[t, m]
+                for k in range(n_descriptors):
+                    z += w0_by_input[t, k, m] * scratch[AT_DESCRIPTORS + k]
+                scratch[AT_HIDDEN + m] = wp.tanh(z) - mean[t, m]
+        await_lanes()
+        for lane in range(begin, end):
+            total = real(0.0)
+            for m in range(lane, neurons, WARP):
+                along = real(0.0)
+                for k in range(neurons):
+                    along += whitening_by_input[t, k, m] * scratch[AT_HIDDEN + k]
+                total += along * along
+            scratch[AT_SUMS + lane] = total
+        await_lanes()
+        for lane in range(begin, end):
+            if lane == 0:
+                total = real(0.0)
+                for other in range(WARP):
+                    total += scratch[AT_SUMS + other]
+                squares[i] = total
+
+    return distances

@@ -17,11 +17,11 @@ from mlff_distiller.kernels.nep.reference import C3B, C4B, C5B, Shape
 from mlff_distiller.kernels.nep.warp import CPU_FLAGS
 from mlff_distiller.kernels.nep.warp_functions import Types, atom_functions, radial_functions
 from mlff_distiller.kernels.nep.warp_training_lanes import (
-    WARP,
     LaneKernels,
     kernels_by_warps,
     warps_a_block,
 )
+from mlff_distiller.kernels.types import WARP
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import warp as wp
 
 from mlff_distiller.kernels.nep.reference import Shape
 from mlff_distiller.kernels.nep.warp_functions import AtomFunctions, RadialFunctions, Types
+from mlff_distiller.kernels.types import WARP
 
-WARP = 32
 SHARED_BYTES = 48 * 1024
 """That a block may have without asking for more."""
 LARGEST_BLOCK = 4

@@ -14,7 +14,8 @@ from mlff_distiller.kernels.painn.native_moments import (
     soft_moments_back,
     sums,
 )
-from mlff_distiller.kernels.painn.shape import WARP, Shape
+from mlff_distiller.kernels.painn.shape import Shape
+from mlff_distiller.kernels.types import WARP
 
 
 def _prelude(shape: Shape) -> str:

@@ -3,7 +3,6 @@
 import re
 from dataclasses import astuple, dataclass
 
-WARP = 32
 HIGHEST_OF_FIRST = 4
 """Order up to which there are harmonics of the first moments."""
 

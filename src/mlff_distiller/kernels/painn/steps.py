@@ -20,8 +20,10 @@ class Steps:
     """An evaluation of atoms whose neighbours and results ``shared`` names.
 
     ``weights`` are (inputs, outputs); ``rooms`` keeps the arrays in between from one recording to
-    the next.
+    the next. Of these ``last_hidden`` (n_atoms, width) is the readout's layer before SiLU.
     """
+
+    last_hidden: Tensor
 
     def __init__(
         self,
@@ -195,6 +197,7 @@ class Steps:
         """Energies of atoms, and their derivative by scalars."""
         (matrix, bias), (last, last_bias) = self._weights["readout"], self._weights["last"]
         hidden, active = self._hidden(s, matrix, bias, "readout")
+        self.last_hidden = hidden
         site = self._common("site", self._n, 1).view(-1)
         self._steps.append(partial(torch.addmv, last_bias, active, last, out=site))
         bar = self._room("readout_bar", *hidden.shape)

@@ -13,8 +13,8 @@ import warp as wp
 
 from mlff_distiller.kernels.compiling import IN_VECTORS
 from mlff_distiller.kernels.painn.native import bodies
-from mlff_distiller.kernels.painn.shape import WARP, Shape
-from mlff_distiller.kernels.types import vec6d
+from mlff_distiller.kernels.painn.shape import Shape
+from mlff_distiller.kernels.types import WARP, vec6d
 from mlff_distiller.kernels.warp_sums import Sums, sum_kernels
 
 OF_ATOMS = (
