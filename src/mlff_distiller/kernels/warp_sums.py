@@ -22,7 +22,7 @@ class Sums:
 
 
 def lane_sum(number: type, threads: int) -> wp.Function:
-    """Sums a number or a vector over ``threads`` of one warp; each gets the result. A CPU has one."""
+    """Sums a number or a vector over ``threads`` of one warp, each of which gets the result."""
     length = number._length_
     one = "value[k]" if length > 1 else "value"
 

@@ -92,7 +92,6 @@ def build(shape: Shape, *, float64: bool, device: str, lanes: int) -> TrainingKe
     angular = radial_functions(func, types, n_k, types.angular)
     radial_slopes, angular_slopes = radial.with_slopes, angular.with_slopes
     invariants_along_of, slopes_along_of = _along(outlined, types, shape)
-
     sum_of_lanes = lane_sum(real, threads)
 
     @func
@@ -304,17 +303,6 @@ def build(shape: Shape, *, float64: bool, device: str, lanes: int) -> TrainingKe
                     along += zbl(r, p)[1]
             g_ij += along * u
         g[e] = g_ij
-
-    @wp.func_native(
-        f"""
-    #if defined(__CUDA_ARCH__)
-        for (int other = {WARP} / 2; other > 0; other /= 2)
-            value += __shfl_xor_sync(0xffffffff, value, other);
-    #endif
-        return value;
-    """
-    )
-    def sum_of_lanes(value: real) -> real: ...
 
     @kernel
     def repulsion(
