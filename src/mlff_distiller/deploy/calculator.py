@@ -101,7 +101,7 @@ class StudentCalculator(Calculator):
         self._may_be_slow = backend != "warp"
         self._looks = Looks(self.student, guard, guard_every)
 
-    # -- what ASE calls, several times a step -------------------------------------------------
+    # -- what ASE calls, several times per step -----------------------------------------------
 
     def get_property(
         self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True
