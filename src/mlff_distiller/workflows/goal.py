@@ -22,6 +22,8 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 
+from mlff_distiller.students.registry import UPDATE_COST
+
 Kind = Literal["first", "labels", "longer", "larger", "harvest"]
 
 _PRIORS = {"labels": 0.4, "longer": 0.2, "larger": 0.15}
@@ -32,9 +34,8 @@ _FACTORS = {"labels": (1.5, 3.0), "longer": (2.0, 4.0)}
 """Smallest and largest factor of what one turn may spend more on labels or training."""
 _MOST_UPDATES = 32
 """Times the updates of the first turn: beyond it more training is no longer tried."""
-_STUDENT_COST = {"nep-small": 0.6, "nep": 1.0, "nep-large": 1.7}
 _COST_OF_OTHERS = 6.0
-"""What an update costs, times that of `nep`: estimates, for students that no turn has trained."""
+"""An estimate of what an update costs, for students that `UPDATE_COST` does not name."""
 _TIMES_AS_LONG = 2.0
 """The first training of another student takes at most this many times that of the one before."""
 
@@ -379,7 +380,7 @@ def _price(seconds: float) -> float:
 
 
 def _cost_of(student: str) -> float:
-    return _STUDENT_COST.get(student, _COST_OF_OTHERS)
+    return UPDATE_COST.get(student, _COST_OF_OTHERS)
 
 
 def _within(value: float, least: float, most: float) -> float:
