@@ -249,7 +249,11 @@ def _with_student(student: str, last: Turn, why: str) -> Step:
 def _reach(
     turns: Sequence[Turn], goal: Goal, laws: Mapping[str, float], seconds_left: float
 ) -> tuple[float, float]:
-    """The fit and the gap that stay if all that is left buys training, and all buys labels."""
+    """The fit and the gap that stay if all that is left buys training, and all buys labels.
+
+    The gap counts once a turn has shown what labels gain, or none are left: the prior is a guess,
+    and where labels are few they help any student.
+    """
     last = turns[-1]
     updates = _MOST_UPDATES * turns[0].step.updates / last.step.updates
     updates = min(updates, seconds_left / max(1.0, last.train_seconds))
@@ -257,7 +261,9 @@ def _reach(
     bought = seconds_left / max(1e-3, _seconds_per_label(turns))
     labels = min(labels, 1.0 + bought / last.n_labels)
     fit, _ = trained(turns, laws, max(1.0, updates))
-    return fit, (last.error - last.fit) * max(1.0, labels) ** -laws["labels"]
+    is_known = any(turn.step.kind == "labels" for turn in turns) or not _has_room(last, goal)
+    gap = (last.error - last.fit) * max(1.0, labels) ** -laws["labels"]
+    return fit, gap if is_known else 0.0
 
 
 def exponents(turns: Sequence[Turn]) -> dict[str, float]:

@@ -100,6 +100,7 @@ def test_labels_come_before_a_larger_student_while_they_promise_more():
     assert decide(turns, GOAL).step.kind == "labels"
     all_labels = replace(GOAL, settings=GoalSettings(max_labels=900))
     assert decide(turns, all_labels).step.student == "nep-large"
+    assert decide([turn(0.08, 0.11)], GOAL).step.kind == "longer"  # what they gain is not known yet
     # Here they have not helped.
     turns = [turn(0.04, 0.10), turn(0.05, 0.10, number=1, labels=900)]
     assert decide(turns, GOAL).step.student == "nep-large"
