@@ -1,10 +1,11 @@
-"""What a step of a painn student costs: kernels one by one, as a CUDA graph, compiled.
+"""What a step of a painn student costs: by kernels of ours, and by PyTorch in three ways.
 
     python benchmarks/painn_md.py --student benchmarks/silicon/painn --device cuda --out table.json
 
 Of silicon: evaluations of the student and of presets with random weights, on neighbours that are
 there; then whole steps of the student, by ``run_md`` and by ASE, velocity Verlet, 1 fs, 300 K.
-Medians of repeats, all in one process.
+Medians of repeats, all in one process. ``--ways`` chooses among kernels, "one by one" (PyTorch's),
+"as a graph" and "compiled", which takes half a minute for each row.
 """
 
 import argparse
@@ -13,16 +14,19 @@ import platform
 import statistics
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+import warp as wp
 from ase import units
 from ase.md.verlet import VelocityVerlet
 from md_bench import crystal
 
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.engines.loading import ready_student
+from mlff_distiller.engines.painn import PainnEngine
 from mlff_distiller.engines.torch import TorchEngine
 from mlff_distiller.md import Ensemble, Simulation
 from mlff_distiller.structure import thermalise
@@ -30,9 +34,15 @@ from mlff_distiller.students.painn import PaiNN
 from mlff_distiller.students.painn_setup import initialise
 
 WAYS = {
-    "one by one": {"padded": False},
-    "as a graph": {"padded": True},
-    "compiled": {"padded": True, "compile": True},
+    "kernels": PainnEngine,
+    "one by one": partial(TorchEngine, padded=False),
+    "as a graph": partial(TorchEngine, padded=True),
+    "compiled": partial(TorchEngine, padded=True, compile=True),
+}
+BY_ASE = {
+    "kernels": {"backend": "warp"},
+    "as a graph": {"backend": "torch"},
+    "compiled": {"backend": "torch", "compile": True},
 }
 REPEATS, LEAST_S = 7, 0.15
 
@@ -71,15 +81,15 @@ def median_ms(call, device):
     return round(1e3 * statistics.median(seconds), 4)
 
 
-def evaluations(students, sizes, device, skin):
+def evaluations(ways, students, sizes, device, skin):
     for name, given in students.items():
         student = ready_student(given, device, "float32")
         for n_atoms in sizes:
             atoms = rattled(n_atoms)
             row = {"what": "evaluation", "student": name, "atoms": len(atoms), "skin_A": skin}
-            for way, options in WAYS.items():
+            for way in ways:
                 try:
-                    engine = TorchEngine(student, skin, **options).for_frames([atoms])
+                    engine = WAYS[way](student, skin).for_frames([atoms])
                     engine.positions.assign(atoms.positions)
                     began = time.perf_counter()
                     engine.rebuild(atoms.cell.array[None], atoms.pbc[None])
@@ -93,14 +103,14 @@ def evaluations(students, sizes, device, skin):
             yield row
 
 
-def steps(name, given, sizes, device, skins):
+def steps(ways, name, given, sizes, device, skins):
     for n_atoms in sizes:
         for skin in skins:
             student, atoms = ready_student(given, device, "float32"), crystal("Si", n_atoms)
             thermalise(atoms, 300.0, np.random.default_rng(0))
             row = {"what": "run_md", "student": name, "atoms": len(atoms), "skin_A": skin}
-            for way, options in WAYS.items():
-                engine = TorchEngine(student, skin, **options).for_frames([atoms])
+            for way in ways:
+                engine = WAYS[way](student, skin).for_frames([atoms])
                 simulation = Simulation(engine, [atoms], Ensemble(time_step_fs=1.0))
                 simulation.advance(50)
                 before = simulation.n_rebuilds, simulation.step
@@ -109,10 +119,10 @@ def steps(name, given, sizes, device, skins):
                 row["steps a rebuild"] = round(done / max(1, simulation.n_rebuilds - before[0]))
             yield row
         row = {"what": "ASE", "student": name, "atoms": len(atoms)}
-        for way, options in {"as a graph": {}, "compiled": {"compile": True}}.items():
+        for way in filter(BY_ASE.get, ways):
             atoms = crystal("Si", n_atoms)
             thermalise(atoms, 300.0, np.random.default_rng(0))
-            atoms.calc = StudentCalculator(given, device=device, **options)
+            atoms.calc = StudentCalculator(given, device=device, **BY_ASE[way])
             dynamics = VelocityVerlet(atoms, 1.0 * units.fs)
             dynamics.run(20)
             row[f"{way}, ms"] = median_ms(lambda d=dynamics: d.run(10), device) / 10
@@ -124,21 +134,24 @@ def main():
     parser.add_argument("--student", type=Path, required=True)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 1000, 8000])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--seconds", type=float, default=200.0, help="no row begins later")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     warnings.simplefilter("default")
     device, sizes = arguments.device, arguments.sizes
     name = torch.cuda.get_device_name() if device == "cuda" else platform.processor()
-    about = {"device": name, "torch": torch.__version__, "repeats": REPEATS}
+    about = {"device": name, "torch": torch.__version__, "warp": wp.__version__}
+    about["repeats"] = REPEATS
     students = {"silicon/painn": arguments.student}
+    ways = dict.fromkeys(arguments.ways).keys()
     parts = [
-        evaluations(students, sizes[:1], device, 0.5),
-        steps("silicon/painn", arguments.student, sizes[:2], device, [0.3, 0.5, 1.0]),
-        evaluations({"painn-64x2": preset(64, 2)}, sizes, device, 0.5),
-        evaluations({"painn-128x3": preset(128, 3)}, sizes[:2], device, 0.5),
-        evaluations(students, sizes[1:], device, 0.5),
-        steps("silicon/painn", arguments.student, sizes[2:], device, [0.5]),
+        evaluations(ways, students, sizes[:1], device, 0.5),
+        steps(ways, "silicon/painn", arguments.student, sizes[:2], device, [0.3, 0.5, 1.0]),
+        evaluations(ways, {"painn-64x2": preset(64, 2)}, sizes, device, 0.5),
+        evaluations(ways, {"painn-128x3": preset(128, 3)}, sizes[:2], device, 0.5),
+        evaluations(ways, students, sizes[1:], device, 0.5),
+        steps(ways, "silicon/painn", arguments.student, sizes[2:], device, [0.5, 1.0]),
     ]
     began, rows = time.perf_counter(), []
     for row in (row for part in parts for row in part):

@@ -3,11 +3,13 @@
     python departures.py melting compression vacancy reaction adsorbate --students students \
         --out departures.json
     python departures.py silicon silicon-600K ethanol --ns 1 --students students --out FILE
+    python departures.py --run si --run nacl --ns 1 --device cuda --out FILE
 
 The students are those that ``error_estimates.py`` leaves, trained on the sets of ``error_sets.py``.
 A departure runs with ``guard="stop"``, and unguarded, where the teacher is asked about each frame
-that a guard would look at. In the others nothing is planted: an alarm is a false one unless the
-teacher finds an error of so many typical ones in the frame that was kept.
+that a guard would look at. In the others, and for a ``--run`` of `distill` with its teacher, first
+structure and first temperature, nothing is planted: an alarm is a false one unless the teacher
+finds an error of so many typical ones in the frame that was kept.
 """
 
 import argparse
@@ -22,6 +24,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+import yaml
 from ase import Atoms
 from ase.io import read
 from error_sets import start_of, with_adsorbate
@@ -30,7 +33,7 @@ from mlff_distiller import run_md
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.durable import write_json
 from mlff_distiller.errors import DynamicsError, UntrustedError
-from mlff_distiller.structure import thermalise
+from mlff_distiller.structure import default_time_step_fs, thermalise
 from mlff_distiller.students import load_student
 from mlff_distiller.teachers import TeacherCalculator
 
@@ -100,6 +103,15 @@ QUIET = {
 }
 
 
+def of_run(folder):
+    """The dynamics that `distill` taught its student."""
+    words = yaml.safe_load((folder / "config.yaml").read_text())
+    start = read(folder / "structures.traj", 0)
+    kelvin = words["config"]["sampling"]["temperature_K"][0]
+    settings = {"temperature_K": kelvin, "time_step_fs": default_time_step_fs(start)}
+    return Case("student", start.copy, words["inputs"]["teacher"], settings=settings)
+
+
 def off(atoms, forces, teacher, typical):
     """Lengths of the errors of ``forces``, in units of the typical one, (n_atoms,)."""
     atoms.calc = teacher
@@ -146,11 +158,11 @@ def departs(case, student, teacher, folder, every, seed):
     }
 
 
-def stays(case, student, teacher, folder, every, ns, seed):
+def stays(case, student, teacher, folder, every, device, ns, seed):
     """What a guard says of so many ns of the dynamics that the student learned."""
     n_steps = round(1e6 * ns / case.settings["time_step_fs"])
     settings = {"ensemble": "nvt", "guard_every": every, "log_every": n_steps, "seed": seed}
-    settings |= {"n_steps": n_steps, "frames_every": n_steps, "device": "cpu"} | case.settings
+    settings |= {"n_steps": n_steps, "frames_every": n_steps, "device": device} | case.settings
     start, model = case.start(), student.error_model
     with warnings.catch_warnings(action="ignore"):
         run = run_md(start, student, out=folder / "md.extxyz", **settings)
@@ -176,8 +188,10 @@ def stays(case, student, teacher, folder, every, ns, seed):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("names", nargs="+", choices=[*DEPARTURES, *QUIET])
-    parser.add_argument("--students", type=Path, required=True)
+    parser.add_argument("names", nargs="*", choices=[*DEPARTURES, *QUIET, []])
+    parser.add_argument("--students", type=Path, help="folder of those of the names")
+    parser.add_argument("--run", type=Path, action="append", default=[])
+    parser.add_argument("--device", default="cpu", help="of those that do not depart")
     parser.add_argument("--ns", type=float, default=1.0, help="of those that do not depart")
     parser.add_argument("--every", type=int, default=50, help="steps between looks")
     parser.add_argument("--steps", type=int, help="of a departure")
@@ -187,19 +201,20 @@ def main():
     torch.set_num_threads(1)
     content = json.loads(given.out.read_text()) if given.out.exists() else {}
     content |= {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
-    for name in given.names:
-        case = (DEPARTURES | QUIET)[name]
+    cases = [(name, given.students, (DEPARTURES | QUIET)[name]) for name in given.names]
+    cases += [(folder.name, folder, of_run(folder)) for folder in given.run]
+    for name, students, case in cases:
         case = replace(case, n_steps=given.steps or case.n_steps)
-        student = load_student(given.students / case.student)
+        student = load_student(students / case.student)
         with (
             TemporaryDirectory() as folder,
             TeacherCalculator(case.teacher, device="cpu") as teacher,
         ):
             settings = case, student, teacher, Path(folder), given.every
-            if name in QUIET:
-                found = stays(*settings, given.ns, given.seed)
-            else:
+            if name in DEPARTURES:
                 found = departs(*settings, given.seed)
+            else:
+                found = stays(*settings, given.device, given.ns, given.seed)
         content.setdefault("rows", {})[f"{name}, every {given.every}"] = found
         write_json(given.out, content)
         print(name, {key: value for key, value in found.items() if key != "rows"}, flush=True)

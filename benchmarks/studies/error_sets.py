@@ -3,7 +3,8 @@
     python error_sets.py si --sampler Si_2022_NEP4_3body.txt --frames 160 --out sets
     python error_sets.py cuni --sampler UNEP-v1.txt --by-sampler --frames 120 --out sets
     python error_sets.py slab --sampler emt --by-sampler --frames 80 --out sets
-    python error_sets.py hfo2 --start hfo2.extxyz --frames 80 --out sets
+    python error_sets.py hfo2 --start hfo2.extxyz --frames 80 --device cuda --out sets
+    python error_sets.py water --start water.extxyz --frames 80 --device cuda --out sets
     python error_sets.py ethanol --teacher ani-1x --frames 80 --out sets
 
 ``sampler`` is a student, ``nep.txt`` or EMT, whose Langevin dynamics gives the structures; by
@@ -31,6 +32,7 @@ from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.teachers import TeacherCalculator
 
 IN = (300.0, 600.0)  # K
+WET = (300.0, 400.0)
 STRAIN = 0.01
 
 
@@ -117,6 +119,32 @@ def ethanol(start, calculator, n):
     return frames
 
 
+def water(start, calculator, n):
+    """Frames of each domain by name."""
+    few = n // 8
+    frames = known(start, calculator, WET, 0.5 * STRAIN, n)
+    fine = {"first": 100, "every": 50, "step_fs": 0.5}
+    dense = scaled(start, 0.8 ** (1 / 3))
+    frames["hot"] = walk(start, calculator, 700.0, few, 13, **fine)
+    frames["compressed"] = walk(dense, calculator, WET[0], few, 14, **fine)
+    rng = np.random.default_rng(0)
+    frames["broken bond"] = [parted(atoms, rng) for atoms in frames["held_out"][:few]]
+    frames["alone"] = [molecule("H2O") for _ in range(few)]
+    for atoms in frames["alone"]:
+        atoms.positions += rng.normal(scale=0.05, size=(3, 3))
+    return frames
+
+
+def parted(atoms, rng):
+    """With one bond to hydrogen up to twice as long."""
+    atoms = atoms.copy()
+    o = rng.choice(np.flatnonzero(atoms.numbers == 8))
+    hydrogens = np.flatnonzero(atoms.numbers == 1)
+    h = hydrogens[atoms.get_distances(o, hydrogens, mic=True).argmin()]
+    atoms.positions[h] += rng.uniform(0.3, 1.0) * atoms.get_distance(o, h, mic=True, vector=True)
+    return atoms
+
+
 def sampler_for(start, teacher, temperature_K, strain):
     """A nep whose dynamics stays near ``start``: from rattled structures, then from its own."""
     rng = np.random.default_rng(1)
@@ -160,7 +188,9 @@ def start_of(name, path=None):
         slab = fcc111("Cu", (3, 3, 4), a=3.61, vacuum=7.0)
         slab.pbc = True
         return slab
-    return read(path, 0) * (2, 1, 1) if name == "hfo2" else molecule("CH3CH2OH")
+    if name == "ethanol":
+        return molecule("CH3CH2OH")
+    return read(path, 0) * (2, 1, 1) if name == "hfo2" else read(path, 0)
 
 
 def with_adsorbate(atoms):
@@ -177,8 +207,8 @@ def mixed(atoms, seed=0):
 
 
 def frames_of(name, start, sampler, n):
-    if name == "ethanol":
-        return ethanol(start, sampler, n)
+    if name in ("ethanol", "water"):
+        return (ethanol if name == "ethanol" else water)(start, sampler, n)
     if name == "slab":
         frames = known(start, sampler, IN, 0.0, n)
         gas = known(molecule("O2"), sampler, IN, 0.0, n // 2)
@@ -196,10 +226,11 @@ def frames_of(name, start, sampler, n):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("name", choices=("si", "cuni", "slab", "hfo2", "ethanol"))
+    parser.add_argument("name", choices=("si", "cuni", "slab", "hfo2", "ethanol", "water"))
     parser.add_argument("--sampler")
-    parser.add_argument("--start", type=Path, help="of hfo2; the first frame")
+    parser.add_argument("--start", type=Path, help="of hfo2 or water; the first frame")
     parser.add_argument("--teacher", default="7net-0")
+    parser.add_argument("--device", default="cpu", help="of the teacher")
     parser.add_argument("--by-sampler", action="store_true")
     parser.add_argument("--frames", type=int, default=200)
     parser.add_argument("--out", type=Path, required=True)
@@ -207,13 +238,14 @@ def main():
     start = start_of(given.name, given.start)
     folder = given.out / given.name
     folder.mkdir(parents=True, exist_ok=True)
-    with TeacherCalculator(given.teacher, device="cpu") as teacher:
+    with TeacherCalculator(given.teacher, device=given.device) as teacher:
         if given.sampler == "emt":
             sampler = EMT()
         elif given.sampler:
             sampler = StudentCalculator(given.sampler, device="cpu")
         else:
-            sampler = sampler_for(start, teacher, IN[-1], STRAIN if start.pbc.any() else 0.0)
+            kelvin = WET[-1] if given.name == "water" else IN[-1]
+            sampler = sampler_for(start, teacher, kelvin, STRAIN if start.pbc.any() else 0.0)
         for name, frames in frames_of(given.name, start, sampler, given.frames).items():
             path = folder / f"{name}.extxyz"
             if not path.exists():

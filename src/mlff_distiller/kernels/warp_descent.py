@@ -15,6 +15,8 @@ BETAS = (0.9, 0.99)
 EPSILON = 1e-8
 NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)
 ITERATIONS = 5
+SHARED_BYTES = 40 * 1024
+"""For a matrix and its like; sums of a block take some, too."""
 vec8i = wp.types.vector(8, wp.int32)
 
 
@@ -38,10 +40,10 @@ def build(n: int, *, float64: bool, device: str) -> DescentKernels:
     ``tensors`` are addresses: of all weights, all gradients, all first and all second moments, all
     numbers of steps (float32), all averages. A row of ``blocks`` is a matrix: its tensor, first
     element, rows, columns, whether it is turned, whether it decays, its group, where its part of
-    ``memory`` starts: zeros for three padded matrices and two padded squares.
+    ``memory`` starts: room for three padded matrices and two padded squares.
     """
     on_cpu = device == "cpu"
-    tile, chunks, threads = (8, 1, 1) if on_cpu else (4, 32, 256)
+    tile, chunks, threads = (8, 1, 1) if on_cpu else (2, 32, 256)
     real = wp.float64 if float64 else wp.float32
     number = "double" if float64 else "float"
     addresses = wp.types.vector(6 * n, wp.uint64)
@@ -63,6 +65,20 @@ def build(n: int, *, float64: bool, device: str) -> DescentKernels:
         """
     )
     def await_block(): ...
+
+    @wp.func_native(
+        f"""
+        #if defined(__CUDA_ARCH__)
+            __shared__ __align__(16) {number} room[{SHARED_BYTES} / sizeof({number})];
+            if (size * sizeof({number}) <= {SHARED_BYTES})
+                return wp::array_t<{number}>(room, size);
+        #endif
+            return wp::array_t<{number}>(memory.data + start, size);
+        """
+    )
+    def room_of(memory: wp.array(dtype=real), start: int, size: int) -> wp.array(dtype=real):
+        """Where a matrix is turned: a GPU's shared memory, or ``memory`` if it is too large."""
+        ...
 
     @func
     def sum_of_block(value: wp.float64) -> wp.float64:
@@ -93,6 +109,9 @@ def build(n: int, *, float64: bool, device: str) -> DescentKernels:
             const {number}* a = memory.data + places[0] + i;
             const {number}* b = memory.data + places[1] + j;
             Sum total[size] = {{}};
+        #if defined(__CUDA_ARCH__)
+            #pragma unroll 8
+        #endif
             for (int k = 0; k < inner; ++k) {{
                 const Row a_k = *(const Row*)(a + k * rows), b_k = *(const Row*)(b + k * columns);
                 for (int r = 0; r < size; ++r)
@@ -195,7 +214,7 @@ def build(n: int, *, float64: bool, device: str) -> DescentKernels:
         """Each matrix: AdamW's step, turned if it is to be, and the average's."""
         block = blocks[first + wp.tid() / threads]
         thread = wp.tid() % threads
-        k, start, n_rows, n_columns, x = block[0], block[1], block[2], block[3], block[7]
+        k, start, n_rows, n_columns, x = block[0], block[1], block[2], block[3], int(0)
         n_elements = n_rows * n_columns
         end = (start + n_elements,)
         weights = wp.array(ptr=tensors[k], shape=end, dtype=real)
@@ -219,6 +238,13 @@ def build(n: int, *, float64: bool, device: str) -> DescentKernels:
         turned, tall = block[4] != 0, n_rows > n_columns
         rows, columns = wp.min(n_rows, n_columns), wp.max(n_rows, n_columns)
         p, q = padded(rows), padded(columns)
+        size = int(0)
+        if turned:
+            size = 3 * p * q + 2 * p * p
+        room = room_of(memory, block[7], size)
+        for e in range(thread, size, threads):  # as the padding has to be
+            room[e] = real(0.0)
+        await_block()
         square = wp.float64(0.0)
         for e in range(thread, n_elements, threads):
             at = start + e
@@ -229,7 +255,7 @@ def build(n: int, *, float64: bool, device: str) -> DescentKernels:
             variances[at] = variance
             step = -length * mean / (wp.sqrt(variance) / root + real(EPSILON))
             if turned:
-                memory[x + place(e, n_columns, q, tall)] = step
+                room[x + place(e, n_columns, q, tall)] = step
                 square += wp.float64(step) * wp.float64(step)
             else:
                 weight = kept * weights[at] + step
@@ -241,19 +267,19 @@ def build(n: int, *, float64: bool, device: str) -> DescentKernels:
         norm = wp.sqrt(sum_of_block(square))
         scale = real(one / wp.max(norm, smallest))
         for e in range(thread, n_elements, threads):
-            step = scale * memory[x + place(e, n_columns, q, tall)]
-            memory[x + place(e, n_columns, q, tall)] = step
-            memory[x + p * q + place(e, n_columns, p, not tall)] = step
+            step = scale * room[x + place(e, n_columns, q, tall)]
+            room[x + place(e, n_columns, q, tall)] = step
+            room[x + p * q + place(e, n_columns, p, not tall)] = step
         await_block()
-        x = orthogonal(thread, memory, x, rows, columns)
+        x = orthogonal(thread, room, x, rows, columns)
         square = wp.float64(0.0)
         for e in range(thread, n_elements, threads):
-            step = memory[x + place(e, n_columns, q, tall)]
+            step = room[x + place(e, n_columns, q, tall)]
             square += wp.float64(step) * wp.float64(step)
         scale = real(norm / wp.max(wp.sqrt(sum_of_block(square)), smallest))
         for e in range(thread, n_elements, threads):
             at = start + e
-            weight = kept * weights[at] + scale * memory[x + place(e, n_columns, q, tall)]
+            weight = kept * weights[at] + scale * room[x + place(e, n_columns, q, tall)]
             weights[at] = weight
             averages[at] = averages[at] + renewed * (weight - averages[at])
 

@@ -11,6 +11,7 @@ import warp as wp
 from mlff_distiller.kernels.compiling import IN_VECTORS
 from mlff_distiller.kernels.nep.warp_functions import waves
 from mlff_distiller.kernels.types import WARP
+from mlff_distiller.kernels.warp_sums import lane_sum
 
 BLOCK = 4 * WARP
 
@@ -37,17 +38,7 @@ def build(device: str, real: type, largest: float) -> EstimateKernels:
     most = wp.constant(wp.float64(largest))
     cos_pi, _ = waves(real)
     lanes = 1 if on_cpu else WARP
-
-    @wp.func_native(
-        f"""
-        #if defined(__CUDA_ARCH__)
-            for (int k = {WARP // 2}; k > 0; k /= 2)
-                x += __shfl_xor_sync(0xffffffff, x, k);
-        #endif
-            return x;
-        """
-    )
-    def over_lanes(x: real) -> real: ...
+    sum_of_lanes = lane_sum(real, lanes)
 
     @wp.kernel(module=module)
     def estimates(
@@ -80,8 +71,8 @@ def build(device: str, real: type, largest: float) -> EstimateKernels:
                 weight = real(0.5) + real(0.5) * cos_pi(r / reach)
                 weights += weight
                 total += weight * squares[j]
-        total = squares[i] + over_lanes(total)
-        weights = real(1.0) + over_lanes(weights)
+        total = squares[i] + sum_of_lanes(total)
+        weights = real(1.0) + sum_of_lanes(weights)
         t = types[i]
         gamma = wp.sqrt(wp.float64(total / weights)) / edge[t]
         if not (gamma < most):  # NaN neither

@@ -21,20 +21,29 @@ class Sums:
     totals: wp.Kernel
 
 
-def sum_kernels(kernel: Callable[..., Any], vec3: type, threads: int) -> Sums:
-    """``kernel`` decorates them; ``threads`` share an atom's pairs, each a lane of one warp."""
+def lane_sum(number: type, threads: int) -> wp.Function:
+    """Sums a number or a vector over ``threads`` of one warp, each of which gets the result."""
+    length = number._length_
+    one = "value[k]" if length > 1 else "value"
 
     @wp.func_native(
         f"""
     #if defined(__CUDA_ARCH__)
         for (int other = {threads} / 2; other > 0; other /= 2)
-            for (int k = 0; k < 3; ++k)
-                value[k] += __shfl_xor_sync(0xffffffff, value[k], other);
+            for (int k = 0; k < {length}; ++k)
+                {one} += __shfl_xor_sync(0xffffffff, {one}, other);
     #endif
         return value;
     """
     )
-    def sum_of_lanes(value: wp.vec3d) -> wp.vec3d: ...
+    def sum_of_lanes(value: number) -> number: ...
+
+    return sum_of_lanes
+
+
+def sum_kernels(kernel: Callable[..., Any], vec3: type, threads: int) -> Sums:
+    """``kernel`` decorates them; ``threads`` share an atom's pairs, each a lane of one warp."""
+    sum_of_lanes = lane_sum(wp.vec3d, threads)
 
     @kernel
     def forces(

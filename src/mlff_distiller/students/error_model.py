@@ -46,7 +46,9 @@ _TOO_LARGE = 3.0
 """Times the typical error: an estimate that is to be told. Far out estimates can be half of the
 errors, which are to be told before they are some five times the typical one."""
 _MARGIN = 1.1
-"""Times the largest estimate of an atom that trained: what did train is not told."""
+"""Times the largest estimate of an atom that trained: what did train is not told ..."""
+_FAR_TOO_LARGE = 5.0
+"""... unless it is so many times the typical error: then its error is as large, training or not."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +65,8 @@ class ErrorModel:
     """Root mean square length of a force's error, eV/Å, on frames that did not train."""
     limit: float
     """eV/Å: beyond it are the estimates of atoms that are unlike those in training. Three times the
-    typical error, or a tenth more than the largest estimate of an atom that trained."""
+    typical error, or a tenth more than the largest estimate of an atom that trained, which is at
+    most five times the typical error."""
 
     def estimate(
         self, student: Student, types: Tensor, batch: Batch, neighbors: Neighbors
@@ -143,7 +146,8 @@ def fit_error_model(
         model, edge=edge, scale=scale, power=power, typical=float(squares[known].mean().sqrt())
     )
     largest = float((scale[kinds] * (d_trained / edge[kinds]) ** power).max())
-    return replace(model, limit=max(_TOO_LARGE * model.typical, _MARGIN * largest))
+    limit = max(_TOO_LARGE * model.typical, _MARGIN * largest)
+    return replace(model, limit=min(limit, _FAR_TOO_LARGE * model.typical))
 
 
 def _some(frames: Sequence[Batch]) -> Sequence[Batch]:

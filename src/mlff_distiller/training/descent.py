@@ -64,7 +64,7 @@ class KernelDescent(Descent):
         sizes = [own.numel() for own in self.parameters]
         self._blocks = torch.tensor(rows, dtype=torch.int32, device=device)
         self._sizes = torch.tensor(sizes, dtype=torch.int32, device=device)
-        self._memory = torch.zeros(size, dtype=dtype, device=device)
+        self._memory = torch.empty(size, dtype=dtype, device=device)
         self._sums = torch.zeros(self._kernels.chunks, dtype=torch.float64, device=device)
         self._factors = [group["factor"] for group in self.optimizer.param_groups]
         self._rates = torch.zeros(len(self._factors), dtype=torch.float64, device=device)

@@ -152,7 +152,7 @@ def test_what_is_far_is_beyond_the_limit(fitted):
 def test_one_structure_unlike_the_others_moves_the_limit_only_where_it_trains(fitted):
     student = copy.deepcopy(fitted)
     near = [labelled(student, rattled(crystal(), 0.05, seed), seed) for seed in range(20)]
-    far = labelled(student, rattled(crystal(2.5), 0.05), 0)
+    far = labelled(student, rattled(crystal(), 0.12, 77), 0)
     for training, validation, is_told in (
         (near[::2], [*near[1::2], far], True),
         ([*near[::2], far], near[1::2], False),
@@ -160,6 +160,9 @@ def test_one_structure_unlike_the_others_moves_the_limit_only_where_it_trains(fi
         own = student.error_model = fit_error_model(student, training, validation)
         found = estimates(choose_engine(student), far.to_atoms()[0]).errors.max()
         assert (found > own.limit) == is_told
+    farther = labelled(student, rattled(crystal(4.0), 0.4, 77), 0)
+    own = fit_error_model(student, [*near[::2], farther], near[1::2])
+    assert 3.0 * own.typical < own.limit <= 5.0 * own.typical
 
 
 def test_an_element_that_did_not_train_is_far(fitted):

@@ -130,7 +130,7 @@ class _Pairs:
         n = len(z)
         made = z.new_empty(n, w1.shape[1]), torch.empty_like(z), z.new_empty(n)
         given = (*self._neighbors[:2], z, b0.detach(), w1.detach(), b1.detach())
-        self.run(self.kernels.hidden, n, *given, *made)
+        self.run(self.kernels.hidden, self.kernels.lanes * n, *given, *made)
         return made
 
     def hidden_along(
@@ -139,7 +139,7 @@ class _Pairs:
         """By z (N, T*M), and by b0 and w1 of each atom (N, 2M)."""
         made = torch.empty_like(dz), active.new_empty(len(dz), 2 * active.shape[1])
         given = (*self._neighbors[:2], z_along, active, dz, e.contiguous())
-        self.run(self.kernels.hidden_along, len(dz), *given, *made)
+        self.run(self.kernels.hidden_along, self.kernels.lanes * len(dz), *given, *made)
         return made
 
     def _tables(self) -> tuple[Tensor, ...]:

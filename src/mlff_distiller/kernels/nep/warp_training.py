@@ -22,6 +22,7 @@ from mlff_distiller.kernels.nep.warp_training_lanes import (
     warps_a_block,
 )
 from mlff_distiller.kernels.types import WARP
+from mlff_distiller.kernels.warp_sums import lane_sum
 
 
 @dataclass(frozen=True)
@@ -37,18 +38,18 @@ class TableKernels:
 
 @dataclass(frozen=True)
 class TrainingKernels:
-    """A thread for each atom and n, except ``pairs``; ``repulsion`` takes ``lanes`` per atom."""
+    """A thread for each atom and n, except ``pairs``; the last three take ``lanes`` per atom."""
 
     module: wp.Module
     lanes: int
     pairs: TableKernels | LaneKernels
-    repulsion: wp.Kernel
     invariants: wp.Kernel
     slopes: wp.Kernel
     invariants_along: wp.Kernel
     slopes_along: wp.Kernel
-    hidden: wp.Kernel  # atoms
-    hidden_along: wp.Kernel  # atoms
+    repulsion: wp.Kernel
+    hidden: wp.Kernel
+    hidden_along: wp.Kernel
 
 
 @cache
@@ -91,6 +92,7 @@ def build(shape: Shape, *, float64: bool, device: str, lanes: int) -> TrainingKe
     angular = radial_functions(func, types, n_k, types.angular)
     radial_slopes, angular_slopes = radial.with_slopes, angular.with_slopes
     invariants_along_of, slopes_along_of = _along(outlined, types, shape)
+    sum_of_lanes = lane_sum(real, threads)
 
     @func
     def harmonics_along(u: vec3, v: vec3) -> vec_h:
@@ -302,17 +304,6 @@ def build(shape: Shape, *, float64: bool, device: str, lanes: int) -> TrainingKe
             g_ij += along * u
         g[e] = g_ij
 
-    @wp.func_native(
-        f"""
-    #if defined(__CUDA_ARCH__)
-        for (int other = {WARP} / 2; other > 0; other /= 2)
-            value += __shfl_xor_sync(0xffffffff, value, other);
-    #endif
-        return value;
-    """
-    )
-    def sum_of_lanes(value: real) -> real: ...
-
     @kernel
     def repulsion(
         first: int,
@@ -412,10 +403,11 @@ def build(shape: Shape, *, float64: bool, device: str, lanes: int) -> TrainingKe
         energies: wp.array(dtype=real),
     ):
         """tanh(z - b0) and U of an atom's network, and dU/dz, which is 0 for other types."""
-        i = first + wp.tid()
-        u = -b1[0]
+        i = first + wp.tid() / threads
+        lane = wp.tid() % threads
+        u = real(0.0)
         for t in range(n_types):
-            for m in range(neurons):
+            for m in range(lane, neurons, threads):
                 column = (i * n_types + t) * neurons + m
                 slope = real(0.0)
                 if t == types[i]:
@@ -424,7 +416,9 @@ def build(shape: Shape, *, float64: bool, device: str, lanes: int) -> TrainingKe
                     u += w1[t * neurons + m] * value
                     slope = w1[t * neurons + m] * (real(1.0) - value * value)
                 dz[column] = slope
-        energies[i] = u
+        u = sum_of_lanes(u)
+        if lane == 0:
+            energies[i] = u - b1[0]
 
     @kernel
     def hidden_along(
@@ -439,9 +433,9 @@ def build(shape: Shape, *, float64: bool, device: str, lanes: int) -> TrainingKe
         by_biases: wp.array(dtype=real),
     ):
         """By z, and by b0 and w1, of e U + dU/dz . z_along."""
-        i = first + wp.tid()
+        i = first + wp.tid() / threads
         for t in range(n_types):
-            for m in range(neurons):
+            for m in range(wp.tid() % threads, neurons, threads):
                 column = (i * n_types + t) * neurons + m
                 by = real(0.0)
                 if t == types[i]:
@@ -460,8 +454,8 @@ def build(shape: Shape, *, float64: bool, device: str, lanes: int) -> TrainingKe
         functions = (of_atom, radial, angular, harmonics_along)
         pairs = kernels_by_warps(func, kernel, *functions, types, shape, on_cpu=on_cpu)
     return TrainingKernels(
-        *(module, threads, pairs, repulsion, invariants, slopes, invariants_along, slopes_along),
-        *(hidden, hidden_along),
+        *(module, threads, pairs, invariants, slopes, invariants_along, slopes_along),
+        *(repulsion, hidden, hidden_along),
     )
 
 
