@@ -86,6 +86,7 @@ class Turn:
 
     @property
     def is_measured(self) -> bool:
+        """Whether all three errors are known."""
         return self.fit_error is not None and math.isfinite(self.error)
 
     @property

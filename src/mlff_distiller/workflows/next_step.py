@@ -14,12 +14,13 @@ what is left falls as the inverse of the updates:
 
     error = floor + b / updates
 
-Where the suite trained longer twice in a row (``benchmarks/results/suite_h200.json``), the second
-time took 0.15 to 0.3 of what the first one did; here this law says 0.2 to 0.25.
+Where the suite trained a student longer twice in a row, the second time took 0.14 (an alloy) and
+0.29 (water) of what the first did (``benchmarks/results/suite_h200.json``); this law says 0.22 and
+0.25.
 
 A larger student is for where this one misses the goal with all that is left of the budgets: at
-once if its fit does, which labels do not mend, else when labels promise less. They serve every
-student to come; what this one has trained is lost with it.
+once if its fit does, which labels do not mend; else when labels, which serve every student to come,
+promise less.
 """
 
 from __future__ import annotations
