@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mlff_distiller.engines.engine import Array, Engine, Evaluation
-from mlff_distiller.kernels.compiling import Launch, load
+from mlff_distiller.kernels.compiling import Launch, load, recording
 from mlff_distiller.kernels.nep.reference import ZBL_COULOMB, ZBL_LENGTH
 from mlff_distiller.kernels.nep.warp_functions import ZBL_SIZE
 from mlff_distiller.kernels.systems import Systems
@@ -197,7 +197,10 @@ class KernelEngine(Engine):
 
     def _capture(self) -> None:
         try:
-            with wp.ScopedCapture(device=self.device, force_module_load=False) as capture:
+            with (
+                recording(),
+                wp.ScopedCapture(device=self.device, force_module_load=False) as capture,
+            ):
                 self._launch()
             self._graph = capture.graph
         except Exception as error:

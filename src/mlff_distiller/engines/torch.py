@@ -21,6 +21,7 @@ from torch import Tensor
 from mlff_distiller.batch import Batch
 from mlff_distiller.engines.engine import Array, Engine, Estimates, Evaluation, Evaluations
 from mlff_distiller.engines.threads import on_stream, own_helpers, own_modes
+from mlff_distiller.kernels.compiling import recording
 from mlff_distiller.kernels.neighbors.verlet import VerletList
 from mlff_distiller.kernels.systems import Systems
 from mlff_distiller.kernels.types import vec7d
@@ -284,7 +285,7 @@ class TorchEngine(Engine):
         graph = torch.cuda.CUDAGraph()
         try:
             self._launch()  # libraries allocate their own memory
-            with torch.cuda.graph(graph):
+            with recording(), torch.cuda.graph(graph):
                 self._launch()
         except torch.cuda.OutOfMemoryError:
             raise

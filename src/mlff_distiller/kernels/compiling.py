@@ -6,6 +6,7 @@ Warp's configuration is the user's: what is set here is set back before returnin
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import shutil
 import stat
@@ -119,6 +120,18 @@ def load(module: wp.Module, device: wp.Device) -> None:
 def _pool(n_threads: int, process: int) -> ThreadPoolExecutor:
     """Threads of this process: a fork has none of its parent's."""
     return ThreadPoolExecutor(n_threads, thread_name_prefix="kernel")
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """While a CUDA graph is recorded: an older one that the garbage collector frees spoils it."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 class Launch:

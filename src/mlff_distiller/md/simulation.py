@@ -13,7 +13,7 @@ from ase import Atoms, units
 from numpy.typing import NDArray
 
 from mlff_distiller.engines.engine import Engine
-from mlff_distiller.kernels.compiling import Launch, load
+from mlff_distiller.kernels.compiling import Launch, load, recording
 from mlff_distiller.kernels.dynamics import warp as integrators
 from mlff_distiller.kernels.types import vec6d
 from mlff_distiller.md.ensemble import Ensemble, explosion, seeds_of
@@ -242,7 +242,10 @@ class Simulation:
 
     def _capture(self, n_steps: int) -> bool:
         try:
-            with wp.ScopedCapture(device=self.device, force_module_load=False) as capture:
+            with (
+                recording(),
+                wp.ScopedCapture(device=self.device, force_module_load=False) as capture,
+            ):
                 for _ in range(n_steps):
                     _call(self._begin)
                     _call(self._end)

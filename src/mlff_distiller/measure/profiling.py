@@ -29,6 +29,7 @@ from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.engines.choice import choose_engine
 from mlff_distiller.engines.loading import ready_student
 from mlff_distiller.errors import ConfigError, TeacherError
+from mlff_distiller.kernels.compiling import recording
 from mlff_distiller.md import Ensemble, Simulation
 from mlff_distiller.md.ase import ase_dynamics
 from mlff_distiller.measure.benchmark import Engine, Progress, named_systems, start_of
@@ -250,7 +251,10 @@ class _Case:
         rebuild()
         launch: Callable[[], object] = engine.compute
         if engine.device.is_cuda and engine.capturable:
-            with wp.ScopedCapture(device=engine.device, force_module_load=False) as capture:
+            with (
+                recording(),
+                wp.ScopedCapture(device=engine.device, force_module_load=False) as capture,
+            ):
                 launch()
             launch = partial(wp.capture_launch, capture.graph)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mlff_distiller.errors import KernelError, TrainingError
+from mlff_distiller.kernels.compiling import recording
 from mlff_distiller.students.base import Student
 from mlff_distiller.training.compiled import compiled_loss
 from mlff_distiller.training.descent import descent_of
@@ -197,7 +198,7 @@ class _FixedSize:
         updater.optimizer.zero_grad(set_to_none=True)
         if updater.graphs:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with recording(), torch.cuda.graph(graph):
                 self._error = self._step()
             self._graph = graph
 

@@ -1,12 +1,11 @@
 """What each atom computes, as C++ for Warp's kernels: one source for CPU and GPU.
 
-On a CPU a thread takes an atom, and the compiler's vectors the channels; on a GPU the lanes of a
-warp do, or of half a warp, where there are so few numbers. What looks at neighbours takes some
-warps for an atom if there are few atoms; each ``part`` of them takes its share of the slots. Names
-are those of README.md; ``a`` and ``x`` are ``Shared`` and ``Layer`` of ``warp.py``.
+On a CPU a thread takes an atom, and the compiler's vectors the channels; on a GPU a warp takes it,
+a lane every 32nd channel. Names are those of README.md; ``a`` and ``x`` are ``Shared`` and
+``Layer`` of ``warp.py``.
 """
 
-from mlff_distiller.kernels.painn.native_edges import TO_VECTOR, edges, folded, per_node, row
+from mlff_distiller.kernels.painn.native_edges import TO_VECTOR, edges, per_node, row
 from mlff_distiller.kernels.painn.native_moments import (
     gradients,
     products,
@@ -19,24 +18,22 @@ from mlff_distiller.kernels.painn.shape import Shape
 from mlff_distiller.kernels.types import WARP
 
 
-def _prelude(shape: Shape, lanes: int, warps: int) -> str:
+def _prelude(shape: Shape) -> str:
     return f"""
     using real = {"double" if shape.float64 else "float"};
     constexpr int C = {shape.channels}, H = {shape.half}, K = {shape.radial_functions};
     #if defined(__CUDA_ARCH__)
-        constexpr int lanes = {lanes}, parts = {WARP // lanes * warps};
-        const int thread = threadIdx.x % {WARP * warps};
-        const int lane = thread % lanes, part = thread / lanes;
-        const unsigned int together = {2**lanes - 1}u << (threadIdx.x % {WARP} / lanes * lanes);
+        const int lane = threadIdx.x % {WARP};
+        constexpr int lanes = {WARP};
     #else
-        constexpr int lane = 0, lanes = 1, part = 0, parts = 1;
+        constexpr int lane = 0, lanes = 1;
     #endif
     constexpr int CL = (C + lanes - 1) / lanes, KL = (K + lanes - 1) / lanes;
     const size_t n = a.n_atoms;
     auto total = [=](real value) -> real {{
         #if defined(__CUDA_ARCH__)
-            for (int other = lanes / 2; other > 0; other /= 2)
-                value += __shfl_xor_sync(together, value, other);
+            for (int other = {WARP} / 2; other > 0; other /= 2)
+                value += __shfl_xor_sync(0xffffffff, value, other);
         #endif
         return value;
     }};
@@ -65,7 +62,7 @@ _SOFTEN_BACK = """
 """
 
 
-def _message(shape: Shape, warps: int) -> str:
+def _message(shape: Shape) -> str:
     """s' = s + sum W p and v' = v + sum (W q u + W t), of neighbours' features p, q and t."""
     return f"""
     const real* __restrict__ table = x.table.data;
@@ -85,8 +82,7 @@ def _message(shape: Shape, warps: int) -> str:
             accz[q] += along * uz + w2 * f[4 * C + c];
         }}
     }}
-    {folded("CL", ["acc", "accx", "accy", "accz"], warps)}
-    if (part == 0) for (int c = lane, q = 0; c < C; c += lanes, ++q) {{
+    for (int c = lane, q = 0; c < C; c += lanes, ++q) {{
         const size_t k = (size_t)i * C + c, k3 = (size_t)i * 3 * C + c;
         x.s_out.data[k] = x.s.data[k] + acc[q];
         x.v_out.data[k3] = x.v.data[k3] + accx[q];
@@ -96,7 +92,7 @@ def _message(shape: Shape, warps: int) -> str:
     """
 
 
-def _message_back(shape: Shape, warps: int) -> str:
+def _message_back(shape: Shape) -> str:
     """Adjoints of an atom's features from those of its neighbours' sums; dE/dr_ij of both."""
     return f"""
     const real* __restrict__ table = x.table.data;
@@ -136,12 +132,11 @@ def _message_back(shape: Shape, warps: int) -> str:
         if (lane == 0)
             for (int k = 0; k < 3; ++k) here[k] = x.is_last ? g[k] : here[k] + g[k];
     }}
-    {folded("CL", ["accp", "accq", "accx", "accy", "accz"], warps)}
     const real* soft = x.soft_v.data + (size_t)i * 3 * C;
     const real* phi = x.gates.data + (size_t)i * 3 * C;
     real* phi_bar = a.gates_bar.data + (size_t)i * 3 * C;
     real* soft_bar = a.soft_v_bar.data + (size_t)i * 3 * C;
-    if (part == 0) for (int c = lane, q = 0; c < C; c += lanes, ++q) {{
+    for (int c = lane, q = 0; c < C; c += lanes, ++q) {{
         phi_bar[c] = accp[q];
         phi_bar[C + c] = accq[q];
         phi_bar[2 * C + c] = accx[q] * soft[c] + accy[q] * soft[C + c] + accz[q] * soft[2 * C + c];
@@ -249,14 +244,10 @@ _MIXED_BACK = """
 """
 
 
-OF_EDGES = ("sums", "message", "message_back", "gradients")
-"""Kernels that look at neighbours."""
-
-
-def bodies(shape: Shape, warps: int) -> dict[str, str]:
-    """What atom ``i`` does in each kernel; ``warps`` are those of an atom in `OF_EDGES`."""
+def bodies(shape: Shape) -> dict[str, str]:
+    """What atom ``i`` does in each kernel."""
     own = {
-        "sums": sums(shape, warps),
+        "sums": sums(shape),
         "soft_moments": _SOFTEN + soft_moments(shape),
         "soft": _SOFTEN + _SOFT,
         "norms": _NORMS,
@@ -265,19 +256,14 @@ def bodies(shape: Shape, warps: int) -> dict[str, str]:
         "mixed_back": _MIXED_BACK,
         "soft_back": _SOFTEN_BACK + _SOFT_BACK,
         "soft_moments_back": _SOFTEN_BACK + soft_moments_back(shape),
-        "gradients": gradients(shape, warps),
+        "gradients": gradients(shape),
     }
     if shape.max_moment > 1:
         own |= {"products": products(shape), "products_back": products_back(shape)}
     if shape.has_messages:
         own |= {
             "features": _FEATURES,
-            "message": _message(shape, warps),
-            "message_back": _message_back(shape, warps),
+            "message": _message(shape),
+            "message_back": _message_back(shape),
         }
-    few = WARP // 2 if 2 * shape.radial_functions <= WARP else WARP
-    lanes = {"sums": few, "gradients": few}
-    return {
-        name: _prelude(shape, lanes.get(name, WARP), warps if name in OF_EDGES else 1) + body
-        for name, body in own.items()
-    }
+    return {name: _prelude(shape) + body for name, body in own.items()}

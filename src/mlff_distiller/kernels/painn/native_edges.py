@@ -2,7 +2,6 @@
 
 from mlff_distiller.kernels.painn.shape import Shape
 from mlff_distiller.kernels.painn.tables import INTERVALS_A_HALF_WAVE
-from mlff_distiller.kernels.types import WARP
 
 
 def edges(shape: Shape, *, slopes: bool, only: str = "", beyond: str = "") -> str:
@@ -28,7 +27,7 @@ def edges(shape: Shape, *, slopes: bool, only: str = "", beyond: str = "") -> st
     const auto own = a.inside.data[i];
     const int own_type = a.types.data[i];
     const size_t row = (size_t)i * a.neighbors.shape[1];
-    for (int slot = part; slot < a.counts.data[i]; slot += parts) {{
+    for (int slot = 0; slot < a.counts.data[i]; ++slot) {{
         const int j = a.neighbors.data[row + slot];
         {only}
         const auto other = a.inside.data[j], shift = a.shifts.data[a.images.data[row + slot]];
@@ -51,38 +50,6 @@ def edges(shape: Shape, *, slopes: bool, only: str = "", beyond: str = "") -> st
             p3, xxx * (real(-4) + x1 * (real(7) - real(3) * x1)),
             real(0.5) * xxx * (real(1) + x1 * (x1 - real(2)))}};
         {derivatives if slopes else ""}
-    """
-
-
-def folded(size: str, arrays: list[str], warps: int) -> str:
-    """Adds up what the parts of an atom have in ``arrays`` of ``size``, for the first one."""
-    count = f"{len(arrays)} * {size}"
-
-    def each(line: str) -> str:
-        lines = (
-            line.format(own=f"{own}[q]", place=f"here[({k} * {size} + q) * {WARP}]")
-            for k, own in enumerate(arrays)
-        )
-        return f"for (int q = 0; q < {size}; ++q) {{ {' '.join(lines)} }}"
-
-    among_warps = f"""
-        __shared__ real memory[{max(1, warps - 1)} * {count} * {WARP}];
-        __syncthreads();
-        real* here = memory + (thread / {WARP} - 1) * {count} * {WARP} + thread % {WARP};
-        if (thread >= {WARP}) {each("{place} = {own};")}
-        __syncthreads();
-        if (thread < {WARP}) for (int warp = 1; warp < {warps}; ++warp) {{
-            here += {count} * {WARP};
-            {each("{own} += {place};")}
-        }}"""
-    return f"""
-    #if defined(__CUDA_ARCH__)
-    {{
-        for (int other = lanes; other < {WARP}; other *= 2)
-            {each("{own} += __shfl_xor_sync(0xffffffff, {own}, other);")}
-        {among_warps if warps > 1 else ""}
-    }}
-    #endif
     """
 
 

@@ -3,7 +3,7 @@
 import math
 
 from mlff_distiller.kernels.painn.harmonics import harmonics_code, solid_harmonics
-from mlff_distiller.kernels.painn.native_edges import TO_VECTOR, edges, folded, per_node, row
+from mlff_distiller.kernels.painn.native_edges import TO_VECTOR, edges, per_node, row
 from mlff_distiller.kernels.painn.shape import Shape
 
 FORCE_GRID = 2.0**36
@@ -18,7 +18,7 @@ def _harmonics(shape: Shape, *, gradients: bool) -> str:
     )
 
 
-def sums(shape: Shape, warps: int) -> str:
+def sums(shape: Shape) -> str:
     """S[l, m, type, k] = sum over neighbours of a type of Y_lm(u) R_k(r)."""
     size = (shape.max_moment + 1) ** 2
     stores = "\n".join(
@@ -42,15 +42,14 @@ def sums(shape: Shape, warps: int) -> str:
             for (int m = 0; m < M; ++m)
                 for (int k = lane, q = 0; k < K; k += lanes, ++q) acc[m * KL + q] += h[m] * f[q];
         }}
-        {folded("M * KL", ["acc"], warps)}
-        if (part == 0) for (int k = lane, q = 0; k < K; k += lanes, ++q) {{
+        for (int k = lane, q = 0; k < K; k += lanes, ++q) {{
             {stores}
         }}
     }}
     """
 
 
-def gradients(shape: Shape, warps: int) -> str:
+def gradients(shape: Shape) -> str:
     """The last of dE/dr_ij, and what an atom has: energy and virial."""
     sums = "\n".join(
         f"""
@@ -79,7 +78,7 @@ def gradients(shape: Shape, warps: int) -> str:
                 dfc = real(-0.5) * rate * wp::sin(rate * (r - pair[0]));
             }}
             const real strength = pair[2] * inverse;
-            v[6] += strength * phi * fc;
+            repulsion += strength * phi * fc;
             along += strength * (dphi * fc + phi * dfc - phi * fc * inverse);
         }}"""
     return f"""
@@ -87,7 +86,7 @@ def gradients(shape: Shape, warps: int) -> str:
     const size_t width = a.n_types * K;
     const real* __restrict__ sums = a.sums_bar.data;
     const real* __restrict__ table = a.radial.data;
-    real v[7] = {{}};  // the virial, and the repulsion
+    real repulsion = 0, v[6] = {{}};
     const real grid = real({FORCE_GRID!r});
     {edges(shape, slopes=True, beyond="if (lane == 0) a.g.data[row + slot] = {{}};")}
         {_harmonics(shape, gradients=True)}
@@ -112,7 +111,7 @@ def gradients(shape: Shape, warps: int) -> str:
             total_g[k] = wp::rint(total_g[k] * grid) / grid;
         }}
         #if defined(__CUDA_ARCH__)
-            __syncwarp(together);
+            __syncwarp();
         #endif
         if (lane == 0) for (int k = 0; k < 3; ++k) here[k] = total_g[k];
         v[0] -= dx * total_g[0];
@@ -122,10 +121,9 @@ def gradients(shape: Shape, warps: int) -> str:
         v[4] -= dx * total_g[2];
         v[5] -= dx * total_g[1];
     }}
-    {folded("7", ["v"], warps)}
-    if (lane == 0 && part == 0) {{
+    if (lane == 0) {{
         for (int k = 0; k < 6; ++k) a.virials.data[i][k] = v[k];
-        a.energies.data[i] = double(a.site.data[i] + v[6]) + a.reference.data[own_type];
+        a.energies.data[i] = double(a.site.data[i] + repulsion) + a.reference.data[own_type];
     }}
     """
 
