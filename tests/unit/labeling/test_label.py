@@ -17,6 +17,7 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from ase.io import write
 from tests.helpers import alone, command
+from tests.unit.labeling.factories import die_first
 
 from mlff_distiller.cli.options import REFUSED
 from mlff_distiller.dataset import Dataset, DatasetWriter, Record, verify
@@ -482,16 +483,6 @@ def test_cluster_jobs_give_the_same_labels_and_lost_ones_are_replaced(here, want
         futures = [pool.submit(die_first, str(here / own), number) for number in range(4)]
         assert [future.result(timeout=60) for future in futures] == [0, 1, 2, 3]
         assert own.exists()
-
-
-def die_first(path, number):
-    """Return ``number``; the first caller of all kills its worker instead."""
-    try:
-        Path(path).touch(exist_ok=False)
-    except FileExistsError:
-        return number
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError("dead")
 
 
 def test_a_batch_scheduler_starts_the_workers(here, wanted, monkeypatch):

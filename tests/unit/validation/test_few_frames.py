@@ -49,7 +49,13 @@ def report() -> dict:
     return validate(
         ForceField("of 20 frames", StudentCalculator(student, device="cpu")),
         bulk("Cu", cubic=True, a=3.6) * 2,
-        replace(UNWATCHED, temperature_K=(600.0,), time_step_fs=4.0, friction_per_ps=10.0),
+        replace(
+            UNWATCHED,
+            temperature_K=(600.0,),
+            time_step_fs=4.0,
+            time_ps=0.6,
+            large_atoms=32,
+        ),
         teacher=ForceField("EMT", EMT()),
         training=training,
         test=test,
