@@ -33,13 +33,12 @@ from mlff_distiller.workflows.goal import (
     Goal,
     Step,
     Turn,
-    after_harvest,
-    decide,
     of_plain,
     to_plain,
 )
 from mlff_distiller.workflows.harvest import label_harvest, waiting
 from mlff_distiller.workflows.labels import label_more, label_stage
+from mlff_distiller.workflows.next_step import after_harvest, decide
 from mlff_distiller.workflows.plan import disagreement
 from mlff_distiller.workflows.seeds import read_structures, save_structures
 from mlff_distiller.workflows.train import OnProgress, split_labels, train_stage
