@@ -136,7 +136,10 @@ class Turns:
         home = self._home(number)
         home.mkdir(parents=True, exist_ok=True)
         log = EventLog(home / "log.jsonl")
-        student = train_stage(home, labels, split, config, log, self.on_progress)
+        kelvin = config.sampling.temperature_K
+        student = train_stage(
+            home, labels, split, config, log, self.on_progress, temperature_K=kelvin
+        )
         done = self._assess(labels, split, student, step, number)
         rows = log.rows("train")
         if config.training.epochs and rows:
