@@ -54,7 +54,10 @@ def start() -> Iterator[Callable[..., multiprocessing.Process]]:
     """
     context = multiprocessing.get_context("forkserver")
     started = []
-    context.set_forkserver_preload(["mlff_distiller.cli.main", "mlff_distiller.workflows.distill"])
+    optimizers = "torch._dynamo"  # each makes torch import it, for seconds
+    context.set_forkserver_preload(
+        ["mlff_distiller.cli.main", "mlff_distiller.workflows.distill", optimizers]
+    )
 
     def start(function: Callable, *arguments: Any) -> multiprocessing.Process:
         process = context.Process(target=begin, args=(function, *arguments), daemon=True)

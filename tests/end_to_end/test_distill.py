@@ -152,7 +152,9 @@ def test_validate_adds_its_checks_to_the_certificate_of_the_run(bench, straight,
     shutil.copytree(straight, run)
     assert command("validate", "--verify", run / "certificate.json").returncode == 0
     settings = tmp_path / "brief.yaml"
-    settings.write_text("{time_ps: 0.2, nve_ps: 0.1, memory_steps: 20, large_atoms: 16}")
+    settings.write_text(
+        "{time_ps: 0.2, nve_ps: 0.1, memory_steps: 20, large_atoms: 16, speed_sizes: [4, 16]}"
+    )
     words = ["validate", "--student", run, "--teacher", "ase:counted:Counted", "--device", "cpu"]
 
     def again(*more: object) -> Done:
@@ -567,7 +569,7 @@ def test_distill_from_python(tmp_path):
         [seed, Atoms(seed)],
         "ase:ase.calculators.emt:EMT",
         tmp_path / "run",
-        load_config(None, [*SMALL, "labels=30", "training.epochs=3"]),
+        load_config(None, [*SMALL, "labels=30", "training.epochs=3", "goal.max_turns=1"]),
         on_progress=lambda *event: news.append(event),
     )
     assert report["data"]["n_labels"] == 30

@@ -64,6 +64,37 @@ def test_an_error_shows_its_parts_in_one_order():
     assert str(error).splitlines() == ["p", "  expected: e", "  found:    f", "  remedy:   r"]
 
 
+PER = r"step|atom|record|frame|label|structure|update|system|second|minute|hour|day|core|byte"
+UNITS = r"ms|s|µs|us|ns|eV|meV|GB|MB|kB|bytes|labels?|evaluations?|launches|times"
+WORN = {
+    "a docstring that begins with a detached 'Of'": r'"""(?-i:Of)\b(?! \w+,)',
+    "'is no' for 'is not a'": r"(?<!there )(?<!answer )\b(is|are) no\b(?! (more|longer)\b)",
+    "'a step' for 'per step'": rf"\b({UNITS}) an? ({PER})\b(?! (has|is)\b)",
+    "a word of another century": r"\b(anew|whoever|at wish|by and large|so many)\b",
+}
+
+
+@pytest.mark.parametrize("what", WORN)
+def test_plain_words_are_used_everywhere(what):
+    """In pages, docstrings, help and comments; names of tests are not looked at."""
+    shown = [*SOURCES, *PAGES, *(ROOT / "src").rglob("*.jinja")]
+    found = [
+        f"{path.relative_to(ROOT)}: {match.group()}"
+        for path in shown
+        if path.name != "CHANGELOG.md"  # says what was, in the words of its day
+        for match in re.finditer(WORN[what], path.read_text(encoding="utf-8"), re.IGNORECASE)
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "bad",
+    ['"""Of all the worst."""', "X is no student", "0.3 ms a record", "eV an atom", "found anew"],
+)
+def test_worn_words_are_found(bad):
+    assert any(re.search(pattern, bad, re.IGNORECASE) for pattern in WORN.values())
+
+
 def test_no_message_or_page_names_a_package_that_is_not_published():
     wrong = re.compile(r"""pip install ['"]?mlff[-_]distiller|install=['"]*mlff[-_]distiller\[""")
     texts = {path: path.read_text(encoding="utf-8") for path in [*SOURCES, *PAGES]}

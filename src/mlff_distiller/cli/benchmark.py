@@ -170,7 +170,7 @@ def run_benchmark(
 
 
 def _named(word: str) -> tuple[str, str]:
-    """NAME=PATH apart; a path with = in it, such as exists, is no name."""
+    """NAME=PATH apart; of an existing path that contains =, nothing is a name."""
     name, equals, spec = word.partition("=")
     if not equals or Path(word).exists() or "/" in name or ":" in name:
         return "", word

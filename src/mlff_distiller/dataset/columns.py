@@ -109,7 +109,7 @@ class Rows:
         Hashed in turn: number of atoms and of provenance bytes (int64), all per-system columns,
         all per-atom columns that are not optional, the provenance; then name and values of each
         optional column that the record has. So what a schema without a column holds keeps its
-        checksum in the next. Costs about 5 µs a record and 1 ns a byte.
+        checksum in the next. Costs about 5 µs per record and 1 ns per byte.
         """
         n = len(self)
         fixed = [_bytes_of(self.columns[name], n) for name in _of("system")]

@@ -102,7 +102,21 @@ class StudentCalculator(Calculator):
         self._may_be_slow = backend != "warp"
         self._looks = Looks(self.student, guard, guard_every)
 
-    # -- what ASE calls, several times a step -------------------------------------------------
+    def __repr__(self) -> str:
+        kind = self.student.architecture
+        return f"StudentCalculator({kind} of {' '.join(self.elements)}, cutoff {self.cutoff:g} Å)"
+
+    @property
+    def elements(self) -> tuple[str, ...]:
+        """Symbols of the elements that the student knows."""
+        return self.student.elements
+
+    @property
+    def cutoff(self) -> float:
+        """Å; a student that passes messages sees this far in each layer."""
+        return self.student.cutoff
+
+    # -- what ASE calls, several times per step -----------------------------------------------
 
     def get_property(
         self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True

@@ -70,7 +70,7 @@ class Engine(ABC):
 
     Callers on the host call ``evaluate``, programs that move many systems ``evaluate_many``.
     Dynamics that stays on the device calls ``for_frames``, then ``rebuild``, ``compute`` and
-    ``total``, and where wanted ``estimate_errors``. Whoever moves ``positions`` also moves
+    ``total``, and where wanted ``estimate_errors``. What moves ``positions`` also moves
     ``neighbors.inside``, and sets ``neighbors.moved`` once an atom has left its skin. These then do
     nothing, or nothing of worth, until ``rebuild``.
 

@@ -31,7 +31,7 @@ def check_guard(guard: str, known: Sequence[str], student: Student) -> None:
 
 
 class Looks:
-    """Every so many evaluations of an engine, a look at what the student knows of its atoms.
+    """At intervals among evaluations of an engine, a look at what the student knows of its atoms.
 
     Parameters
     ----------

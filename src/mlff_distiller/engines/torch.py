@@ -1,7 +1,7 @@
 """``TorchEngine``: any student, as PyTorch runs it.
 
 On a GPU an evaluation is one CUDA graph, for which the number of edges must not change: there are
-some more edges than pairs, between atoms of a system of their own that nobody looks at, and longer
+some more edges than pairs, between atoms of a separate system that is never read, and longer
 than the cutoff.
 """
 

@@ -189,7 +189,7 @@ class Guard:
 
 
 class KeptFrames:
-    """An extended XYZ file of single systems, of which at most so many are kept.
+    """An extended XYZ file of single systems, of which a limited number is kept.
 
     They are ``apart`` steps from each other at first. When the file is full every second one is
     dropped, and they are kept half as often: they always cover the whole run. Each has ``step``,

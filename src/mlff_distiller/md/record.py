@@ -312,7 +312,7 @@ def ms_per_step(
     Raises
     ------
     DistillerError
-        The force field breaks. Heat alone is no reason.
+        The force field breaks. Heat alone does not raise it.
     """
     ensemble = Ensemble(
         temperature_K=(temperature_K,), time_step_fs=time_step_fs, max_temperature_K=np.inf

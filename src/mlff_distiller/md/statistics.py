@@ -112,7 +112,7 @@ def growth(steps: Array, memory_bytes: Array) -> dict[str, Any]:
     """Slope in bytes per step, its standard error, and whether that is a leak.
 
     A leak grows by 256 KiB in all, steadily: at least three of four quarters of the run each bring
-    a tenth of it, and the slope half. A cache fills once. Below 500 steps nobody knows (None). The
+    a tenth of it, and the slope half. A cache fills once. Below 500 steps it is unknown (None). The
     slope is the median of those between all pairs of points (Theil and Sen).
     """
     if len(steps) < 8 or steps[-1] <= steps[0]:

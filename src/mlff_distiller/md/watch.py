@@ -1,4 +1,4 @@
-"""``Watch``: looks at a student's own estimate of its errors, every so many steps of a simulation.
+"""``Watch``: looks at a student's own estimate of its errors, at intervals in a simulation.
 
 The looks are kernels that are launched between steps. What they count stays on the device, and is
 read where the host waits for it anyway; see ``kernels/dynamics/warp_watch``.

@@ -93,7 +93,7 @@ def gpu_memory(device: str) -> Callable[[], int] | None:
 
 
 class Telemetry:
-    """Reads the GPU ten times a second, in a thread of its own, while its block runs."""
+    """Reads the GPU ten times per second, in a thread of its own, while its block runs."""
 
     def __init__(self, nvml: Nvml | None, clock: Callable[[], float] = time.perf_counter) -> None:
         self._nvml, self._clock = nvml, clock

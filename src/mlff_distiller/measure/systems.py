@@ -40,7 +40,7 @@ def build_system(spec: str) -> System:
     Raises
     ------
     ConfigError
-        There is no such name and no such file, or N is no number of atoms.
+        There is no such name and no such file, or N is not a number of atoms.
     """
     name, colon, size = spec.rpartition(":")
     if not colon or not _is_number(size):

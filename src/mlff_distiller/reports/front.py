@@ -48,7 +48,7 @@ class Point:
     error: float
     kind: str
     text: str
-    """Shown beside the point or when it is pointed at; escaped."""
+    """Shown next to the point or when it is pointed at; escaped."""
     on_front: bool
 
 

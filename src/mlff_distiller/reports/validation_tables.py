@@ -33,10 +33,10 @@ class Table:
 
 
 def tables(measured: Mapping[str, Any]) -> list[Table]:
-    """One table a list of flat dicts, a matrix, and a dict with scalars, as they are found.
+    """One table per list of flat dicts, matrix, and dict with scalars, as they are found.
 
-    Dicts of the teacher stand beside those of the force field: ``teacher.X`` beside ``X``, and
-    ``X.teacher`` beside ``X.student``.
+    Dicts of the teacher stand next to those of the force field: ``teacher.X`` by ``X``, and
+    ``X.teacher`` by ``X.student``.
     """
     found = {table.name: table for table in _walked(measured, "")}
     for name in list(found):

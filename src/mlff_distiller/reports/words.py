@@ -27,7 +27,7 @@ def measured(value: Any) -> bool:
 
 
 def _significant(value: float, digits: int = 3) -> str:
-    """``value`` to so many digits; thousands separated, no trailing zeros on an exact number."""
+    """``value`` to ``digits`` digits; thousands separated, no trailing zeros on an exact number."""
     if value == 0:
         return "0"
     exponent = int(f"{value:.{digits - 1}e}".split("e")[1])

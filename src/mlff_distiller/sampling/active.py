@@ -2,7 +2,7 @@
 
 Each round trains a student on all labels so far, lets walkers run with it, has the teacher label
 where they got to, and begins again. What is labelled is thus what the user's simulations will
-meet, at a cost of one teacher evaluation a structure; see `mlff_distiller.sampling.dynamics`.
+meet, at a cost of one teacher evaluation per structure; see `mlff_distiller.sampling.dynamics`.
 
 A finished round is a folder ``rounds/NN`` with its student and ``state.json`` (the walkers and
 the errors met); an interrupted one is replayed, its labels being looked up instead of computed.

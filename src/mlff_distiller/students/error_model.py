@@ -48,7 +48,7 @@ errors, which are to be told before they are some five times the typical one."""
 _MARGIN = 1.1
 """Times the largest estimate of an atom that trained: what did train is not told ..."""
 _FAR_TOO_LARGE = 5.0
-"""... unless it is so many times the typical error: then its error is as large, training or not."""
+"""... unless it is as many times the typical error: then its error is as large, trained or not."""
 
 
 @dataclass(frozen=True, eq=False)

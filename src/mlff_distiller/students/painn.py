@@ -330,7 +330,7 @@ class _Products(nn.Module):
 
 
 class _HigherProducts(nn.Module):
-    """Of first moments a and those of a higher order T: T.T; up to the fourth order T.Y(a) too.
+    """Products of first moments a and those T of a higher order: T.T; T.Y(a) up to the fourth.
 
     Y(a) are the harmonics of a.
     """

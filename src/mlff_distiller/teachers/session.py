@@ -83,7 +83,7 @@ class Answer:
 
 
 class TeacherGaveUp(TeacherError):
-    """So many failures in a row that no further process is started.
+    """It failed too often in a row: no further process is started.
 
     ``answered``: of the structures that were asked for, by number, what became of some.
     """

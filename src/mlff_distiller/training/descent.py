@@ -19,7 +19,7 @@ _MOST_TENSORS = 64
 _LARGEST_MATRIX = 400_000
 """rows^2 times columns: a larger one PyTorch spreads over the whole GPU, not over one block."""
 _LONGEST_ROW = 1024
-"""Elements per block of what is no matrix to turn."""
+"""Elements per block of what is not a matrix to turn."""
 
 
 class Descent:

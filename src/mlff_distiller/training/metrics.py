@@ -107,7 +107,7 @@ def validate(student: Student, batches: Iterable[Sample]) -> dict[str, float]:
 
     Stress only where the teacher gave it, forces' R² and angle where they mean something. The
     fidelity is always there: 0, that of a student without forces, where the teacher has none.
-    Memory beside a batch: some 100 bytes per frame.
+    Memory in addition to a batch: some 100 bytes per frame.
     """
     parts: list[Tensor] = []
     energies: list[Tensor] = []

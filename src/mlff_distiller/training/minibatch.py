@@ -139,7 +139,7 @@ class Minibatches:
 
     A unit, a frame or a probe, is read and searched for neighbours when a minibatch first needs it,
     and kept while there is ``room``; then it is made again each time, with the same bits. Memory
-    beside that: some 80 bytes per frame.
+    besides that: some 80 bytes per frame.
 
     Parameters
     ----------

@@ -23,7 +23,7 @@ class TrainingSettings:
     on a GPU. ``schedule``: after the warm-up half a cosine, or constant and
     in the last ``decay_fraction`` down linearly (``wsd``). Training stops once the force error has
     not improved for ``patience_fraction`` of the updates. Of ``validations`` the ``keep_best`` best
-    students are kept beside the checkpoint; at ``md_checks`` of them the student runs ``md_steps``
+    students are kept next to the checkpoint; at ``md_checks`` of them the student runs ``md_steps``
     of MD. ``trackers``: tensorboard, wandb, mlflow; the latter two may use the network.
     ``weight_decay``: by default what suits the student's architecture.
     ``compile``: fuse the step's kernels, which takes about a minute at first; by default where it

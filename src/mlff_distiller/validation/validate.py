@@ -88,7 +88,7 @@ def validate(
     Returns ``system``, ``measurements``, ``verdict``, and ``series`` for plots, which a certificate
     would be too large with; fit for JSON. Checks against a teacher and of leakage are made where
     there is one, and test structures. ``remarks`` of the verdict say where the teacher itself has a
-    hole at short distance: its dynamics may fall into it, and is no yardstick then.
+    hole at short distance: its dynamics may fall into it, and then is not a yardstick.
 
     Raises
     ------

@@ -56,8 +56,9 @@ def distill(
     """Distil ``teacher`` on ``structures`` into ``out``; returns the content of report.json.
 
     Turn follows turn until every check passes, a budget of ``config.goal`` ends, or more would not
-    help; see `workflows.goal`. Continues an interrupted run in the same folder, and a finished one
-    whose budget, goal, students or temperatures have grown; refuses one begun with other inputs.
+    help; see `workflows.next_step`. Continues an interrupted run in the same folder, and a finished
+    one whose budget, goal, students or temperatures have grown; refuses one begun with other
+    inputs.
 
     Parameters
     ----------

@@ -51,8 +51,8 @@ def label(
         A registered name, ``FAMILY:PATH``, ``ase:package.module:factory``, or an ASE calculator,
         which labels alone: one worker.
     shard
-        (i, n): label every n-th structure from the i-th on, i from 1. Whoever finds all parts done
-        collects them.
+        (i, n): label every n-th structure from the i-th on, i from 1. The one that finds
+        all parts done collects them.
     workers
         Teachers side by side, which share the CPU's cores.
     cluster

@@ -169,10 +169,12 @@ def train_stage(
     init: Student | None = None,
     sources: Sources = NO_SOURCES,
     workers: Workers = ALONE,
+    temperature_K: Sequence[float] | None = None,
 ) -> Student:
     """Train, or load what an earlier call trained, as ``out/student``.
 
-    From ``init``, if given, whose reference energies are fitted again.
+    From ``init``, if given, whose reference energies are fitted again. The student keeps the
+    temperatures of its labels, None where they are not known.
     """
     folder = out / "student"
     if not (folder / "config.json").exists():
@@ -222,7 +224,7 @@ def train_stage(
             "n_train": len(training),
             "n_probes": len(extra.probes),
             "n_other_labels": len(extra.frames) - 2 * len(extra.probes),
-            "temperature_K": list(config.sampling.temperature_K),
+            "temperature_K": temperature_K and list(temperature_K),
             "config": to_plain(config),
             "versions": {name: version(name) for name in ("mlff-distiller", "torch", "numpy")},
         }

@@ -33,13 +33,12 @@ from mlff_distiller.workflows.goal import (
     Goal,
     Step,
     Turn,
-    after_harvest,
-    decide,
     of_plain,
     to_plain,
 )
 from mlff_distiller.workflows.harvest import label_harvest, waiting
 from mlff_distiller.workflows.labels import label_more, label_stage
+from mlff_distiller.workflows.next_step import after_harvest, decide
 from mlff_distiller.workflows.plan import disagreement
 from mlff_distiller.workflows.seeds import read_structures, save_structures
 from mlff_distiller.workflows.train import OnProgress, split_labels, train_stage
@@ -137,7 +136,10 @@ class Turns:
         home = self._home(number)
         home.mkdir(parents=True, exist_ok=True)
         log = EventLog(home / "log.jsonl")
-        student = train_stage(home, labels, split, config, log, self.on_progress)
+        kelvin = config.sampling.temperature_K
+        student = train_stage(
+            home, labels, split, config, log, self.on_progress, temperature_K=kelvin
+        )
         done = self._assess(labels, split, student, step, number)
         rows = log.rows("train")
         if config.training.epochs and rows:

@@ -184,7 +184,7 @@ def test_nothing_to_import(tmp_path):
 
 @pytest.mark.slow
 def test_killed_and_continued(tmp_path, start):
-    path, n = tmp_path / "a.extxyz", 4000
+    path, n = tmp_path / "a.extxyz", 2600
     atoms = Atoms("Cu")
     write(path, [frame(k, atoms * (1, 1, 1)) for k in range(n)])
     straight = import_frames([path], tmp_path / "straight")

@@ -41,6 +41,12 @@ def count_calls(calculator, monkeypatch) -> list[int]:
     return calls
 
 
+def test_it_says_what_it_is(calculator):
+    assert calculator.elements == calculator.student.elements
+    assert calculator.cutoff == calculator.student.cutoff
+    assert repr(calculator) == "StudentCalculator(nep of H O, cutoff 4.5 Å)"
+
+
 def test_one_evaluation_serves_all_properties(ice, calculator, monkeypatch):
     calls = count_calls(calculator, monkeypatch)
     ice.get_forces()

@@ -162,6 +162,16 @@ def test_everything_agrees_for_several_elements(elements, built, tmp_path, frame
     assert disagreements(rows) == []
 
 
+@runs
+def test_a_box_smaller_than_the_cutoff_agrees(built, tmp_path, frames_only):
+    student, cell = random_nep(("Hf", "O"), seed=2), bulk("HfO", "rocksalt", a=4.6)
+    assert max(cell.cell.lengths()) < student.cutoff
+    out = exported(student, tmp_path).out
+    write(out / "structure.extxyz", cell)
+    shutil.copy(built.out / "mlffdplugin.so", out)
+    assert disagreements(lammps_check.compare(student, out, LAMMPS()._run)) == []
+
+
 @pytest.fixture(scope="module")
 def telling(built, tmp_path_factory):
     """Written for a student that estimates its errors; the plugin is that of others its size."""

@@ -16,7 +16,8 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.io import write
-from tests.helpers import command, running
+from tests.helpers import alone, command
+from tests.unit.labeling.factories import die_first
 
 from mlff_distiller.cli.options import REFUSED
 from mlff_distiller.dataset import Dataset, DatasetWriter, Record, verify
@@ -377,16 +378,15 @@ def test_a_charge_that_is_none_is_quarantined_alone(here):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_keeps_what_is_in_work(here, number):
+def test_an_interrupt_keeps_what_is_in_work(here, start, number):
     words = ["label", "copper.xyz", "--out", "labels", "--teacher", "ase:factories:Slow"]
-    program = [sys.executable, "-m", "mlff_distiller", *words, "--device", "cpu"]
-    with running(*program) as process:
-        while len(list(here.glob("labels/*.h5"))) < 2:
-            time.sleep(0.01)
-            assert process.poll() is None, process.communicate()
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, errors
+    process = start(alone, *words, "--device", "cpu")
+    while len(list(here.glob("labels/*.h5"))) < 2:
+        time.sleep(0.01)
+        assert process.is_alive()
+    os.kill(process.pid, number)
+    process.join(timeout=60)
+    assert process.exitcode == 128 + number
     n = len(Dataset(here / "labels"))
     assert 2 <= n < 10
     assert verify(here / "labels").ok
@@ -400,18 +400,18 @@ def _committed(folder):
 
 
 @pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT, signal.SIGINT]])
-def test_a_teacher_that_hangs_keeps_nobody_from_ending(here, signals):
+def test_a_teacher_that_hangs_keeps_nobody_from_ending(here, start, signals):
     write("mixed.xyz", [bulk("Cu"), bulk("Cu") * (2, 2, 2)])
     words = ["label", "mixed.xyz", "--out", "labels", "--teacher", "ase:factories:Hanging"]
-    with running(sys.executable, "-m", "mlff_distiller", *words, "--device", "cpu") as process:
-        while not (here / "hanging").exists() or not _committed(here / "labels"):
-            time.sleep(0.05)
-            assert process.poll() is None, process.communicate()
-        for number in signals:
-            process.send_signal(number)
-            time.sleep(1.0)
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + signals[0], errors
+    process = start(alone, *words, "--device", "cpu")
+    while not (here / "hanging").exists() or not _committed(here / "labels"):
+        time.sleep(0.05)
+        assert process.is_alive()
+    for number in signals:
+        os.kill(process.pid, number)
+        time.sleep(1.0)
+    process.join(timeout=60)
+    assert process.exitcode == 128 + signals[0]
     assert len(Dataset(here / "labels")) == 1
     done = command(*words, "--teacher-timeout", "5", "--max-failed", "1")
     assert done.returncode == 0, done.stderr
@@ -478,21 +478,11 @@ def test_cluster_jobs_give_the_same_labels_and_lost_ones_are_replaced(here, want
     outcome = label(read_structures(["copper.xyz"]), EMT, here / "jobs", cluster=jobs)
     assert outcome.n_labelled == 10
     assert Dataset(here / "jobs").label_set_hash() == wanted
-    with cluster_workers(jobs, here / "cluster") as pool:
+    with cluster_workers(Cluster("local", 1), here / "cluster") as pool:
         own = Path("own.pid")
         futures = [pool.submit(die_first, str(here / own), number) for number in range(4)]
         assert [future.result(timeout=60) for future in futures] == [0, 1, 2, 3]
         assert own.exists()
-
-
-def die_first(path, number):
-    """Return ``number``; the first caller of all kills its worker instead."""
-    try:
-        Path(path).touch(exist_ok=False)
-    except FileExistsError:
-        return number
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError("dead")
 
 
 def test_a_batch_scheduler_starts_the_workers(here, wanted, monkeypatch):

@@ -13,7 +13,7 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 from tests.helpers import random_nep, random_painn
 from tests.unit.measure.clocks import Clock, Failing, Leaky, Timed
-from tests.unit.reports.pages import ATTACK, Page, browse
+from tests.unit.reports.pages import ATTACK, Page, browse, cut_off_on_a_phone
 from typer.testing import CliRunner
 
 from mlff_distiller.cli.main import app
@@ -400,3 +400,8 @@ def test_the_command_says_what_it_lacks(tmp_path):
     for words in (["benchmark"], ["benchmark", "--student", "nowhere", "--out", str(tmp_path)]):
         with pytest.raises(DistillerError):
             CliRunner().invoke(app, words, catch_exceptions=False)
+
+
+def test_a_phone_shows_all_of_it(tmp_path, made):
+    write_page(tmp_path / "report.html", made)
+    assert cut_off_on_a_phone(tmp_path) == ""

@@ -11,7 +11,7 @@ from ase import Atoms
 from ase.build import bulk
 from tests.helpers import random_nep, random_painn
 from tests.unit.measure.clocks import Clock, Timed
-from tests.unit.reports.pages import ATTACK, Page, browse
+from tests.unit.reports.pages import ATTACK, Page, browse, cut_off_on_a_phone
 from typer.testing import CliRunner
 
 from mlff_distiller.cli.main import app
@@ -247,3 +247,8 @@ def test_the_command(tmp_path):
     assert content.keys() == {"schema", "kind", "about", "settings", "cases"}
     with pytest.raises(ConfigError, match="nothing to profile"):
         CliRunner().invoke(app, ["profile"], catch_exceptions=False)
+
+
+def test_a_phone_shows_all_of_it(tmp_path, found):
+    write_page(tmp_path / "report.html", found)
+    assert cut_off_on_a_phone(tmp_path) == ""

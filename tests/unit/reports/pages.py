@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
@@ -52,7 +53,25 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.visible).split())
 
 
-def browse(folder: Path, *options: str) -> tuple[str, str]:
+PHONE = """<iframe src="report.html" width="420" height="900" frameborder="0"></iframe><script>
+onload = () => {
+  const page = document.querySelector("iframe").contentDocument;
+  const inside = (one) => one.closest("pre, svg, .plot") !== null;
+  const cut = [...page.querySelectorAll("main *")].filter(
+    (one) => !inside(one) && one.getBoundingClientRect().right > 420.5);
+  document.body.textContent = "cut off: " + cut.map((one) => one.outerHTML.slice(0, 80)).join("; ");
+};
+</script>"""
+
+
+def cut_off_on_a_phone(folder: Path) -> str:
+    """What of the page lies beyond 420 pixels, as a phone shows it; empty if nothing does."""
+    (folder / "phone.html").write_text(PHONE, "utf-8")
+    dom, _ = browse(folder, "--dump-dom", "--allow-file-access-from-files", shown="phone.html")
+    return re.search(r"<body>cut off: (.*?)\s*</body>", dom, re.S)[1]
+
+
+def browse(folder: Path, *options: str, shown: str = "report.html") -> tuple[str, str]:
     browser = next(
         filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
     )
@@ -62,7 +81,7 @@ def browse(folder: Path, *options: str) -> tuple[str, str]:
     command = [browser, "--headless", "--no-sandbox", "--no-first-run", "--hide-scrollbars"]
     command += [f"--disable-{feature}" for feature in quiet]
     command += [f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=30000"]
-    command += ["--enable-logging=stderr", "--v=0", *options, (folder / "report.html").as_uri()]
+    command += ["--enable-logging=stderr", "--v=0", *options, (folder / shown).as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
     return done.stdout, done.stderr
 

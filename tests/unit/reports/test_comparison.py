@@ -248,7 +248,7 @@ def test_the_command_compares_and_asks_the_teacher_once(tmp_path, monkeypatch):
     shutil.copytree(student, tmp_path / "again")
     (tmp_path / "counted.py").write_text(COUNTING)
     (tmp_path / "short.yaml").write_text(
-        "{equilibration_ps: 0.0, time_ps: 0.1, large_atoms: 8, rescored: 3, friction_per_ps: 20,\n"
+        "{equilibration_ps: 0.0, time_ps: 0.05, large_atoms: 8, rescored: 3, friction_per_ps: 20,\n"
         " memory_steps: 20}\n"
     )
     bulk("Si", cubic=True).write(tmp_path / "silicon.extxyz")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.unit.reports.conftest import make_estimates, make_goal
-from tests.unit.reports.pages import ATTACK, Page, assert_safe, browse
+from tests.unit.reports.pages import ATTACK, Page, assert_safe, browse, cut_off_on_a_phone
 
 from mlff_distiller import __version__
 from mlff_distiller.plotting import MAX_POINTS
@@ -365,6 +365,11 @@ def test_a_browser_takes_its_picture(tmp_path, report, evidence):
     browse(tmp_path, f"--screenshot={picture}", "--window-size=1400,6700")
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert picture.stat().st_size > 300_000  # an empty page of this size has 30 kB
+
+
+def test_a_phone_shows_all_of_it(tmp_path, report, evidence):
+    render(tmp_path, report, evidence)
+    assert cut_off_on_a_phone(tmp_path) == ""
 
 
 def test_rounds_show_median_and_quartiles_over_labels():

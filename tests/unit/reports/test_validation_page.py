@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from tests.unit.reports.conftest import make_estimates
-from tests.unit.reports.pages import ATTACK, Page, assert_safe, browse
+from tests.unit.reports.pages import ATTACK, Page, assert_safe, browse, cut_off_on_a_phone
 from tests.unit.validation.faults import Hole, Pairs, argon
 from tests.unit.validation.short import SHORT
 
@@ -333,6 +333,11 @@ def test_a_browser_draws_every_plot_without_an_error(browsed):
     for name, plot in drawn.items():
         assert plot.count('class="trace ') == len(figures[name]["data"]), name
     assert "<img" not in dom[dom.index("<body") :].split("<script>")[0]
+
+
+def test_a_phone_shows_all_of_it(tmp_path, measured):
+    render(tmp_path, measured)
+    assert cut_off_on_a_phone(tmp_path) == ""
 
 
 def test_the_viewer_plays_and_turns(browsed):

@@ -58,7 +58,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     (tmp_path / "argon_fields.py").write_text(FACTORY.format(root=str(ROOT)))
     write(tmp_path / "argon.extxyz", argon())
     settings = "{time_step_fs: 8.0, equilibration_ps: 0.6, friction_per_ps: 20, record_every: 1"
-    (tmp_path / "short.yaml").write_text(settings + ", large_atoms: 32}\n")
+    (tmp_path / "short.yaml").write_text(settings + ", large_atoms: 32, memory_steps: 600}\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -139,7 +139,9 @@ def test_a_student_with_its_own_integrator(folder):
         *("--time-ps", 0.3, "--out", "proof", "--device", "cpu", "--config", "silicon.yaml"),
     )
     assert "cannot read silicon.yaml" in done.stderr
-    (folder / "silicon.yaml").write_text("{equilibration_ps: 0.3, large_atoms: 32}\n")
+    (folder / "silicon.yaml").write_text(
+        "{equilibration_ps: 0.3, large_atoms: 32, memory_steps: 10}\n"
+    )
     done = command(
         *("validate", ROOT / "examples" / "silicon.extxyz", "--student", student),
         *("--time-ps", 0.3, "--out", "proof", "--device", "cpu", "--config", "silicon.yaml"),

@@ -44,12 +44,19 @@ def report() -> dict:
     training, test = [copper(k) for k in range(20)], [copper(k) for k in range(20, 30)]
     frames = [Batch.from_atoms([atoms]) for atoms in [*training, *test]]
     student = nep_for(frames[:20], SMALL, 0)
-    settings = TrainingSettings(epochs=100, atoms_per_batch=8, validations=10, trackers=())
+    settings = TrainingSettings(epochs=100, atoms_per_batch=16, validations=10, trackers=())
     train(student, frames[:20], frames[20:], settings)
     return validate(
         ForceField("of 20 frames", StudentCalculator(student, device="cpu")),
         bulk("Cu", cubic=True, a=3.6) * 2,
-        replace(UNWATCHED, temperature_K=(600.0,), time_step_fs=4.0, friction_per_ps=10.0),
+        replace(
+            UNWATCHED,
+            temperature_K=(600.0,),
+            time_step_fs=4.0,
+            time_ps=0.6,
+            teacher_npt_ps=0.1,
+            large_atoms=32,
+        ),
         teacher=ForceField("EMT", EMT()),
         training=training,
         test=test,

@@ -18,7 +18,7 @@ from tests.unit.validation.faults import (
     Swirl,
     argon,
 )
-from tests.unit.validation.short import NOT_TOLD, SHORT, UNWATCHED, failed
+from tests.unit.validation.short import BRIEF, NOT_TOLD, SHORT, UNWATCHED, failed
 
 from mlff_distiller.deploy import StudentCalculator
 from mlff_distiller.errors import ConfigError
@@ -103,18 +103,19 @@ def test_a_sound_force_field_is_approved(approved):
     ],
 )
 def test_planted_faults_are_rejected_for_the_right_reason(fault, check, others):
-    report = validate(ForceField("it", fault()), argon(), UNWATCHED)
+    alone = fault in (FlippedStress, Hole)  # which fails nothing else
+    report = validate(ForceField("it", fault()), argon(), UNWATCHED if alone else BRIEF)
     assert report["verdict"]["status"] == "rejected"
     assert {check, *others} <= failed(report)
     assert any(check in reason for reason in report["verdict"]["reasons"])
-    if fault in (FlippedStress, Hole):
+    if alone:
         assert failed(report) == {check, *others} | NOT_TOLD
 
 
 def test_a_hole_of_the_teacher_is_told_and_not_held_against_the_student(approved):
     assert approved["verdict"]["remarks"] == []
     teacher = ForceField("teacher", Hole())
-    report = validate(ForceField("it", Pairs()), argon(), UNWATCHED, teacher=teacher)
+    report = validate(ForceField("it", Pairs()), argon(), BRIEF, teacher=teacher)
     (dimer, squeezed) = report["verdict"]["remarks"]
     assert dimer.startswith("the teacher itself: two atoms fall into a hole")
     assert squeezed.startswith("the teacher itself: compressed matter falls into a hole")
@@ -137,7 +138,7 @@ def test_a_student_without_training_is_rejected_with_frame_and_atom():
     report = validate(
         ForceField("it", student),
         argon(),
-        replace(UNWATCHED, time_step_fs=2.0, time_ps=2.0, equilibration_ps=0.0),
+        replace(BRIEF, time_step_fs=2.0, time_ps=1.2, equilibration_ps=0.0),
         teacher=ForceField("teacher", Pairs()),
     )
     assert {"incidents", "student_md_forces_fidelity"} <= failed(report)
@@ -168,12 +169,12 @@ def test_a_run_too_short_is_no_measurement():
 @pytest.mark.slow
 def test_the_effective_medium_theory_is_approved():
     metal = replace(
-        SHORT,
+        UNWATCHED,
         temperature_K=(300.0,),
         time_step_fs=5.0,
         equilibration_ps=0.4,
         friction_per_ps=20,
         large_atoms=32,
     )
-    copper = bulk("Cu", cubic=True) * (2, 2, 2)
-    assert validate(ForceField("EMT", EMT()), copper, metal)["verdict"]["reasons"] == []
+    copper = bulk("Cu", cubic=True) * (2, 2, 1)
+    assert failed(validate(ForceField("EMT", EMT()), copper, metal)) == NOT_TOLD

@@ -13,11 +13,10 @@ from mlff_distiller.workflows.goal import (
     GoalSettings,
     Step,
     Turn,
-    decide,
-    exponents,
     of_plain,
     to_plain,
 )
+from mlff_distiller.workflows.next_step import decide, exponents, trained
 
 LADDER = ("nep", "nep-large", "painn-32x2")
 GOAL = Goal(0.05, GoalSettings(), LADDER)
@@ -95,15 +94,113 @@ def test_a_fit_far_from_the_goal_asks_for_another_student():
     assert decide(again, GOAL).step.student == "painn-32x2"
 
 
-def test_a_gap_that_all_labels_left_would_not_close_asks_for_another_student():
+def test_labels_come_before_a_larger_student_while_they_promise_more():
     # Labels times 3 have halved the gap, and may be times 3.3 once more: it stays above the goal.
     turns = [turn(0.04, 0.16), turn(0.04, 0.10, number=1, labels=900)]
-    decision = decide(turns, GOAL)
-    assert decision.step.student == "nep-large"
-    assert "capacity is the limit" in decision.diagnosis
-    more = replace(GOAL, settings=GoalSettings(max_labels=30_000))
-    assert decide(turns, more).step.student == "nep"
-    assert decide(turns[:1], GOAL).step.kind == "labels"  # what they gain is not known yet
+    assert decide(turns, GOAL).step.kind == "labels"
+    all_labels = replace(GOAL, settings=GoalSettings(max_labels=900))
+    assert decide(turns, all_labels).step.student == "nep-large"
+    assert decide([turn(0.08, 0.11)], GOAL).step.kind == "longer"  # what they gain is not known yet
+    # Here they have not helped.
+    turns = [turn(0.04, 0.10), turn(0.05, 0.10, number=1, labels=900)]
+    assert decide(turns, GOAL).step.student == "nep-large"
+
+
+def course(*rows):
+    """Turns from kind, student, labels, updates (1000), errors (%): fit, test, own; and seconds."""
+    known = []
+    for kind, student, labels, updates, fit, test, own, *times in rows:
+        one = turn(fit / 100, test / 100, own / 100, number=len(known), labels=labels)
+        new = labels - (known[-1].n_labels if known else 0)
+        names = ("label_seconds", "train_seconds", "seconds")
+        times = dict(zip(names, times, strict=True), n_new_labels=new)
+        known.append(replace(one, step=Step(kind, student, labels, 1000 * updates, ""), **times))
+    return known
+
+
+ALLOY = course(
+    ("first", "nep", 300, 8, 5.3, 6.1, 5.7, 45, 25, 98),
+    ("longer", "nep", 300, 32, 4.4, 5.3, 4.9, 0, 44, 59),
+    ("longer", "nep", 300, 110, 4.0, 5.1, 4.6, 0, 175, 192),
+)
+MOLECULE = course(
+    ("first", "nep", 300, 8, 4.9, 21.4, 12.3, 45, 25, 96),
+    ("labels", "nep", 900, 14, 6.7, 12.9, 33.3, 55, 35, 121),
+    ("larger", "nep-large", 900, 14, 4.7, 11.9, 9.8, 0, 100, 120),
+)
+STRAINED = course(
+    ("first", "nep", 300, 8, 34.5, 38.0, 50.0, 81, 25, 142),
+    ("larger", "nep-large", 300, 8, 30.3, 36.0, 50.0, 0, 31, 65),
+)
+
+
+@pytest.mark.parametrize("hours", [0.3, 4.0])
+@pytest.mark.parametrize(
+    ("turns", "kinds"),
+    [
+        (ALLOY, ["longer", "labels", "labels"]),  # what training still takes off is too little
+        (MOLECULE, ["labels", "labels", "labels"]),  # far better where it was trained
+        (STRAINED, ["larger", "larger"]),  # bad where it was trained
+    ],
+    ids=["alloy", "molecule", "strained"],
+)
+def test_what_a_run_on_an_h200_does_next(turns, kinds, hours):
+    goal = replace(GOAL, settings=GoalSettings(max_hours=hours))
+    steps = [decide(turns[: k + 1], goal).step for k in range(len(turns))]
+    assert [step.kind for step in steps] == kinds
+
+
+def test_training_goes_on_where_it_has_helped_and_labels_are_dear():
+    dear = [replace(ALLOY[0], label_seconds=4000.0), *ALLOY[1:]]
+    assert decide(dear[:2], GOAL).step.kind == "longer"
+
+
+def test_what_training_promises_falls_with_what_it_has_brought():
+    # Updates times 4 took 0.8 off the error held out: b / updates has 0.27 left.
+    laws = exponents(ALLOY[:2])
+    fit, error = trained(ALLOY[:2], laws, 4.0)
+    assert error == pytest.approx(0.053 - 0.008 / 3 * 0.75)
+    assert fit == pytest.approx(0.044 - 0.009 / 3 * 0.75)
+    first = trained(ALLOY[:1], exponents(ALLOY[:1]), 4.0)[1]
+    assert first == pytest.approx(0.061 - 0.053 * (1 - 4**-0.2))  # no turn has shown it yet
+    # Labels times 9 and updates times 3 since: each label has been seen as often.
+    more = replace(
+        turn(0.044, 0.053, labels=2700, updates=96_000),
+        step=Step("labels", "nep", 2700, 96_000, ""),
+    )
+    assert trained([*ALLOY[:2], more], laws, 4.0)[1] == pytest.approx(error)
+
+
+def test_a_steep_fall_does_not_promise_an_error_below_zero():
+    steep = course(
+        ("first", "nep", 300, 8, 40.0, 60.0, 60.0, 45, 25, 98),
+        ("longer", "nep", 300, 16, 6.0, 7.0, 8.0, 0, 44, 59),
+    )
+    assert trained(steep, exponents(steep), 4.0) == pytest.approx((0.06 / 4, 0.08 / 4))
+    assert decide(steep, GOAL).step is not None
+
+
+def test_labels_are_judged_by_the_error_that_asked_for_them():
+    # 16.5 above the fit, then 8.0: the other error, 33.3, is where only the new student went.
+    shown = math.log(16.5 / 8.0) / math.log(3.0)
+    assert exponents(MOLECULE[:2])["labels"] == pytest.approx((0.4 + shown) / 2)
+
+
+def test_a_student_that_is_asked_for_has_its_capacity_named_once_labels_no_longer_help():
+    only = replace(GOAL, ladder=("nep",))
+    turns = MOLECULE[:1]
+    for _ in range(12):
+        step = decide(turns, only).step
+        if step is None:
+            break
+        # Fit and error meet at 8 % as labels grow, however long it is trained.
+        apart = 0.08 * (300 / step.labels)
+        one = turn(0.08 - apart / 2, 0.08 + apart / 2, number=len(turns), labels=step.labels)
+        new = step.labels - turns[-1].n_labels
+        turns = [*turns, replace(one, step=step, n_new_labels=new)]
+    assert step is None
+    assert "labels" in [one.step.kind for one in turns]
+    assert "its capacity is the limit" in decide(turns, only).diagnosis
 
 
 def test_without_another_student_the_run_tries_what_is_left_and_ends():
@@ -120,6 +217,15 @@ def test_without_another_student_the_run_tries_what_is_left_and_ends():
         )
     assert number < 6
     assert "have not helped" in decision.diagnosis
+
+
+@pytest.mark.parametrize(("fit", "words"), [(0.06, "its capacity is the limit"), (0.03, "budget")])
+def test_the_end_of_all_budgets_says_what_is_missing(fit, words):
+    goal = Goal(0.05, GoalSettings(max_labels=300), ("nep",))
+    turns = [turn(0.07, 0.1), turn(fit, 0.09, number=1, updates=32 * 8000)]
+    decision = decide(turns, goal)
+    assert decision.step is None
+    assert words in decision.diagnosis
 
 
 def test_broken_dynamics_asks_for_labels_where_it_broke_then_for_another_student():

@@ -112,7 +112,7 @@ def test_a_real_curve_falls(tmp_path):
     found = learning_curve(
         labels,
         split,
-        lower_budget(SMALL, 150),
+        lower_budget(SMALL, 80),
         (3, 16, 10_000),
         on_progress=lambda stage, *rest: seen.append(stage),
     )

@@ -145,6 +145,8 @@ def test_metrics_go_to_the_log_and_tensorboard_and_the_student_runs(labels, tmp_
     assert b"validation/forces_mae_meV_per_A" in events.read_bytes()
     assert b"md/steps" in events.read_bytes()
     assert len(list((tmp_path / "best").iterdir())) == 3
+    about = read_config(tmp_path / "student")["about"]
+    assert about["temperature_K"] is None  # at which these labels were sampled is not known
 
 
 def test_an_interrupted_run_continues_with_less_memory(labels, tmp_path, monkeypatch):

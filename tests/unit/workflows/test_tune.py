@@ -339,7 +339,7 @@ def test_missing_optuna_is_explained_before_anything_is_written(labels, tmp_path
 # -- the fastest preset ---------------------------------------------------------------------------
 
 
-LONGER = ("training.epochs=150", "painn.cutoff_A=4")
+LONGER = ("training.epochs=80", "training.learning_rate=0.02", "painn.cutoff_A=4")
 SMALL, LARGE = "painn-4x1", "painn-32x1"
 
 

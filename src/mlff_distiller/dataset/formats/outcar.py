@@ -1,8 +1,8 @@
 """VASP's OUTCAR, by ASE's parser, without the lines that it stumbles over.
 
-A run with a force field that VASP learns on the fly (``ML_LMLFF``) prints its predictions beside
-what it computes, or instead: these are no labels of VASP's. Dispersion corrections print a second
-energy and second forces, without them. With ``NWRITE = 0`` some steps have no positions.
+A run with a force field that VASP learns on the fly (``ML_LMLFF``) prints its predictions along
+with what it computes, or instead: these are not labels by VASP. Dispersion corrections print a
+second energy and second forces, without them. With ``NWRITE = 0`` some steps have no positions.
 """
 
 from __future__ import annotations

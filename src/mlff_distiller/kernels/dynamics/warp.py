@@ -4,7 +4,7 @@ A step is ``kinetic``, ``couple`` (one thread per system) and ``shift`` of the i
 ensemble needs them; ``advance``; then forces; then ``kick``. Whatever is random is a function of
 (seed, step, atom), so a run may be cut anywhere. ``advance`` sets ``moved`` if an atom has left its
 skin; the step's forces and ``kick`` then do nothing but raise ``halt``, which stops all later steps
-until the host has found neighbours anew. README.md has the equations.
+until the host has found new neighbours. README.md has the equations.
 """
 
 from dataclasses import dataclass

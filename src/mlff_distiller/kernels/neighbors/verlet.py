@@ -40,7 +40,7 @@ class VerletList:
     slot]`` is the slot of the same pair in the list of j, or -1 if rounding has left it out there.
     ``inside`` are the positions less whole lattice vectors. Every pair within ``cutoff`` is there
     until an atom has moved by more than half the skin since the list was built; then it is built
-    anew. All mixtures of periodic directions, skewed and left-handed cells, and cells smaller than
+    again. All mixtures of periodic directions, skewed and left-handed cells, and cells smaller than
     the cutoff. Slots are added when needed, and none are ever left out.
 
     ``update`` does all that. Dynamics that stays on the device writes ``inside`` and ``moved``

@@ -13,7 +13,7 @@ sums of them are exact: forces do not depend on the order of slots, and add up t
 
 ``first`` is the first atom of a launch: a CPU gives each core a range of atoms. Where ``skip`` is
 set nothing is done: steps that were sent to the device before it was known that neighbours must be
-found anew.
+found again.
 """
 
 from dataclasses import dataclass

@@ -44,7 +44,7 @@ def straight_scan(
     A smooth energy changes from point to point by the integral of its slope. With the slopes at
     four points around, the cubic through them is integrated between the middle two, and O(h⁵) is
     left; or a jump of the energy, where a pair crosses a hard cutoff. Five medians of all that is
-    left are taken off, so that noise and curvature, which are everywhere, are no jump. Where most
+    left are taken off, so that noise and curvature, which are everywhere, are not jumps. Where most
     is left, an eighth of the step is looked at: there a jump is what it was, and curvature, of a
     bond squeezed to half its length say, is 30,000 times less.
     """

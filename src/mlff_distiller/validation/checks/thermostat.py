@@ -2,8 +2,8 @@
 
 The kinetic energy of f degrees of freedom at temperature T is distributed as Gamma(f/2, kT): mean
 f kT / 2, variance f (kT)² / 2, whatever the potential. A force field that pumps in heat (forces
-that are no gradient, noise) or hot and cold parts of one system show here. After Merz and Shirts,
-PLoS ONE 13, e0202764 (2018).
+that are not gradients, noise) or hot and cold parts of one system show here. After Merz and
+Shirts, PLoS ONE 13, e0202764 (2018).
 """
 
 from __future__ import annotations
