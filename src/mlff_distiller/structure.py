@@ -141,15 +141,9 @@ def warn_of_what_is_ignored(frames: Sequence[Atoms]) -> None:
     """Warn of what ``frames`` say and dynamics with a student does not know."""
     found: dict[str, str] = {}
     for index, atoms in enumerate(frames):
-        arrays, info = atoms.arrays, atoms.info
-        charged = any(_says_more(info.get(name, 0), 0.0) for name in ("charge", "total_charge"))
-        if charged or atoms.get_initial_charges().any():
-            found.setdefault("charges: it knows neutral systems only", f"structure {index}")
-        spins = ("spin", "multiplicity", "spin_multiplicity")
-        if any(_says_more(info.get(name, 0), 0.0, 1.0) for name in spins) or (
-            atoms.get_initial_magnetic_moments().any()
-        ):
-            found.setdefault("spins and magnetic moments", f"structure {index}")
+        arrays = atoms.arrays
+        for words in electrons_ignored(atoms):
+            found.setdefault(words, f"structure {index}")
         if "momenta" not in arrays:
             for name in [name for name in arrays if name.lower() in _VELOCITIES]:
                 words = f"the column {name!r}, of units that it does not name: set velocities with "
@@ -160,6 +154,20 @@ def warn_of_what_is_ignored(frames: Sequence[Atoms]) -> None:
                 found.setdefault(words, f"structure {index}")
     for what, where in found.items():
         warnings.warn(f"the simulation ignores {what} ({where})", stacklevel=3)
+
+
+def electrons_ignored(atoms: Atoms) -> list[str]:
+    """What ``atoms`` say of their electrons, of which no student knows."""
+    found, info = [], atoms.info
+    charged = any(_says_more(info.get(name, 0), 0.0) for name in ("charge", "total_charge"))
+    if charged or atoms.get_initial_charges().any():
+        found.append("charges: it knows neutral systems only")
+    spins = ("spin", "multiplicity", "spin_multiplicity")
+    if any(_says_more(info.get(name, 0), 0.0, 1.0) for name in spins) or (
+        atoms.get_initial_magnetic_moments().any()
+    ):
+        found.append("spins and magnetic moments")
+    return found
 
 
 def _says_more(value: object, *nothing: float) -> bool:

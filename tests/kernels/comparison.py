@@ -57,4 +57,5 @@ def assert_same(found, wanted, dtype: str = "float64") -> None:
 def many_atoms(n: int = 5) -> Atoms:
     atoms = bulk("Fe", a=3.0, cubic=True) * (n, n, n)
     atoms.numbers = np.random.default_rng(1).choice([1, 8], len(atoms))
+    atoms.set_initial_magnetic_moments(None)
     return rattled(atoms, 0.1)

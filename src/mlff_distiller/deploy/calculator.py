@@ -28,6 +28,7 @@ from mlff_distiller.engines.choice import BackendName, choose_engine, slow_engin
 from mlff_distiller.engines.guarding import EVERY, Looks
 from mlff_distiller.engines.loading import ready_student
 from mlff_distiller.errors import KernelError, StudentError
+from mlff_distiller.structure import electrons_ignored
 from mlff_distiller.students import Student
 
 if TYPE_CHECKING:
@@ -229,7 +230,8 @@ class StudentCalculator(Calculator):
         now = _Snapshot.of(atoms, known)
         if known is None or now.numbers is not known.numbers or not _is_finite(now.positions):
             check_structure(atoms)
-            _warn_of_charge(atoms)
+            for words in electrons_ignored(atoms):
+                warnings.warn(f"the student ignores {words}", stacklevel=3)
         self.results = self._evaluate(now)
         self._known = now
 
@@ -327,12 +329,3 @@ def _is_finite(vectors: np.ndarray) -> bool:
     """Whether all are; by a sum that any infinity and NaN spoils, and no sane number."""
     flat = vectors.ravel()
     return math.isfinite(flat.dot(flat))
-
-
-def _warn_of_charge(atoms: Atoms) -> None:
-    try:
-        charged = np.nan_to_num(np.array(atoms.info.get("charge"), dtype=float)).any()
-    except (TypeError, ValueError):  # a word
-        charged = True
-    if charged or atoms.get_initial_charges().any():
-        warnings.warn("the student ignores charges: it knows neutral systems only", stacklevel=4)

@@ -134,11 +134,21 @@ def test_coincident_atoms_are_an_error_not_nan(calculator):
         atoms.get_forces()
 
 
-def test_charge_is_warned_about(calculator):
-    atoms = molecule("H2O")
-    atoms.info["charge"] = 1
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ({"charge": 1}, "charges"),
+        ({"total_charge": -1}, "charges"),
+        ({"spin": 3}, "spins"),
+        ({"multiplicity": 2}, "spins"),
+        ({"magmoms": [1.0, 0.0, 0.0]}, "spins"),
+    ],
+)
+def test_electrons_that_it_does_not_know_are_warned_about(calculator, state, words):
+    atoms = molecule("H2O", magmoms=state.get("magmoms"))
+    atoms.info |= {name: value for name, value in state.items() if name != "magmoms"}
     atoms.calc = calculator
-    with pytest.warns(UserWarning, match="ignores charges"):
+    with pytest.warns(UserWarning, match=f"the student ignores {words}"):
         atoms.get_forces()
 
 

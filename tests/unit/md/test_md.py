@@ -67,6 +67,31 @@ def same(a, b) -> bool:
     )
 
 
+def same_trajectories(a, b) -> None:
+    if a.suffix == ".h5":
+        with h5py.File(a) as one, h5py.File(b) as other:
+            assert set(one) == set(other)
+            assert all(np.array_equal(one[name], other[name]) for name in other)
+        return
+    for one, other in zip(read(a, ":"), read(b, ":"), strict=True):
+        for name in ("positions", "momenta"):
+            assert np.array_equal(one.arrays[name], other.arrays[name])
+        assert np.array_equal(one.cell, other.cell)
+        assert one.get_potential_energy() == other.get_potential_energy()
+        assert np.array_equal(one.get_forces(), other.get_forces())
+
+
+@pytest.mark.parametrize("suffix", ["extxyz", "traj", "h5"])
+@pytest.mark.parametrize("ensemble", ENSEMBLES)
+def test_every_format_continues_as_if_it_had_not_stopped(student, tmp_path, suffix, ensemble):
+    a, b = (tmp_path / f"{name}.{suffix}" for name in "ab")
+    settings = BRIEF | ENSEMBLES[ensemble]
+    run_md(water_like(2), student, n_steps=60, out=a, **settings)
+    for n_steps in (17, 40, 60):
+        run_md(water_like(2), student, n_steps=n_steps, out=b, **settings)
+    same_trajectories(a, b)
+
+
 @pytest.mark.parametrize("ensemble", ENSEMBLES)
 def test_continuing_equals_not_having_stopped(any_student, tmp_path, ensemble):
     atoms, settings = water_like(2), BRIEF | ENSEMBLES[ensemble]
@@ -426,13 +451,7 @@ def test_a_run_that_was_killed_continues_as_if_it_had_not(student, tmp_path, sta
     )
     assert np.array_equal(again.atoms[0].positions, whole.atoms[0].positions)
     assert (tmp_path / "a.log.csv").read_text() == (tmp_path / "b.log.csv").read_text()
-    if suffix == "h5":
-        with h5py.File(out) as a, h5py.File(tmp_path / "b.h5") as b:
-            assert all(np.array_equal(a[name], b[name]) for name in b)
-    else:
-        a, b = read(out, ":"), read(tmp_path / f"b.{suffix}", ":")
-        assert len(a) == len(b)
-        assert all(np.array_equal(x.positions, y.positions) for x, y in zip(a, b, strict=True))
+    same_trajectories(out, tmp_path / f"b.{suffix}")
 
 
 @pytest.mark.parametrize("ignored", [True, False])
