@@ -190,6 +190,7 @@ def test_a_barostat_squeezes_a_crystal_without_losing_a_neighbour(student):
     """Atoms keep their places in the cell, so that nothing but its strain can wear the skin out."""
     atoms = bulk("Fe", a=3.0, cubic=True) * 2
     atoms.numbers[:] = 8
+    atoms.set_initial_magnetic_moments(None)
     settings = {"temperature_K": 0.0, "friction_per_ps": 1e4, "barostat_time_fs": 200.0}
     one = simulation(student, atoms, ensemble="npt", pressure_GPa=1500.0, skin_A=1.0, **settings)
     for _ in range(20):
