@@ -5,15 +5,20 @@ step without a look costs what it did. The module is one of its own: it is compi
 are first asked for. `ErrorModel` has the formulas.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import warp as wp
 
+from mlff_distiller.kernels.nep.reference import Shape
 from mlff_distiller.kernels.nep.warp import CPU_FLAGS, Specialization
 from mlff_distiller.kernels.nep.warp_functions import Types, atom_functions, edge_functions
 from mlff_distiller.kernels.nep.warp_lanes import (
-    distances_by_warps,
+    N_NEAR,
+    LaneFunctions,
+    Scratch,
     lane_functions,
     warps_a_block,
 )
@@ -48,7 +53,7 @@ def build_errors(spec: Specialization) -> ErrorKernels:
     )
     if spec.lanes > 1:
         functions = (of_atom, of_edge, types, shape)
-        distances = distances_by_warps(
+        distances = _distances_by_warps(
             lane_functions(func, *functions),
             *(kernel, types, shape),
             one_type=one_type,
@@ -132,3 +137,108 @@ def build_errors(spec: Specialization) -> ErrorKernels:
         squares[i] = distance(q, t, w0, b0, mean, whitening)
 
     return ErrorKernels(module, 1, distances)
+
+
+def _distances_by_warps(
+    lanes: LaneFunctions,
+    kernel: Callable[..., Any],
+    types: Types,
+    shape: Shape,
+    *,
+    one_type: bool,
+    on_cpu: bool,
+) -> wp.Kernel:
+    """d_i^2 of `ErrorModel`; ``kernel`` decorates what becomes a Warp kernel."""
+    n_angular, n_descriptors = shape.n_max_angular + 1, shape.n_descriptors
+    neurons = shape.neurons
+    real, vec2, vec3, vec_r, vec_a = types.real, types.vec2, types.vec3, types.radial, types.angular
+    vec_h = types.harmonics
+    shared_density, shared_scratch = lanes.shared_density, lanes.shared_scratch
+    shared_slots, first_lane, await_lanes = lanes.shared_slots, lanes.first_lane, lanes.await_lanes
+    descriptors = lanes.descriptors
+    at = Scratch(shape)
+    SIZE, AT_DESCRIPTORS, AT_HIDDEN, AT_SUMS = at.size, at.descriptors, at.hidden, at.energies
+
+    @kernel
+    def distances(
+        first: int,
+        skip: wp.array(dtype=int),
+        positions: wp.array(dtype=wp.vec3d),
+        shifts: wp.array(dtype=wp.vec3d),
+        types: wp.array(dtype=int),
+        n_types: int,
+        counts: wp.array(dtype=int),
+        neighbors: wp.array2d(dtype=int),
+        images: wp.array2d(dtype=int),
+        cutoffs: wp.array(dtype=vec2),
+        c_radial: wp.array2d(dtype=vec_r),
+        c_angular: wp.array2d(dtype=vec_a),
+        w0_by_input: wp.array3d(dtype=real),
+        b0: wp.array2d(dtype=real),
+        mean: wp.array2d(dtype=real),
+        whitening_by_input: wp.array3d(dtype=real),
+        g: wp.array2d(dtype=vec3),
+        squares: wp.array(dtype=real),
+    ):
+        if skip[0] != 0:
+            return
+        if wp.static(on_cpu):
+            i = first + wp.tid()
+            begin = 0
+            end = WARP
+            s = wp.zeros(shape=(n_angular,), dtype=vec_h)
+            scratch = wp.zeros(shape=(SIZE,), dtype=real)
+            near = wp.zeros(shape=(N_NEAR,), dtype=int)
+        else:
+            i = first + wp.tid() / WARP
+            begin = first_lane()
+            end = begin + 1
+            s = shared_density()
+            scratch = shared_scratch()
+            near = shared_slots()
+        _n_front, _n_near = descriptors(
+            i,
+            begin,
+            end,
+            positions,
+            shifts,
+            types,
+            n_types,
+            counts[i],
+            neighbors,
+            images,
+            cutoffs,
+            c_radial,
+            c_angular,
+            s,
+            scratch,
+            near,
+            g,
+        )
+        t = int(0)
+        if wp.static(not one_type):
+            t = types[i]
+        for lane in range(begin, end):
+            for m in range(lane, neurons, WARP):
+                z = -b0[t, m]
+                for k in range(n_descriptors):
+                    z += w0_by_input[t, k, m] * scratch[AT_DESCRIPTORS + k]
+                scratch[AT_HIDDEN + m] = wp.tanh(z) - mean[t, m]
+        await_lanes()
+        for lane in range(begin, end):
+            total = real(0.0)
+            for m in range(lane, neurons, WARP):
+                along = real(0.0)
+                for k in range(neurons):
+                    along += whitening_by_input[t, k, m] * scratch[AT_HIDDEN + k]
+                total += along * along
+            scratch[AT_SUMS + lane] = total
+        await_lanes()
+        for lane in range(begin, end):
+            if lane == 0:
+                total = real(0.0)
+                for other in range(WARP):
+                    total += scratch[AT_SUMS + other]
+                squares[i] = total
+
+    return distances
