@@ -40,7 +40,7 @@ def build_system(spec: str) -> System:
     Raises
     ------
     ConfigError
-        There is no such name and no such file, or N is not a number of atoms.
+        The name is unknown and there is no such file, or N is not a number of atoms.
     """
     name, colon, size = spec.rpartition(":")
     if not colon or not _is_number(size):

@@ -39,7 +39,7 @@ _LEAST_GAIN = 0.02
 _FACTORS = {"labels": (1.5, 3.0), "longer": (2.0, 4.0)}
 """Smallest and largest factor of what one turn may spend more on labels or training."""
 _MOST_UPDATES = 32
-"""Times the updates of the first turn: beyond it more training is no longer tried."""
+"""At most as many times the updates of the first turn are tried."""
 _COST_OF_OTHERS = 6.0
 """An estimate of what an update costs, for students that `UPDATE_COST` does not name."""
 _TIMES_AS_LONG = 2.0
