@@ -115,6 +115,7 @@ def learn_actively(
                 lambda n, done=done, number=number: on_label(  # type: ignore[misc]
                     done + n, f"round {number + 1} of {settings.rounds}"
                 ),
+                seeds,
             )
             reach = float(np.median([walker.reach_fs for walker in group]))
             history.append(Round(number, errors, reach))

@@ -32,6 +32,7 @@ from ase.calculators.calculator import Calculator
 
 from mlff_distiller.errors import DistillerError
 from mlff_distiller.sampling.rattle import Labeler
+from mlff_distiller.sampling.reach import reach_eV_per_atom
 from mlff_distiller.sampling.segments import run_segment, run_segments
 from mlff_distiller.sampling.walkers import DynamicsSettings, Walker
 
@@ -98,6 +99,7 @@ def explore(
     seed: int = 0,
     source: Mapping[str, Any] | None = None,
     on_label: Callable[[int], None] = lambda n: None,
+    seeds: Sequence[Atoms] = (),
 ) -> list[float]:
     """Dynamics by ``calculator`` (the student); the teacher labels where each segment ends.
 
@@ -107,10 +109,13 @@ def explore(
 
     (one minus the fidelity). A walker whose error is below ``tolerance`` goes on from there, and
     its next segment may be twice as long, up to ``longest_fs``; another goes back to where its
-    segment began, and its next one may be half as long. All walkers move in turn and are labelled
-    in one call of ``label``. ``source`` is added to the provenance.
+    segment began, and its next one may be half as long. Where ``seeds`` are given, one that has
+    left the reach of its temperature, by the teacher's energies, begins at its seed again. All
+    walkers move in turn and are labelled in one call of ``label``. ``source`` is added to the
+    provenance.
     """
     errors: list[float] = []
+    lowest: dict[tuple[int, float], float] = {}
     fruitless = 0
     while len(errors) < n_labels:
         moving = sorted(group, key=lambda walker: walker.segment)[: n_labels - len(errors)]
@@ -143,6 +148,13 @@ def explore(
                 walker.reach_fs = min(settings.longest_fs, 2.0 * walker.reach_fs)
             else:
                 walker.reach_fs = max(settings.shortest_fs, 0.5 * walker.reach_fs)
+            alike = (walker.seed_index, walker.pressure_GPa)
+            energy = float(answer["energy"]) / len(moved)
+            lowest[alike] = min(energy, lowest.get(alike, energy))
+            above = energy - lowest[alike]
+            if seeds and above > reach_eV_per_atom(walker.temperature_K):
+                walker.atoms = seeds[walker.seed_index].copy()
+                walker.reach_fs = settings.shortest_fs
         on_label(len(errors))
         fruitless = fruitless + 1 if len(errors) == before else 0
         if fruitless >= 20:

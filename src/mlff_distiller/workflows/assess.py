@@ -17,6 +17,7 @@ from mlff_distiller.labeling import Labeler, open_labels
 from mlff_distiller.md.record import ForceField, Trajectory
 from mlff_distiller.reports.evidence import Curve, Evidence, ParitySet, Sampling
 from mlff_distiller.reports.evidence import Trajectory as Drawn
+from mlff_distiller.sampling.reach import out_of_reach
 from mlff_distiller.students import Student
 from mlff_distiller.teachers import TeacherCalculator
 from mlff_distiller.validation.accuracy import Answers, Compared, no_errors
@@ -291,10 +292,15 @@ def _student_block(student: Student) -> dict[str, Any]:
 
 
 def _data_block(labels: Dataset, split: Split) -> dict[str, Any]:
-    seconds = [labels.provenance(index).get("seconds", 0.0) for index in range(len(labels))]
+    seconds = [origin.get("seconds", 0.0) for origin in labels.provenances()]
+    unused = np.setdiff1d(
+        np.arange(len(labels)), np.concatenate([split.train, split.validation, split.test])
+    )
+    far = int(out_of_reach(labels)[unused].sum())
     return {
         "n_labels": len(labels),
-        "n_disputed": len(labels) - len(split.train) - len(split.validation) - len(split.test),
+        "n_disputed": len(unused) - far,
+        "n_out_of_reach": far,
         "n_train": len(split.train),
         "n_validation": len(split.validation),
         "n_test": len(split.test),

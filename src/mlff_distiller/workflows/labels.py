@@ -131,6 +131,7 @@ def label_more(
             config.seed + 7919 * turn,
             {"turn": turn},
             lambda n: on_progress("label", len(first) + n, n_labels, label.news),
+            seeds,
         )
 
 

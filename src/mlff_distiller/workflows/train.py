@@ -24,6 +24,7 @@ from mlff_distiller.errors import ConfigError, DatasetError
 from mlff_distiller.labeling import BRANCHES_PER_SEED
 from mlff_distiller.md.record import ForceField, stays_up
 from mlff_distiller.neighbors import neighbor_list
+from mlff_distiller.sampling.reach import out_of_reach
 from mlff_distiller.students import Student, load_student, save_student, set_repulsion
 from mlff_distiller.students.data import robust_fit
 from mlff_distiller.students.error_model import fit_error_model
@@ -111,14 +112,17 @@ def train_and_test(
 def split_labels(labels: Dataset, config: Config) -> Split:
     """Whole trees to each part; the seeds themselves train, and labels in dispute do not.
 
-    An element that is in no other group trains. Where that leaves fewer than three groups, each is
-    cut into blocks, see `in_blocks`.
+    Structures `out_of_reach` of the dynamics asked for neither validate nor test, and a group that
+    is mostly of these trains, as does an element that is in no other group. Where that leaves fewer
+    than three groups, each is cut into blocks, see `in_blocks`.
     """
     rest = 1.0 - config.test_fraction - config.validation_fraction
     fractions = rest, config.validation_fraction, config.test_fraction
     groups, are_cut = labels.groups, False
     names = {int(group) for group in groups}
     train = {name for name in names if name % BRANCHES_PER_SEED == 0}
+    far = out_of_reach(labels)
+    train |= _mostly(far, groups)
     if len(names - train) < FEWEST_GROUPS:
         train = set()
     while True:
@@ -134,7 +138,8 @@ def split_labels(labels: Dataset, config: Config) -> Split:
     agreed = replace(
         split,
         train=split.train[~disputed[split.train]],
-        validation=split.validation[~disputed[split.validation]],
+        validation=split.validation[~(disputed | far)[split.validation]],
+        test=split.test[~far[split.test]],
     )
     if not len(agreed.train) or not len(agreed.validation):
         raise DatasetError(
@@ -144,6 +149,12 @@ def split_labels(labels: Dataset, config: Config) -> Split:
             remedy="take another teacher, or raise max_disagreement_eV_per_A",
         )
     return agreed
+
+
+def _mostly(far: np.ndarray, groups: np.ndarray) -> set[int]:
+    """Groups of which more than half is ``far``."""
+    names, of, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    return set(names[2 * np.bincount(of, weights=far) > sizes].tolist())
 
 
 def _of_elements_held_out(labels: Dataset, groups: np.ndarray, split: Split) -> set[int]:

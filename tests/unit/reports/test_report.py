@@ -234,6 +234,9 @@ def test_labels_left_out_are_told(tmp_path, report, evidence, number, told):
     text = render(tmp_path, report, evidence).text
     assert ("40 left out, on which the teacher's networks disagree" in text) == told
     assert ("left out" in text) == told
+    report["data"]["n_out_of_reach"] = number
+    text = render(tmp_path, report, evidence).text
+    assert ("40 not used, kin of held-out ones and out of reach" in text) == told
 
 
 @pytest.mark.parametrize("nothing", [None, math.nan])

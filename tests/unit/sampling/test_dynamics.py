@@ -151,6 +151,23 @@ def test_a_walker_goes_on_where_the_student_is_right_and_back_where_it_is_wrong(
             assert walker.reach_fs == (40.0 if goes_on else 10.0)
 
 
+def test_a_walker_out_of_reach_begins_at_its_seed_again():
+    """By the teacher's energies, however well the student knows the place."""
+    settings = DynamicsSettings(longest_fs=40.0)
+    seed = copper()
+    strained = copper()
+    strained.set_cell(1.1 * strained.cell.array, scale_atoms=True)  # some 0.3 eV/atom above
+    for seeds, returns in (((seed,), True), ((), False)):
+        group = walkers([seed], [300.0], settings, 2)
+        group[1].atoms = strained.copy()
+        for walker in group:
+            walker.reach_fs = 20.0
+        explore(group, EMT(), teacher([]), 2, settings, 0.1, seeds=seeds)
+        assert group[0].reach_fs == 40.0
+        assert np.array_equal(group[1].atoms.positions, seed.positions) == returns
+        assert group[1].reach_fs == (10.0 if returns else 40.0)
+
+
 def test_broken_dynamics_ends_before_the_damage():
     class Wild(EMT):
         def calculate(self, *args, **kwargs):

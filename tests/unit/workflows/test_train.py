@@ -306,6 +306,44 @@ def test_probes_train_but_not_around_structures_that_test(labels, tmp_path):
         train(labels, tmp_path / "none", chosen, sources=Sources(probes=labels))
 
 
+def test_structures_out_of_reach_only_train(labels, tmp_path):
+    records = list(Dataset(labels).iterate())
+    origin = {"seed": 0, "temperature_K": 1e4}
+    chosen = load_config(None, SMALL)
+    before = split_labels(Dataset(labels), chosen)
+    alone, part_of = int(before.test[0]), before.validation.tolist()
+
+    def above(record: Record, energy: float) -> Record:
+        label = record.labels | {"energy": record.labels["energy"] + energy}
+        return replace(record, labels=label, provenance=origin)
+
+    moved = [above(record, 100.0 * (k == alone)) for k, record in enumerate(records)]
+    with DatasetWriter(tmp_path / "one", {"teacher": None}) as writer:
+        writer.append(moved)
+    split = split_labels(Dataset(tmp_path / "one"), chosen)
+    assert alone in split.train  # a group of its own
+    assert len(np.concatenate([split.train, split.validation, split.test])) == len(records)
+    kin = {k: records[part_of[0]].group for k in part_of}
+    kin |= {int(k): records[before.train[0]].group for k in before.train[:5]}  # the largest trains
+    joined = [
+        replace(above(own, 100.0 * (k == part_of[0])), group=kin.get(k, own.group))
+        for k, own in enumerate(records)
+    ]
+    with DatasetWriter(tmp_path / "joined", {"teacher": None}) as writer:
+        writer.append(joined)
+    for seed in range(20):
+        split = split_labels(
+            Dataset(tmp_path / "joined"), load_config(None, [*SMALL, f"seed={seed}"])
+        )
+        held_out = np.concatenate([split.validation, split.test])
+        assert part_of[0] not in held_out
+        if part_of[1] in held_out:
+            break
+    else:
+        raise AssertionError("no seed held the group out")
+    assert part_of[0] not in split.train  # its kin are held out
+
+
 def test_labels_in_dispute_only_test(labels, tmp_path):
     chosen = load_config(None, [*SMALL, "max_disagreement_eV_per_A=2"])
     whole = split_labels(Dataset(labels), chosen)  # of a teacher without a committee
