@@ -7,6 +7,8 @@ import sys
 import pytest
 from tests.helpers import ROOT
 
+from mlff_distiller import training
+
 FOLDER = ROOT / "benchmarks"
 SCRIPTS = [
     path for path in sorted(FOLDER.rglob("*.py")) if "argparse.ArgumentParser(" in path.read_text()
@@ -35,6 +37,22 @@ def test_a_script_tells_its_options(path, monkeypatch, capsys):
                 del sys.modules[name]
     assert end.value.code == 0
     assert "usage:" in capsys.readouterr().out
+
+
+def test_an_update_is_timed_within_one_training(monkeypatch):
+    """The difference of two short trainings was negative in the noise."""
+    monkeypatch.syspath_prepend(FOLDER)
+    two_versions = importlib.import_module("two_versions")
+    seconds, trainings = (9.0, 9.06, 9.14, 9.2, 19.2), []
+
+    def train(*given, **_):
+        trainings.append(given)
+        return [{"updates": 6 * k, "seconds": own} for k, own in enumerate(seconds, 1)]
+
+    monkeypatch.setattr(training, "train", train)
+    assert two_versions.update("nep", "cpu", 6) == {"update_ms_nep": pytest.approx(70 / 6)}
+    ((_, _, _, settings),) = trainings
+    assert settings.updates == 6 * settings.validations
 
 
 def test_the_readme_lists_every_script_and_every_result():

@@ -15,8 +15,8 @@ BETAS = (0.9, 0.99)
 EPSILON = 1e-8
 NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)
 ITERATIONS = 5
-SHARED_BYTES = 40 * 1024
-"""For a matrix and its like; sums of a block take some, too."""
+SHARED_BYTES = 44 * 1024
+"""Of the 48 KB that a block has without asking: for a matrix, its transpose and a square."""
 vec8i = wp.types.vector(8, wp.int32)
 
 
@@ -43,12 +43,13 @@ def build(n: int, *, float64: bool, device: str) -> DescentKernels:
     ``memory`` starts: room for three padded matrices and two padded squares.
     """
     on_cpu = device == "cpu"
-    tile, chunks, threads = (8, 1, 1) if on_cpu else (2, 32, 256)
+    tile, chunks, threads = (8, 1, 1) if on_cpu else (4, 16, 512)
     real = wp.float64 if float64 else wp.float32
     number = "double" if float64 else "float"
     addresses = wp.types.vector(6 * n, wp.uint64)
     module = wp.Module(f"mlff_distiller_descent_{n}_{number}_{device}", None)
     module.options.update(enable_backward=False, block_dim=threads, default_grid_stride=False)
+    module.options["launch_bounds"] = (threads, 2)  # two blocks at once on a multiprocessor
     if on_cpu:
         module.options["cpu_compiler_flags"] = IN_VECTORS
     func, kernel = wp.func(module=module), wp.kernel(module=module)
@@ -57,19 +58,19 @@ def build(n: int, *, float64: bool, device: str) -> DescentKernels:
     new1, new2 = (wp.constant(real(1.0 - beta)) for beta in BETAS)
     linear, cubic, quintic = (wp.constant(real(factor)) for factor in NEWTON_SCHULZ)
 
-    @wp.func_native(
-        """
+    await_all = """
         #if defined(__CUDA_ARCH__)
             __syncthreads();
         #endif
-        """
-    )
+    """
+
+    @wp.func_native(await_all)
     def await_block(): ...
 
     @wp.func_native(
         f"""
         #if defined(__CUDA_ARCH__)
-            __shared__ __align__(16) {number} room[{SHARED_BYTES} / sizeof({number})];
+            __shared__ __align__(32) {number} room[{SHARED_BYTES} / sizeof({number})];
             if (size * sizeof({number}) <= {SHARED_BYTES})
                 return wp::array_t<{number}>(room, size);
         #endif
@@ -97,8 +98,9 @@ def build(n: int, *, float64: bool, device: str) -> DescentKernels:
         const int rows = sizes[0], columns = sizes[1], inner = sizes[2];
         const int n = columns / size;
         const bool symmetric = places[2] == places[3];
-        const int n_tiles = symmetric ? (n + 1) * ((n + 1) / 2) : rows / size * n;
-        for (int tile = thread; tile < n_tiles; tile += {threads}) {{
+        const int n_tiles = symmetric ? n * (n + 1) / 2 : rows / size * n;
+        for (int first = 0; first < n_tiles; first += {threads}) {{
+            const int tile = first + thread;
             int i = tile / n, j = tile % n;
             if (symmetric) {{ // a row of the triangle's upper half, then one of its lower half
                 i = tile / (n + 1), j = i + tile % (n + 1);
@@ -109,23 +111,33 @@ def build(n: int, *, float64: bool, device: str) -> DescentKernels:
             const {number}* a = memory.data + places[0] + i;
             const {number}* b = memory.data + places[1] + j;
             Sum total[size] = {{}};
+            if (tile < n_tiles) {{
         #if defined(__CUDA_ARCH__)
-            #pragma unroll 8
+                #pragma unroll 4
         #endif
-            for (int k = 0; k < inner; ++k) {{
-                const Row a_k = *(const Row*)(a + k * rows), b_k = *(const Row*)(b + k * columns);
-                for (int r = 0; r < size; ++r)
-                    total[r] += b_k * a_k[r];
-            }}
-            {number}* made = memory.data + places[2] + i * columns + j;
-            {number}* transposed = memory.data + places[3] + j * rows + i;
-            for (int r = 0; r < size; ++r)
-                for (int c = 0; c < size; ++c) {{
-                    const {number} value = alpha * total[r][c] + beta * b[(i + r) * columns + c];
-                    made[r * columns + c] = value;
-                    transposed[c * rows + r] = value;
+                for (int k = 0; k < inner; ++k) {{
+                    const Row a_k = *(const Row*)(a + k * rows);
+                    const Row b_k = *(const Row*)(b + k * columns);
+                    for (int r = 0; r < size; ++r)
+                        total[r] += b_k * a_k[r];
                 }}
+                for (int r = 0; r < size; ++r)
+                    total[r] = total[r] * alpha + *(const Row*)(b + (i + r) * columns) * beta;
+            }}
+            {await_all} // the result may take the place of what others read
+            if (tile < n_tiles) {{
+                {number}* made = memory.data + places[2] + i * columns + j;
+                {number}* transposed = memory.data + places[3] + j * rows + i;
+                for (int r = 0; r < size; ++r) {{
+                    Row across, down;
+                    for (int c = 0; c < size; ++c)
+                        across[c] = total[r][c], down[c] = total[c][r];
+                    *(Row*)(made + r * columns) = across;
+                    *(Row*)(transposed + r * rows) = down;
+                }}
+            }}
         }}
+        {await_all}
         """
     )
     def product(
@@ -136,8 +148,16 @@ def build(n: int, *, float64: bool, device: str) -> DescentKernels:
         alpha: real,
         beta: real,
     ):
-        """(alpha A + beta) B, which is symmetric where it is its own transpose."""
+        """(alpha A + beta) B, which is symmetric where it is its own transpose.
+
+        It may take the place of A or B if `in_place`.
+        """
         ...
+
+    @func
+    def in_place(p: int, q: int) -> bool:
+        """Whether each tile of a matrix has a thread, which keeps it until all have read."""
+        return p / tile * (q / tile) <= threads
 
     @func
     def padded(size: int) -> int:
@@ -181,19 +201,19 @@ def build(n: int, *, float64: bool, device: str) -> DescentKernels:
         """
         p, q = padded(rows), padded(columns)
         transposed = x + p * q
-        made = transposed + p * q
-        gram = made + p * q
-        square = gram + p * p
-        for _ in range(ITERATIONS):
+        gram = transposed + p * q
+        square, made = gram, x
+        if not in_place(p, q):
+            square = gram + p * p
+            made = square + p * p
+        iterations = int(ITERATIONS)  # a variable: Warp unrolls loops over constants
+        for _ in range(iterations):
             places = wp.vec4i(transposed, transposed, gram, gram)
             product(thread, memory, wp.vec3i(p, p, columns), places, real(1.0), real(0.0))
-            await_block()
             places = wp.vec4i(gram, gram, square, square)
             product(thread, memory, wp.vec3i(p, p, rows), places, quintic, cubic)
-            await_block()
             places = wp.vec4i(square, x, made, transposed)
             product(thread, memory, wp.vec3i(p, q, rows), places, real(1.0), linear)
-            await_block()
             before = x
             x = made
             made = before
@@ -240,7 +260,9 @@ def build(n: int, *, float64: bool, device: str) -> DescentKernels:
         p, q = padded(rows), padded(columns)
         size = int(0)
         if turned:
-            size = 3 * p * q + 2 * p * p
+            size = p * (2 * q + p)
+            if not in_place(p, q):
+                size += p * (q + p)
         room = room_of(memory, block[7], size)
         for e in range(thread, size, threads):  # as the padding has to be
             room[e] = real(0.0)

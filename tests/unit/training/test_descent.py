@@ -72,6 +72,21 @@ def test_kernels_do_what_the_optimizer_does(elements, neurons, optimizer, dtype,
         torch.testing.assert_close(found, expected, rtol=0.0, atol=rounding * scale)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("neurons", "n_angular"), [(50, 8), (70, 8), (180, 5)])
+def test_a_network_of_any_size_is_turned(neurons, n_angular, device):
+    """On a GPU: in place in shared memory, in place in the GPU's, and not in place."""
+    shape = Shape(8, n_angular, 10, 10, 4, True, True, neurons)
+    student = NEP(("Si",), shape, ((5.0, 4.0),)).to(device, torch.float32)
+    both = pair(student, TrainingSettings(weight_decay=0.3))
+    for number in range(5):
+        for of in both:
+            learn(of, number)
+    for expected, found in zip(*map(tensors, both), strict=True):
+        atol = 1e-5 * float(expected.abs().max())
+        torch.testing.assert_close(found, expected, rtol=0.0, atol=atol)
+
+
 def copied(of: Descent, to: Descent) -> None:
     """As a checkpoint does."""
     for mine, theirs in ((to.parameters, of.parameters), (to.averages, of.averages)):
