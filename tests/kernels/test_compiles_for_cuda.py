@@ -3,6 +3,7 @@
 import pytest
 import warp as wp
 
+from mlff_distiller.engines.painn import WARPS
 from mlff_distiller.kernels import warp_adjoints, warp_descent, warp_estimates, warp_gather
 from mlff_distiller.kernels.compiling import warp_device
 from mlff_distiller.kernels.dynamics import warp as dynamics
@@ -29,6 +30,7 @@ MODULES = {
     "estimates": lambda: warp_estimates.build("cuda", wp.float32, 1e6),
     "training": lambda: warp_training.build(SHAPE, float64=False, device="cuda", lanes=WARP),
     "painn": lambda: painn.build(OF_PAINN, "cuda"),
+    "painn of few atoms": lambda: painn.build(OF_PAINN, "cuda", WARPS),
     "adjoints": lambda: warp_adjoints.build(float64=False, device="cuda"),
     "descent": lambda: warp_descent.build(6, float64=False, device="cuda"),
     "gather": lambda: warp_gather.build(float64=False, device="cuda"),

@@ -8,6 +8,7 @@ from tests.kernels.test_painn_warp import assert_near, engine
 
 from mlff_distiller.engines.choice import choose_engine
 from mlff_distiller.engines.loading import ready_student
+from mlff_distiller.engines.painn import FEW_ATOMS
 from mlff_distiller.md import Ensemble, Simulation
 
 pytestmark = pytest.mark.gpu
@@ -28,8 +29,11 @@ def test_same_as_reference(student, dtype):
             assert_near(run(one, moved), expected(student, moved), dtype)
 
 
-def test_repeats_are_identical_and_recorded(student):
-    atoms, rng = many_atoms(4), np.random.default_rng(7)
+@pytest.mark.parametrize("n", [4, 11])
+def test_repeats_are_identical_and_recorded(student, n):
+    """Whatever the list holds beyond the cutoff; a warp or more share an atom's neighbours."""
+    atoms, rng = many_atoms(n), np.random.default_rng(7)
+    assert (len(atoms) <= FEW_ATOMS) == (n == 4)
     one = engine(student, "float32", DEVICE, skin=2.0)
     for _ in range(4):
         atoms.positions += rng.normal(0.0, 0.05, atoms.positions.shape)

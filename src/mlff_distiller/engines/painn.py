@@ -23,8 +23,12 @@ from mlff_distiller.kernels.painn.tables import radial_table
 from mlff_distiller.kernels.painn.warp import Kernels, build
 from mlff_distiller.students.painn import SATURATION, SHORTEST, PaiNN, bessel
 
-SKIN = 0.5
-"""Å. A skipped neighbour costs its distance, in each kernel that looks at neighbours."""
+SKIN = {"cpu": 0.5, "cuda": 1.0}
+"""Å. A skipped neighbour costs its distance, in each kernel that looks at neighbours; a GPU finds
+those of 32 at once."""
+FEW_ATOMS = 2048
+"""Up to so many a GPU is busy only if some warps share the neighbours of each."""
+WARPS = 4
 
 
 class PainnEngine(KernelEngine):
@@ -36,15 +40,24 @@ class PainnEngine(KernelEngine):
 
     student: PaiNN
     _kernels: Kernels
+    _warps = 1
 
-    def __init__(self, student: PaiNN, skin: float = SKIN, *, n_threads: int | None = None) -> None:
-        on_gpu = student.device.type == "cuda"
-        super().__init__(student, skin, n_threads, _with_graphs=on_gpu)
+    def __init__(
+        self, student: PaiNN, skin: float | None = None, *, n_threads: int | None = None
+    ) -> None:
+        where = student.device.type
+        super().__init__(student, skin or SKIN[where], n_threads, _with_graphs=where == "cuda")
 
     def _evaluate(self, positions: Array, cell: Array, pbc: NDArray[np.bool_]) -> Evaluation:
         return own_helpers(partial(super()._evaluate, positions, cell, pbc))
 
     # -- what depends on the atoms' number and types -------------------------------------------
+
+    def _make_room(self, types: Tensor, sizes: NDArray[np.int64]) -> None:
+        warps = WARPS if types.is_cuda and len(types) <= FEW_ATOMS else 1
+        if warps != self._warps:
+            self._warps, self._present = warps, np.empty(0, dtype=np.int64)
+        super()._make_room(types, sizes)
 
     @own_modes()
     def _set_present(self, present: NDArray[np.int64]) -> None:
@@ -62,7 +75,7 @@ class PainnEngine(KernelEngine):
             student.dtype == torch.float64,
         )
         self._shape = shape
-        self._kernels = build(shape, "cpu" if self.device.is_cpu else "cuda")
+        self._kernels = build(shape, "cpu" if self.device.is_cpu else "cuda", self._warps)
         load(self._kernels.module, self.device)
         with torch.no_grad():
             self._weights = _weights(student, torch.from_numpy(present))

@@ -82,7 +82,8 @@ class Steps:
         is_long = edges or self._n * self._shape.channels > SMALL
         step = (k.of_atoms[name], (self._skip, self._shared, layer or k.layer()))
         cores = self._n_threads if is_long else 1
-        self._steps.append(Launch([step], self._n, self._device, cores, k.threads))
+        threads = k.edge_threads if edges else k.threads
+        self._steps.append(Launch([step], self._n, self._device, cores, threads))
 
     def _product(self, a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None = None) -> None:
         if bias is None:

@@ -12,11 +12,12 @@ from typing import Any
 import warp as wp
 
 from mlff_distiller.kernels.compiling import IN_VECTORS
-from mlff_distiller.kernels.painn.native import bodies
+from mlff_distiller.kernels.painn.native import OF_EDGES, bodies
 from mlff_distiller.kernels.painn.shape import Shape
 from mlff_distiller.kernels.types import WARP, vec6d
 from mlff_distiller.kernels.warp_sums import Sums, sum_kernels
 
+BLOCK = 4 * WARP
 OF_ATOMS = (
     *("embedding", "radial", "outer", "zbl"),
     *("sums", "moments", "soft_moments", "factors", "first", "mixed", "invariants", "turned"),
@@ -42,20 +43,24 @@ class Kernels:
     shared: Any
     layer: Any
     threads: int  # that a launch takes for an atom
+    edge_threads: int  # the same of kernels that look at neighbours
     of_atoms: dict[str, wp.Kernel]
     sums: Sums
 
 
 @cache
-def build(shape: Shape, device: str) -> Kernels:
-    """Kernels for a "cpu" or a "cuda" device; compiled when first loaded."""
+def build(shape: Shape, device: str, warps: int = 1) -> Kernels:
+    """Kernels for a "cpu" or a "cuda" device; compiled when first loaded.
+
+    On a GPU ``warps`` share an atom's neighbours: some if there are few atoms.
+    """
     on_cpu = device == "cpu"
-    threads = 1 if on_cpu else WARP
+    threads, edge_threads = (1, 1) if on_cpu else (WARP, warps * WARP)
     real = wp.float64 if shape.float64 else wp.float32
     vec3 = wp.types.vector(3, real)
-    module = wp.Module(f"mlff_distiller_painn_{shape.name}_{device}", None)
+    module = wp.Module(f"mlff_distiller_painn_{shape.name}_{warps}_{device}", None)
     module.options.update(
-        enable_backward=False, block_dim=1 if on_cpu else 128, default_grid_stride=False
+        enable_backward=False, block_dim=1 if on_cpu else BLOCK, default_grid_stride=False
     )
     if on_cpu:
         module.options["cpu_compiler_flags"] = IN_VECTORS
@@ -90,15 +95,16 @@ def build(shape: Shape, device: str) -> Kernels:
 
         of_atom.__name__ = of_atom.__qualname__ = f"{name}_of_atom"
         of_atom = wp.func_native(body)(of_atom)
+        per_atom = edge_threads if name in OF_EDGES else threads
 
         def of_range(first: int, skip: wp.array(dtype=int), a: shared, x: layer):
             if skip[0] == 0:
-                of_atom(first + wp.tid() / threads, a, x)
+                of_atom(first + wp.tid() / per_atom, a, x)
 
         return wp.Kernel(of_range, key=name, module=module)
 
     return Kernels(
-        *(shape, module, vec3, shared, layer, threads),
-        {name: of_atoms(name, body) for name, body in bodies(shape).items()},
+        *(shape, module, vec3, shared, layer, threads, edge_threads),
+        {name: of_atoms(name, body) for name, body in bodies(shape, warps).items()},
         sum_kernels(wp.kernel(module=module), vec3, threads),
     )
