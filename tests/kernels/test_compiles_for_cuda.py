@@ -30,7 +30,7 @@ MODULES = {
     "estimates": lambda: warp_estimates.build("cuda", wp.float32, 1e6),
     "training": lambda: warp_training.build(SHAPE, float64=False, device="cuda", lanes=WARP),
     "painn": lambda: painn.build(OF_PAINN, "cuda"),
-    "painn of few atoms": lambda: painn.build(OF_PAINN, "cuda", WARPS),
+    "painn of few atoms": lambda: painn.build(OF_PAINN, "cuda", WARPS, chained=True),
     "adjoints": lambda: warp_adjoints.build(float64=False, device="cuda"),
     "descent": lambda: warp_descent.build(6, float64=False, device="cuda"),
     "gather": lambda: warp_gather.build(float64=False, device="cuda"),

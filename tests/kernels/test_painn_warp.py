@@ -85,6 +85,21 @@ def test_presets_in_single_precision(channels, layers):
     assert_same(run(engine(student, "float32"), atoms), wanted, "float32")
 
 
+@pytest.mark.parametrize("dtype", FORCE_TOLERANCE)
+@pytest.mark.parametrize(
+    "sizes", [{}, {"layers": 1, "max_moment": 1}, {"layers": 3, "max_moment": 5}]
+)
+def test_one_kernel_between_looks_at_neighbours(sizes, dtype):
+    """As a GPU does it with few atoms."""
+    student = random_painn(**sizes)
+    one = engine(student, dtype, chained=True)
+    for box in ("skewed cell", "molecule"):
+        atoms = rattled(structures()[box])
+        assert_near(run(one, atoms), expected(student, atoms), dtype)
+    looks = 2 * sizes.get("layers", 3)
+    assert len(one._steps._steps) == 2 * looks - 1
+
+
 def test_messages_that_do_not_saturate(student):
     config = {**student.config(), "saturates": False}
     plain = PaiNN.from_config(config)

@@ -29,6 +29,9 @@ those of 32 at once."""
 FEW_ATOMS = 2048
 """Up to so many a GPU is busy only if some warps share the neighbours of each."""
 WARPS = 4
+FEW_TO_CHAIN = 2**22
+"""Atoms x channels^2 up to which one kernel, which reads matrices for each atom, takes the place of
+many."""
 
 
 class PainnEngine(KernelEngine):
@@ -36,17 +39,33 @@ class PainnEngine(KernelEngine):
 
     Kernels gather from neighbours, and do what is not linear; their derivatives are written out.
     Products of an atom's numbers with weights are PyTorch's, which on a GPU are cuBLAS's.
+
+    Parameters
+    ----------
+    chained
+        Whether one kernel does all, products as well, from one look at neighbours to the next;
+        what is faster if None: on a GPU with few atoms.
     """
 
     student: PaiNN
     _kernels: Kernels
-    _warps = 1
+    _chained: bool | None
+    _how = 1, False  # warps of an atom, and whether kernels are chained
 
     def __init__(
-        self, student: PaiNN, skin: float | None = None, *, n_threads: int | None = None
+        self,
+        student: PaiNN,
+        skin: float | None = None,
+        *,
+        n_threads: int | None = None,
+        chained: bool | None = None,
     ) -> None:
         where = student.device.type
-        super().__init__(student, skin or SKIN[where], n_threads, _with_graphs=where == "cuda")
+        super().__init__(
+            *(student, skin or SKIN[where], n_threads),
+            _chained=chained,
+            _with_graphs=where == "cuda",
+        )
 
     def _evaluate(self, positions: Array, cell: Array, pbc: NDArray[np.bool_]) -> Evaluation:
         return own_helpers(partial(super()._evaluate, positions, cell, pbc))
@@ -54,9 +73,12 @@ class PainnEngine(KernelEngine):
     # -- what depends on the atoms' number and types -------------------------------------------
 
     def _make_room(self, types: Tensor, sizes: NDArray[np.int64]) -> None:
-        warps = WARPS if types.is_cuda and len(types) <= FEW_ATOMS else 1
-        if warps != self._warps:
-            self._warps, self._present = warps, np.empty(0, dtype=np.int64)
+        n = len(types)
+        is_few = types.is_cuda and n <= FEW_ATOMS
+        chained = is_few and n * self.student.channels**2 <= FEW_TO_CHAIN
+        how = WARPS if is_few else 1, chained if self._chained is None else self._chained
+        if how != self._how:
+            self._how, self._present = how, np.empty(0, dtype=np.int64)
         super()._make_room(types, sizes)
 
     @own_modes()
@@ -75,7 +97,9 @@ class PainnEngine(KernelEngine):
             student.dtype == torch.float64,
         )
         self._shape = shape
-        self._kernels = build(shape, "cpu" if self.device.is_cpu else "cuda", self._warps)
+        warps, chained = self._how
+        where = "cpu" if self.device.is_cpu else "cuda"
+        self._kernels = build(shape, where, warps, chained=chained)
         load(self._kernels.module, self.device)
         with torch.no_grad():
             self._weights = _weights(student, torch.from_numpy(present))

@@ -6,6 +6,7 @@ warps for an atom if there are few atoms; each ``part`` of them takes its share 
 Names are those of README.md; ``a`` and ``x`` are ``Shared`` and ``Layer`` of ``warp.py``.
 """
 
+from mlff_distiller.kernels.painn.native_chain import chain
 from mlff_distiller.kernels.painn.native_edges import TO_VECTOR, edges, folded, per_node, row
 from mlff_distiller.kernels.painn.native_moments import (
     gradients,
@@ -253,10 +254,20 @@ _MIXED_BACK = """
 
 OF_EDGES = ("sums", "message", "message_back", "gradients")
 """Kernels that look at neighbours."""
+BETWEEN = (
+    *("soft_moments", "products", "soft", "norms", "update", "features", "gates_back"),
+    *("mixed_back", "soft_back", "products_back", "soft_moments_back"),
+)
+"""Others, by their numbers in a chain."""
+SHARED = (*OF_EDGES, "chain")
+"""Kernels for which an atom may have some warps."""
 
 
-def bodies(shape: Shape, warps: int) -> dict[str, str]:
-    """What atom ``i`` does in each kernel; ``warps`` are those of an atom in `OF_EDGES`."""
+def bodies(shape: Shape, warps: int, *, chained: bool) -> dict[str, str]:
+    """What atom ``i`` does in each kernel, for which it has ``warps`` if it is among `SHARED`.
+
+    Where they are ``chained``, "chain" does what is not of `OF_EDGES`.
+    """
     own = {
         "sums": sums(shape, warps),
         "soft_moments": _SOFTEN + soft_moments(shape),
@@ -277,9 +288,12 @@ def bodies(shape: Shape, warps: int) -> dict[str, str]:
             "message": _message(shape, warps),
             "message_back": _message_back(shape, warps),
         }
+    if chained:
+        between = [own.pop(name, "") for name in BETWEEN]
+        own["chain"] = chain(between, warps)
     few = WARP // 2 if 2 * shape.radial_functions <= WARP else WARP
     lanes = {"sums": few, "gradients": few}
     return {
-        name: _prelude(shape, lanes.get(name, WARP), warps if name in OF_EDGES else 1) + body
+        name: _prelude(shape, lanes.get(name, WARP), warps if name in SHARED else 1) + body
         for name, body in own.items()
     }
