@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tests.helpers import random_painn, rattled, structures
 from tests.kernels.comparison import FORCE_TOLERANCE, expected, many_atoms, run
-from tests.kernels.test_painn_warp import assert_near, engine
+from tests.kernels.test_painn_warp import PRESETS, assert_near, engine, preset
 
 from mlff_distiller.engines.choice import choose_engine
 from mlff_distiller.engines.loading import ready_student
@@ -20,13 +20,22 @@ def student():
     return random_painn()
 
 
+@pytest.mark.parametrize("chained", [True, False])
 @pytest.mark.parametrize("dtype", FORCE_TOLERANCE)
-def test_same_as_reference(student, dtype):
-    one = engine(student, dtype, DEVICE)
+def test_same_as_reference(student, dtype, chained):
+    one = engine(student, dtype, DEVICE, chained=chained)
     for atoms in [*structures().values(), many_atoms(3)]:
         for amount in (0.0, 0.08):
             moved = rattled(atoms, amount)
             assert_near(run(one, moved), expected(student, moved), dtype)
+
+
+@pytest.mark.parametrize("chained", [True, False])
+@pytest.mark.parametrize(("channels", "layers"), PRESETS)
+def test_presets(channels, layers, chained):
+    own, atoms = preset(channels, layers), rattled(structures()["small cell"])
+    found = run(engine(own, "float32", DEVICE, chained=chained), atoms)
+    assert_near(found, expected(own, atoms), "float32")
 
 
 @pytest.mark.parametrize("n", [4, 11])

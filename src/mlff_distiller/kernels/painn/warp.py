@@ -139,6 +139,8 @@ def build(shape: Shape, device: str, warps: int = 1, *, chained: bool = False) -
     return Kernels(
         *(shape, module, vec3, shared, layer, threads, shared_threads, product),
         {name: of_atoms(name, body) for name, body in own.items()},
-        wp.Kernel(chain, key="chain", module=module) if chained else None,
+        wp.Kernel(chain, key="chain", module=module, options={"launch_bounds": (BLOCK, 8)})
+        if chained
+        else None,
         sum_kernels(wp.kernel(module=module), vec3, threads),
     )
