@@ -43,3 +43,14 @@ def test_it_compiles(name, tmp_path):
     module = MODULES[name]().module
     wp.compile_aot_module(module, arch=80, module_dir=tmp_path, use_ptx=True)
     assert [file.suffix for file in tmp_path.iterdir() if file.suffix == ".ptx"] == [".ptx"]
+
+
+def test_steps_in_one_kernel_see_what_earlier_ones_wrote(tmp_path):
+    """Not so if they read through the cache for what never changes."""
+    warp_device("cpu")
+    module = MODULES["painn of few atoms"]().module
+    wp.compile_aot_module(module, arch=80, module_dir=tmp_path, use_ptx=True)
+    (ptx,) = tmp_path.glob("*.ptx")
+    (chain,) = (own for own in ptx.read_text().split(".entry ") if own.startswith("chain"))
+    assert "ld.global" in chain
+    assert "ld.global.nc" not in chain

@@ -75,8 +75,10 @@ class PainnEngine(KernelEngine):
     def _make_room(self, types: Tensor, sizes: NDArray[np.int64]) -> None:
         n = len(types)
         is_few = types.is_cuda and n <= FEW_ATOMS
-        chained = is_few and n * self.student.channels**2 <= FEW_TO_CHAIN
-        how = WARPS if is_few else 1, chained if self._chained is None else self._chained
+        chained = self._chained
+        if chained is None:
+            chained = is_few and n * self.student.channels**2 <= FEW_TO_CHAIN
+        how = WARPS if is_few or (chained and types.is_cuda) else 1, chained
         if how != self._how:
             self._how, self._present = how, np.empty(0, dtype=np.int64)
         super()._make_room(types, sizes)

@@ -8,7 +8,7 @@ atom's numbers with a matrix, which all threads share.
 from mlff_distiller.kernels.types import WARP
 
 _PRODUCT = """
-    const auto& p = products.data[at];
+    const auto p = products.data[at];
     using in_t = const real*;
     const int width = p.width, rows = p.rows, groups = threads < width ? 1 : threads / width;
     const int group = thread / width < groups ? thread / width : groups;  // the last one rests
@@ -71,7 +71,13 @@ _PRODUCT = """
 
 def chain(bodies: list[str], warps: int) -> str:
     """A code is the number of a body and that of its layer, or -1 and the number of a product."""
-    cases = "".join(f"case {k}: {{ {body} }} break;\n" for k, body in enumerate(bodies))
+    # Steps read what others wrote. A pointer promised not to overlap with others would let a GPU
+    # read through its cache of constants, which does not see that.
+    own = (body.replace("__restrict__", "") for body in bodies)
+    cases = "".join(
+        f"case {k}: {{ const auto x = layers.data[at]; {body} }} break;\n"
+        for k, body in enumerate(own)
+    )
     return f"""
     #if defined(__CUDA_ARCH__)
         constexpr int threads = {WARP * warps};
@@ -84,7 +90,6 @@ def chain(bodies: list[str], warps: int) -> str:
         if (kind < 0) {{
             {_PRODUCT}
         }} else if (part == 0) {{
-            const auto& x = layers.data[at];
             switch (kind) {{
             {cases}
             }}

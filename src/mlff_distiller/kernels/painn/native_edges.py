@@ -4,6 +4,9 @@ from mlff_distiller.kernels.painn.shape import Shape
 from mlff_distiller.kernels.painn.tables import INTERVALS_A_HALF_WAVE
 from mlff_distiller.kernels.types import WARP
 
+MOST_SHARED = 16384
+"""Bytes in which the warps of an atom exchange sums; a GPU gives 48 KiB to a block."""
+
 
 def edges(shape: Shape, each: str, *, slopes: bool, only: str = "true", beyond: str = "") -> str:
     """Does ``each`` for neighbours within the cutoff, and ``beyond`` for ``slot``s of others.
@@ -114,30 +117,35 @@ def edges(shape: Shape, each: str, *, slopes: bool, only: str = "true", beyond: 
 
 def folded(size: str, arrays: list[str], warps: int) -> str:
     """Adds up what the parts of an atom have in ``arrays`` of ``size``, for the first one."""
-    count = f"{len(arrays)} * {size}"
+    others = WARP * max(1, warps - 1)
+    at_once = max(1, MOST_SHARED // (8 * len(arrays) * others))
 
-    def each(line: str) -> str:
+    def each(line: str, first: str, stop: str) -> str:
         lines = (
-            line.format(own=f"{own}[q]", place=f"here[({k} * {size} + q) * {WARP}]")
+            line.format(own=f"{own}[q]", place=f"here[({k} * {at_once} + q - {first}) * {others}]")
             for k, own in enumerate(arrays)
         )
-        return f"for (int q = 0; q < {size}; ++q) {{ {' '.join(lines)} }}"
+        return f"for (int q = {first}; q < {stop}; ++q) {{ {' '.join(lines)} }}"
 
     among_warps = f"""
-        __shared__ real memory[{max(1, warps - 1)} * {count} * {WARP}];
-        __syncthreads();
-        real* here = memory + (thread / {WARP} - 1) * {count} * {WARP} + thread % {WARP};
-        if (thread >= {WARP}) {each("{place} = {own};")}
-        __syncthreads();
-        if (thread < {WARP}) for (int warp = 1; warp < {warps}; ++warp) {{
-            here += {count} * {WARP};
-            {each("{own} += {place};")}
+        __shared__ real memory[{len(arrays) * at_once * others}];
+        #pragma unroll
+        for (int from = 0; from < {size}; from += {at_once}) {{
+            const int stop = from + {at_once} < {size} ? from + {at_once} : {size};
+            real* here = memory + thread - {WARP};
+            __syncthreads();
+            if (thread >= {WARP}) {each("{place} = {own};", "from", "stop")}
+            __syncthreads();
+            if (thread < {WARP}) for (int warp = 1; warp < {warps}; ++warp) {{
+                here += {WARP};
+                {each("{own} += {place};", "from", "stop")}
+            }}
         }}"""
     return f"""
     #if defined(__CUDA_ARCH__)
     {{
         for (int other = lanes; other < {WARP}; other *= 2)
-            {each("{own} += __shfl_xor_sync(0xffffffff, {own}, other);")}
+            {each("{own} += __shfl_xor_sync(0xffffffff, {own}, other);", "0", size)}
         {among_warps if warps > 1 else ""}
     }}
     #endif
