@@ -25,9 +25,9 @@ def compiled(
         # It advises TF32, which forces do not allow, and warns of what its own parts make use of.
         warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
         warnings.simplefilter("ignore", DeprecationWarning)
-        function(*arguments)  # the graph does not hold the constants it keeps
         token = TRACING.set(True)
         try:
+            function(*arguments)  # the graph does not hold the constants it keeps
             graph = make_fx(function)(*arguments)
         finally:
             TRACING.reset(token)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from mlff_distiller.batch import Batch
 from mlff_distiller.errors import TrainingError
+from mlff_distiller.kernels.nep.reference import _harmonic_tables
 from mlff_distiller.neighbors import edge_vectors, neighbor_list
 from mlff_distiller.students import NEPSettings, PaiNNSettings, nep_for, painn_for
 from mlff_distiller.training import (
@@ -129,6 +130,18 @@ def test_a_compiled_step_teaches_what_single_kernels_do(make):
         histories.append(train(student, training, frames(4, seed=1), settings))
     for a, b in zip(*histories, strict=True):
         assert a["train_loss"] == pytest.approx(b["train_loss"], rel=0.02)
+
+
+def test_constants_of_a_student_that_its_kernels_train_are_not_compiled(monkeypatch):
+    """They are made on the CPU, where a graph for a GPU cannot read them."""
+    graphs = []
+    monkeypatch.setattr("torch.compile", lambda graph, **_: graphs.append(graph) or graph)
+    _harmonic_tables.cache_clear()
+    training = frames(3)
+    settings = TrainingSettings(updates=6, atoms_per_batch=12, compile=True, validations=1)
+    train(nep_for(training, SMALL, 0), training, frames(2, seed=1), settings)
+    (graph,) = graphs
+    assert "aten.zeros." not in graph.code
 
 
 @pytest.mark.filterwarnings("error:training goes uncompiled")
