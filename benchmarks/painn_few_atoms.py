@@ -5,8 +5,8 @@
 Silicon, float32, 300 K, 1 fs: the ``painn-32x2`` of ``silicon/``, and a ``painn-64x2`` of random
 weights, too small to move atoms. By ``evaluate``, which waits for a GPU's graph; by ``run_md``'s
 dynamics at constant energy; and by ASE. Each turn is a process of its own with one of the two on
-its PYTHONPATH; medians of all turns, in ms. Where the version has both ways, also with kernels
-chained and with products by cuBLAS. ``first_s`` is a first evaluation with nothing compiled.
+its PYTHONPATH; medians of all turns, in ms. Where the version has both ways, also with products by
+cuBLAS. ``first_s`` is a first evaluation with nothing compiled.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def rows_of(name, student, n_atoms, device):
     what = f"{name}, {len(atoms)} atoms"
     ways = {"": {}}
     if "chained" in signature(PainnEngine).parameters:
-        ways |= {", chained": {"chained": True}, ", cuBLAS": {"chained": False}}
+        ways |= {", cuBLAS": {"chained": False}}
     for way, settings in ways.items():
         engine = PainnEngine(ready, **settings)
         began = time.perf_counter()
@@ -107,7 +107,8 @@ def turn(source, arguments):
     command = [sys.executable, __file__, source, source, "--one", "--device", arguments.device]
     command += ["--sizes", *map(str, arguments.sizes)]
     with tempfile.TemporaryDirectory() as cache:
-        path = os.pathsep.join([str(source.resolve()), str(HERE.resolve())])
+        given = os.environ.get("PYTHONPATH", "")
+    path = os.pathsep.join([str(source.resolve()), str(HERE.resolve()), given])
         done = subprocess.run(
             command,
             env={**os.environ, "PYTHONPATH": path, "XDG_CACHE_HOME": cache},

@@ -27,7 +27,7 @@ SKIN = {"cpu": 0.5, "cuda": 1.0}
 """Å. A skipped neighbour costs its distance, in each kernel that looks at neighbours; a GPU finds
 those of 32 at once."""
 FEW_ATOMS = 2048
-"""Up to so many a GPU is busy only if some warps share the neighbours of each."""
+"""Atoms up to which a GPU is busy only if some warps share the neighbours of each."""
 WARPS = 4
 FEW_TO_CHAIN = 2**22
 """Atoms x channels^2 up to which one kernel, which reads matrices for each atom, takes the place of
