@@ -108,7 +108,7 @@ def turn(source, arguments):
     command += ["--sizes", *map(str, arguments.sizes)]
     with tempfile.TemporaryDirectory() as cache:
         given = os.environ.get("PYTHONPATH", "")
-    path = os.pathsep.join([str(source.resolve()), str(HERE.resolve()), given])
+        path = os.pathsep.join([str(source.resolve()), str(HERE.resolve()), given])
         done = subprocess.run(
             command,
             env={**os.environ, "PYTHONPATH": path, "XDG_CACHE_HOME": cache},
