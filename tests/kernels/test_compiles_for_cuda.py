@@ -3,6 +3,7 @@
 import pytest
 import warp as wp
 
+from mlff_distiller.engines.painn import WARPS
 from mlff_distiller.kernels import warp_adjoints, warp_descent, warp_estimates, warp_gather
 from mlff_distiller.kernels.compiling import warp_device
 from mlff_distiller.kernels.dynamics import warp as dynamics
@@ -29,6 +30,7 @@ MODULES = {
     "estimates": lambda: warp_estimates.build("cuda", wp.float32, 1e6),
     "training": lambda: warp_training.build(SHAPE, float64=False, device="cuda", lanes=WARP),
     "painn": lambda: painn.build(OF_PAINN, "cuda"),
+    "painn of few atoms": lambda: painn.build(OF_PAINN, "cuda", WARPS, chained=True),
     "adjoints": lambda: warp_adjoints.build(float64=False, device="cuda"),
     "descent": lambda: warp_descent.build(6, float64=False, device="cuda"),
     "gather": lambda: warp_gather.build(float64=False, device="cuda"),
@@ -41,3 +43,14 @@ def test_it_compiles(name, tmp_path):
     module = MODULES[name]().module
     wp.compile_aot_module(module, arch=80, module_dir=tmp_path, use_ptx=True)
     assert [file.suffix for file in tmp_path.iterdir() if file.suffix == ".ptx"] == [".ptx"]
+
+
+def test_steps_in_one_kernel_see_what_earlier_ones_wrote(tmp_path):
+    """Not so if they read through the cache for what never changes."""
+    warp_device("cpu")
+    module = MODULES["painn of few atoms"]().module
+    wp.compile_aot_module(module, arch=80, module_dir=tmp_path, use_ptx=True)
+    (ptx,) = tmp_path.glob("*.ptx")
+    (chain,) = (own for own in ptx.read_text().split(".entry ") if own.startswith("chain"))
+    assert "ld.global" in chain
+    assert "ld.global.nc" not in chain

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from tests.helpers import random_painn, rattled, structures
 from tests.kernels.comparison import FORCE_TOLERANCE, expected, many_atoms, run
-from tests.kernels.test_painn_warp import assert_near, engine
+from tests.kernels.test_painn_warp import PRESETS, assert_near, engine, preset
 
 from mlff_distiller.engines.choice import choose_engine
 from mlff_distiller.engines.loading import ready_student
+from mlff_distiller.engines.painn import FEW_ATOMS
 from mlff_distiller.md import Ensemble, Simulation
 
 pytestmark = pytest.mark.gpu
@@ -19,17 +20,29 @@ def student():
     return random_painn()
 
 
+@pytest.mark.parametrize("chained", [True, False])
 @pytest.mark.parametrize("dtype", FORCE_TOLERANCE)
-def test_same_as_reference(student, dtype):
-    one = engine(student, dtype, DEVICE)
+def test_same_as_reference(student, dtype, chained):
+    one = engine(student, dtype, DEVICE, chained=chained)
     for atoms in [*structures().values(), many_atoms(3)]:
         for amount in (0.0, 0.08):
             moved = rattled(atoms, amount)
             assert_near(run(one, moved), expected(student, moved), dtype)
 
 
-def test_repeats_are_identical_and_recorded(student):
-    atoms, rng = many_atoms(4), np.random.default_rng(7)
+@pytest.mark.parametrize("chained", [True, False])
+@pytest.mark.parametrize(("channels", "layers"), PRESETS)
+def test_presets(channels, layers, chained):
+    own, atoms = preset(channels, layers), rattled(structures()["small cell"])
+    found = run(engine(own, "float32", DEVICE, chained=chained), atoms)
+    assert_near(found, expected(own, atoms), "float32")
+
+
+@pytest.mark.parametrize("n", [4, 11])
+def test_repeats_are_identical_and_recorded(student, n):
+    """Whatever the list holds beyond the cutoff; a warp or more share an atom's neighbours."""
+    atoms, rng = many_atoms(n), np.random.default_rng(7)
+    assert (len(atoms) <= FEW_ATOMS) == (n == 4)
     one = engine(student, "float32", DEVICE, skin=2.0)
     for _ in range(4):
         atoms.positions += rng.normal(0.0, 0.05, atoms.positions.shape)

@@ -18,12 +18,20 @@ from mlff_distiller.students import painn
 from mlff_distiller.students.painn import PaiNN
 from mlff_distiller.students.painn_setup import initialise
 
+PRESETS = [(32, 2), (64, 2), (128, 3)]  # channels, layers
 TABLES = 1e-7
 """Of the largest force, and of 1 eV/Å: what tables are off by, at most."""
 
 
 def engine(student: PaiNN, dtype: str = "float64", device: str = "cpu", **settings) -> PainnEngine:
     return PainnEngine(ready_student(copy.deepcopy(student), device, dtype), **settings)
+
+
+def preset(channels: int, layers: int) -> PaiNN:
+    student = PaiNN(("H", "O"), 4.5, channels, layers, 12, 0.2, zbl=random_painn().zbl)
+    initialise(student, torch.Generator().manual_seed(channels))
+    student.scale.fill_(0.5)
+    return student.eval()
 
 
 def assert_near(found, wanted, dtype: str) -> None:
@@ -73,16 +81,27 @@ def test_other_shapes(sizes):
     assert_near(run(engine(student), atoms), wanted, "float64")
 
 
-@pytest.mark.parametrize(("channels", "layers"), [(32, 2), (64, 2), (128, 3)])
+@pytest.mark.parametrize(("channels", "layers"), PRESETS)
 def test_presets_in_single_precision(channels, layers):
-    zbl = random_painn().zbl
-    student = PaiNN(("H", "O"), 4.5, channels, layers, 12, 0.2, zbl=zbl)
-    initialise(student, torch.Generator().manual_seed(channels))
-    student.scale.fill_(0.5)
-    atoms = rattled(structures()["small cell"])
-    wanted = expected(student.eval(), atoms)
+    student, atoms = preset(channels, layers), rattled(structures()["small cell"])
+    wanted = expected(student, atoms)
     assert np.abs(wanted[2]).max() > 1.0
     assert_same(run(engine(student, "float32"), atoms), wanted, "float32")
+
+
+@pytest.mark.parametrize("dtype", FORCE_TOLERANCE)
+@pytest.mark.parametrize(
+    "sizes", [{}, {"layers": 1, "max_moment": 1}, {"layers": 2, "max_moment": 4}]
+)
+def test_one_kernel_between_looks_at_neighbours(sizes, dtype):
+    """As a GPU does it with few atoms."""
+    student = random_painn(**sizes)
+    one = engine(student, dtype, chained=True)
+    for box in ("skewed cell", "molecule"):
+        atoms = rattled(structures()[box])
+        assert_near(run(one, atoms), expected(student, atoms), dtype)
+    looks = 2 * sizes.get("layers", 3)
+    assert len(one._steps._steps) == 2 * looks - 1
 
 
 def test_messages_that_do_not_saturate(student):

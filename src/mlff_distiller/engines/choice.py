@@ -52,7 +52,7 @@ def choose_engine(
     if backend != "torch" and vars(type(student)).get("kernels"):
         own = import_module(f"mlff_distiller.engines.{student.kernels}")
     if own is not None and (backend == "warp" or student.device.type in own.ENGINE.measured_on):
-        engine = own.ENGINE(student, skin or own.SKIN)
+        engine = own.ENGINE(student, skin)
     elif backend == "warp":
         raise StudentError(
             "there are no compiled kernels for this student",

@@ -45,14 +45,14 @@ class NEPEngine(KernelEngine):
     def __init__(
         self,
         student: NEP,
-        skin: float = SKIN,
+        skin: float | None = None,
         *,
         n_threads: int | None = None,
         lanes: int | None = None,
     ) -> None:
         on_gpu = student.device.type == "cuda"
         super().__init__(
-            *(student, skin, n_threads),
+            *(student, skin or SKIN, n_threads),
             _dtype=student.dtype,
             _lanes=lanes or (WARP if on_gpu else 1),
             _with_graphs=on_gpu,

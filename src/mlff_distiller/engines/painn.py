@@ -23,8 +23,15 @@ from mlff_distiller.kernels.painn.tables import radial_table
 from mlff_distiller.kernels.painn.warp import Kernels, build
 from mlff_distiller.students.painn import SATURATION, SHORTEST, PaiNN, bessel
 
-SKIN = 0.5
-"""Å. A skipped neighbour costs its distance, in each kernel that looks at neighbours."""
+SKIN = {"cpu": 0.5, "cuda": 1.0}
+"""Å. A skipped neighbour costs its distance, in each kernel that looks at neighbours; a GPU finds
+those of 32 at once."""
+FEW_ATOMS = 2048
+"""Atoms up to which a GPU is busy only if some warps share the neighbours of each."""
+WARPS = 4
+FEW_TO_CHAIN = 2**22
+"""Atoms x channels^2 up to which one kernel, which reads matrices for each atom, takes the place of
+many."""
 
 
 class PainnEngine(KernelEngine):
@@ -32,19 +39,49 @@ class PainnEngine(KernelEngine):
 
     Kernels gather from neighbours, and do what is not linear; their derivatives are written out.
     Products of an atom's numbers with weights are PyTorch's, which on a GPU are cuBLAS's.
+
+    Parameters
+    ----------
+    chained
+        Whether one kernel does all, products as well, from one look at neighbours to the next;
+        what is faster if None: on a GPU with few atoms.
     """
 
     student: PaiNN
     _kernels: Kernels
+    _chained: bool | None
+    _how = 1, False  # warps of an atom, and whether kernels are chained
 
-    def __init__(self, student: PaiNN, skin: float = SKIN, *, n_threads: int | None = None) -> None:
-        on_gpu = student.device.type == "cuda"
-        super().__init__(student, skin, n_threads, _with_graphs=on_gpu)
+    def __init__(
+        self,
+        student: PaiNN,
+        skin: float | None = None,
+        *,
+        n_threads: int | None = None,
+        chained: bool | None = None,
+    ) -> None:
+        where = student.device.type
+        super().__init__(
+            *(student, skin or SKIN[where], n_threads),
+            _chained=chained,
+            _with_graphs=where == "cuda",
+        )
 
     def _evaluate(self, positions: Array, cell: Array, pbc: NDArray[np.bool_]) -> Evaluation:
         return own_helpers(partial(super()._evaluate, positions, cell, pbc))
 
     # -- what depends on the atoms' number and types -------------------------------------------
+
+    def _make_room(self, types: Tensor, sizes: NDArray[np.int64]) -> None:
+        n = len(types)
+        is_few = types.is_cuda and n <= FEW_ATOMS
+        chained = self._chained
+        if chained is None:
+            chained = is_few and n * self.student.channels**2 <= FEW_TO_CHAIN
+        how = WARPS if is_few or (chained and types.is_cuda) else 1, chained
+        if how != self._how:
+            self._how, self._present = how, np.empty(0, dtype=np.int64)
+        super()._make_room(types, sizes)
 
     @own_modes()
     def _set_present(self, present: NDArray[np.int64]) -> None:
@@ -62,7 +99,9 @@ class PainnEngine(KernelEngine):
             student.dtype == torch.float64,
         )
         self._shape = shape
-        self._kernels = build(shape, "cpu" if self.device.is_cpu else "cuda")
+        warps, chained = self._how
+        where = "cpu" if self.device.is_cpu else "cuda"
+        self._kernels = build(shape, where, warps, chained=chained)
         load(self._kernels.module, self.device)
         with torch.no_grad():
             self._weights = _weights(student, torch.from_numpy(present))

@@ -1,11 +1,13 @@
 """What each atom computes, as C++ for Warp's kernels: one source for CPU and GPU.
 
-On a CPU a thread takes an atom, and the compiler's vectors the channels; on a GPU a warp takes it,
-a lane every 32nd channel. Names are those of README.md; ``a`` and ``x`` are ``Shared`` and
-``Layer`` of ``warp.py``.
+On a CPU a thread takes an atom, and the compiler's vectors the channels; on a GPU the lanes of a
+warp do, or of half a warp, where there are so few numbers. What looks at neighbours takes some
+warps for an atom if there are few atoms; each ``part`` of them takes its share of the neighbours.
+Names are those of README.md; ``a`` and ``x`` are ``Shared`` and ``Layer`` of ``warp.py``.
 """
 
-from mlff_distiller.kernels.painn.native_edges import TO_VECTOR, edges, per_node, row
+from mlff_distiller.kernels.painn.native_chain import chain
+from mlff_distiller.kernels.painn.native_edges import TO_VECTOR, edges, folded, per_node, row
 from mlff_distiller.kernels.painn.native_moments import (
     gradients,
     products,
@@ -18,22 +20,24 @@ from mlff_distiller.kernels.painn.shape import Shape
 from mlff_distiller.kernels.types import WARP
 
 
-def _prelude(shape: Shape) -> str:
+def _prelude(shape: Shape, lanes: int, warps: int) -> str:
     return f"""
     using real = {"double" if shape.float64 else "float"};
     constexpr int C = {shape.channels}, H = {shape.half}, K = {shape.radial_functions};
     #if defined(__CUDA_ARCH__)
-        const int lane = threadIdx.x % {WARP};
-        constexpr int lanes = {WARP};
+        constexpr int lanes = {lanes}, parts = {WARP // lanes * warps};
+        const int thread = threadIdx.x % {WARP * warps};
+        const int lane = thread % lanes, part = thread / lanes;
+        const unsigned int together = {2**lanes - 1}u << (threadIdx.x % {WARP} / lanes * lanes);
     #else
-        constexpr int lane = 0, lanes = 1;
+        constexpr int lane = 0, lanes = 1, part = 0, parts = 1;
     #endif
     constexpr int CL = (C + lanes - 1) / lanes, KL = (K + lanes - 1) / lanes;
     const size_t n = a.n_atoms;
     auto total = [=](real value) -> real {{
         #if defined(__CUDA_ARCH__)
-            for (int other = {WARP} / 2; other > 0; other /= 2)
-                value += __shfl_xor_sync(0xffffffff, value, other);
+            for (int other = lanes / 2; other > 0; other /= 2)
+                value += __shfl_xor_sync(together, value, other);
         #endif
         return value;
     }};
@@ -62,13 +66,9 @@ _SOFTEN_BACK = """
 """
 
 
-def _message(shape: Shape) -> str:
+def _message(shape: Shape, warps: int) -> str:
     """s' = s + sum W p and v' = v + sum (W q u + W t), of neighbours' features p, q and t."""
-    return f"""
-    const real* __restrict__ table = x.table.data;
-    const real* __restrict__ features = x.features.data;
-    real acc[CL] = {{}}, accx[CL] = {{}}, accy[CL] = {{}}, accz[CL] = {{}};
-    {edges(shape, slopes=False)}
+    each = f"""
         const real* __restrict__ w = table + (size_t)node * 9 * C;
         const real* __restrict__ f = features + (size_t)j * 5 * C;
         for (int c = lane, q = 0; c < C; c += lanes, ++q) {{
@@ -81,8 +81,14 @@ def _message(shape: Shape) -> str:
             accy[q] += along * uy + w2 * f[3 * C + c];
             accz[q] += along * uz + w2 * f[4 * C + c];
         }}
-    }}
-    for (int c = lane, q = 0; c < C; c += lanes, ++q) {{
+    """
+    return f"""
+    const real* __restrict__ table = x.table.data;
+    const real* __restrict__ features = x.features.data;
+    real acc[CL] = {{}}, accx[CL] = {{}}, accy[CL] = {{}}, accz[CL] = {{}};
+    {edges(shape, each, slopes=False)}
+    {folded("CL", ["acc", "accx", "accy", "accz"], warps)}
+    if (part == 0) for (int c = lane, q = 0; c < C; c += lanes, ++q) {{
         const size_t k = (size_t)i * C + c, k3 = (size_t)i * 3 * C + c;
         x.s_out.data[k] = x.s.data[k] + acc[q];
         x.v_out.data[k3] = x.v.data[k3] + accx[q];
@@ -92,15 +98,9 @@ def _message(shape: Shape) -> str:
     """
 
 
-def _message_back(shape: Shape) -> str:
+def _message_back(shape: Shape, warps: int) -> str:
     """Adjoints of an atom's features from those of its neighbours' sums; dE/dr_ij of both."""
-    return f"""
-    const real* __restrict__ table = x.table.data;
-    const real* __restrict__ s_bar = a.s_bar.data;
-    const real* __restrict__ v_bar = a.v_bar.data;
-    const real* __restrict__ f = x.features.data + (size_t)i * 5 * C;
-    real accp[CL] = {{}}, accq[CL] = {{}}, accx[CL] = {{}}, accy[CL] = {{}}, accz[CL] = {{}};
-    {edges(shape, slopes=True)}
+    each = f"""
         const real* __restrict__ w = table + (size_t)node * 9 * C;
         const real* __restrict__ sb = s_bar + (size_t)j * C;
         const real* __restrict__ vb = v_bar + (size_t)j * 3 * C;
@@ -131,12 +131,20 @@ def _message_back(shape: Shape) -> str:
         real* here = (real*)(a.g.data + row + slot);
         if (lane == 0)
             for (int k = 0; k < 3; ++k) here[k] = x.is_last ? g[k] : here[k] + g[k];
-    }}
+    """
+    return f"""
+    const real* __restrict__ table = x.table.data;
+    const real* __restrict__ s_bar = a.s_bar.data;
+    const real* __restrict__ v_bar = a.v_bar.data;
+    const real* __restrict__ f = x.features.data + (size_t)i * 5 * C;
+    real accp[CL] = {{}}, accq[CL] = {{}}, accx[CL] = {{}}, accy[CL] = {{}}, accz[CL] = {{}};
+    {edges(shape, each, slopes=True)}
+    {folded("CL", ["accp", "accq", "accx", "accy", "accz"], warps)}
     const real* soft = x.soft_v.data + (size_t)i * 3 * C;
     const real* phi = x.gates.data + (size_t)i * 3 * C;
     real* phi_bar = a.gates_bar.data + (size_t)i * 3 * C;
     real* soft_bar = a.soft_v_bar.data + (size_t)i * 3 * C;
-    for (int c = lane, q = 0; c < C; c += lanes, ++q) {{
+    if (part == 0) for (int c = lane, q = 0; c < C; c += lanes, ++q) {{
         phi_bar[c] = accp[q];
         phi_bar[C + c] = accq[q];
         phi_bar[2 * C + c] = accx[q] * soft[c] + accy[q] * soft[C + c] + accz[q] * soft[2 * C + c];
@@ -244,10 +252,24 @@ _MIXED_BACK = """
 """
 
 
-def bodies(shape: Shape) -> dict[str, str]:
-    """What atom ``i`` does in each kernel."""
+OF_EDGES = ("sums", "message", "message_back", "gradients")
+"""Kernels that look at neighbours."""
+BETWEEN = (
+    *("soft_moments", "products", "soft", "norms", "update", "features", "gates_back"),
+    *("mixed_back", "soft_back", "products_back", "soft_moments_back"),
+)
+"""Others, by their numbers in a chain."""
+SHARED = (*OF_EDGES, "chain")
+"""Kernels for which an atom may have some warps."""
+
+
+def bodies(shape: Shape, warps: int, *, chained: bool) -> dict[str, str]:
+    """What atom ``i`` does in each kernel, for which it has ``warps`` if it is among `SHARED`.
+
+    Where they are ``chained``, "chain" does what is not of `OF_EDGES`.
+    """
     own = {
-        "sums": sums(shape),
+        "sums": sums(shape, warps),
         "soft_moments": _SOFTEN + soft_moments(shape),
         "soft": _SOFTEN + _SOFT,
         "norms": _NORMS,
@@ -256,14 +278,22 @@ def bodies(shape: Shape) -> dict[str, str]:
         "mixed_back": _MIXED_BACK,
         "soft_back": _SOFTEN_BACK + _SOFT_BACK,
         "soft_moments_back": _SOFTEN_BACK + soft_moments_back(shape),
-        "gradients": gradients(shape),
+        "gradients": gradients(shape, warps),
     }
     if shape.max_moment > 1:
         own |= {"products": products(shape), "products_back": products_back(shape)}
     if shape.has_messages:
         own |= {
             "features": _FEATURES,
-            "message": _message(shape),
-            "message_back": _message_back(shape),
+            "message": _message(shape, warps),
+            "message_back": _message_back(shape, warps),
         }
-    return {name: _prelude(shape) + body for name, body in own.items()}
+    if chained:
+        between = [own.pop(name, "") for name in BETWEEN]
+        own["chain"] = chain(between, warps)
+    few = WARP // 2 if 2 * shape.radial_functions <= WARP else WARP
+    lanes = {"sums": few, "gradients": few}
+    return {
+        name: _prelude(shape, lanes.get(name, WARP), warps if name in SHARED else 1) + body
+        for name, body in own.items()
+    }

@@ -3,7 +3,7 @@
 import math
 
 from mlff_distiller.kernels.painn.harmonics import harmonics_code, solid_harmonics
-from mlff_distiller.kernels.painn.native_edges import TO_VECTOR, edges, per_node, row
+from mlff_distiller.kernels.painn.native_edges import TO_VECTOR, edges, folded, per_node, row
 from mlff_distiller.kernels.painn.shape import Shape
 
 FORCE_GRID = 2.0**36
@@ -18,9 +18,17 @@ def _harmonics(shape: Shape, *, gradients: bool) -> str:
     )
 
 
-def sums(shape: Shape) -> str:
+def sums(shape: Shape, warps: int) -> str:
     """S[l, m, type, k] = sum over neighbours of a type of Y_lm(u) R_k(r)."""
     size = (shape.max_moment + 1) ** 2
+    each = f"""
+            {_harmonics(shape, gradients=False)}
+            const real* w = table + (size_t)node * 3 * K;
+            real f[KL];
+            for (int k = lane, q = 0; k < K; k += lanes, ++q) f[q] = {row("w", "p", "K", "k")};
+            for (int m = 0; m < M; ++m)
+                for (int k = lane, q = 0; k < K; k += lanes, ++q) acc[m * KL + q] += h[m] * f[q];
+    """
     stores = "\n".join(
         f"for (int m = 0; m < {2 * order + 1}; ++m) sums[n * width * {order**2}"
         f" + ((size_t)i * {2 * order + 1} + m) * width + type * K + k]"
@@ -34,22 +42,16 @@ def sums(shape: Shape) -> str:
     const real* __restrict__ table = a.radial.data;
     for (int type = 0; type < a.n_types; ++type) {{
         real acc[M * KL] = {{}};
-        {edges(shape, slopes=False, only="if (a.types.data[j] != type) continue;")}
-            {_harmonics(shape, gradients=False)}
-            const real* w = table + (size_t)node * 3 * K;
-            real f[KL];
-            for (int k = lane, q = 0; k < K; k += lanes, ++q) f[q] = {row("w", "p", "K", "k")};
-            for (int m = 0; m < M; ++m)
-                for (int k = lane, q = 0; k < K; k += lanes, ++q) acc[m * KL + q] += h[m] * f[q];
-        }}
-        for (int k = lane, q = 0; k < K; k += lanes, ++q) {{
+        {edges(shape, each, slopes=False, only="a.types.data[j] == type")}
+        {folded("M * KL", ["acc"], warps)}
+        if (part == 0) for (int k = lane, q = 0; k < K; k += lanes, ++q) {{
             {stores}
         }}
     }}
     """
 
 
-def gradients(shape: Shape) -> str:
+def gradients(shape: Shape, warps: int) -> str:
     """The last of dE/dr_ij, and what an atom has: energy and virial."""
     sums = "\n".join(
         f"""
@@ -78,17 +80,10 @@ def gradients(shape: Shape) -> str:
                 dfc = real(-0.5) * rate * wp::sin(rate * (r - pair[0]));
             }}
             const real strength = pair[2] * inverse;
-            repulsion += strength * phi * fc;
+            v[6] += strength * phi * fc;
             along += strength * (dphi * fc + phi * dfc - phi * fc * inverse);
         }}"""
-    return f"""
-    constexpr int M = {(shape.max_moment + 1) ** 2};
-    const size_t width = a.n_types * K;
-    const real* __restrict__ sums = a.sums_bar.data;
-    const real* __restrict__ table = a.radial.data;
-    real repulsion = 0, v[6] = {{}};
-    const real grid = real({FORCE_GRID!r});
-    {edges(shape, slopes=True, beyond="if (lane == 0) a.g.data[row + slot] = {{}};")}
+    each = f"""
         {_harmonics(shape, gradients=True)}
         const int type_j = a.types.data[j];
         const real* w = table + (size_t)node * 3 * K;
@@ -111,7 +106,7 @@ def gradients(shape: Shape) -> str:
             total_g[k] = wp::rint(total_g[k] * grid) / grid;
         }}
         #if defined(__CUDA_ARCH__)
-            __syncwarp();
+            __syncwarp(together);
         #endif
         if (lane == 0) for (int k = 0; k < 3; ++k) here[k] = total_g[k];
         v[0] -= dx * total_g[0];
@@ -120,10 +115,20 @@ def gradients(shape: Shape) -> str:
         v[3] -= dy * total_g[2];
         v[4] -= dx * total_g[2];
         v[5] -= dx * total_g[1];
-    }}
-    if (lane == 0) {{
+    """
+    beyond = "a.g.data[row + slot] = {};"
+    return f"""
+    constexpr int M = {(shape.max_moment + 1) ** 2};
+    const size_t width = a.n_types * K;
+    const real* __restrict__ sums = a.sums_bar.data;
+    const real* __restrict__ table = a.radial.data;
+    real v[7] = {{}};  // the virial, and the repulsion
+    const real grid = real({FORCE_GRID!r});
+    {edges(shape, each, slopes=True, beyond=beyond)}
+    {folded("7", ["v"], warps)}
+    if (lane == 0 && part == 0) {{
         for (int k = 0; k < 6; ++k) a.virials.data[i][k] = v[k];
-        a.energies.data[i] = double(a.site.data[i] + repulsion) + a.reference.data[own_type];
+        a.energies.data[i] = double(a.site.data[i] + v[6]) + a.reference.data[own_type];
     }}
     """
 

@@ -9,6 +9,8 @@ import warp as wp
 from torch import Tensor
 
 from mlff_distiller.kernels.compiling import Launch
+from mlff_distiller.kernels.painn.chain import Chain
+from mlff_distiller.kernels.painn.native import BETWEEN
 from mlff_distiller.kernels.painn.shape import Shape
 from mlff_distiller.kernels.painn.warp import Kernels
 
@@ -20,7 +22,8 @@ class Steps:
     """An evaluation of atoms whose neighbours and results ``shared`` names.
 
     ``weights`` are (inputs, outputs); ``rooms`` keeps the arrays in between from one recording to
-    the next. Of these ``last_hidden`` (n_atoms, width) is the readout's layer before SiLU.
+    the next. Of these ``last_hidden`` (n_atoms, width) is the readout's layer before SiLU. Where
+    there is a kernel ``chain``, it does all from one look at neighbours to the next.
     """
 
     last_hidden: Tensor
@@ -40,6 +43,8 @@ class Steps:
         self._skip, self._device, self._n_threads = skip, device, n_threads
         self._n: int = shared.n_atoms
         self._steps: list[Callable[[], object]] = []
+        self._chain = Chain(kernels) if kernels.chain is not None else None
+        self._kept: list[Chain] = []
         for name in ("radial", "embedding", "outer", "zbl"):
             if name in weights:
                 setattr(shared, name, _flat(weights[name]))
@@ -78,17 +83,53 @@ class Steps:
 
     def _atoms(self, name: str, layer: Any = None, *, edges: bool = False) -> None:
         """Launch a kernel over all atoms, of which some look at ``edges``."""
-        k = self._kernels
+        k, layer = self._kernels, layer or self._kernels.layer()
+        if self._chain is not None and not edges:
+            self._chain.layers.append(layer)
+            self._chain.codes.append((BETWEEN.index(name), len(self._chain.layers) - 1))
+            return
+        self._end_chain()
         is_long = edges or self._n * self._shape.channels > SMALL
-        step = (k.of_atoms[name], (self._skip, self._shared, layer or k.layer()))
+        step = (k.of_atoms[name], (self._skip, self._shared, layer))
         cores = self._n_threads if is_long else 1
-        self._steps.append(Launch([step], self._n, self._device, cores, k.threads))
+        threads = k.shared_threads if edges else k.threads
+        self._steps.append(Launch([step], self._n, self._device, cores, threads))
 
-    def _product(self, a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None = None) -> None:
+    def _product(
+        self,
+        a: Tensor,
+        b: Tensor,
+        out: Tensor,
+        bias: Tensor | None = None,
+        active: Tensor | None = None,
+    ) -> None:
+        """``active`` becomes the SiLU of what comes out."""
+        if self._chain is not None:
+            self._chain.product(self._n, out, a, b, bias, active, 1 if active is not None else 0)
+            return
         if bias is None:
             self._steps.append(partial(torch.mm, a, b, out=out))
         else:
             self._steps.append(partial(torch.addmm, bias, a, b, out=out))
+        if active is not None:
+            self._steps.append(partial(torch.ops.aten.silu, out, out=active))
+
+    def _slope(self, hidden: Tensor, bar: Tensor, out: Tensor) -> None:
+        """From an adjoint of the SiLU of ``hidden`` to that of ``hidden``."""
+        if self._chain is not None:
+            self._chain.product(self._n, out, None, None, bar, hidden, 2)
+        else:
+            slope = partial(torch.ops.aten.silu_backward, bar, hidden, grad_input=out)
+            self._steps.append(slope)
+
+    def _end_chain(self) -> None:
+        if self._chain is not None and self._chain.codes:
+            k, n = self._kernels, self._n
+            step = (k.chain, (self._skip, self._shared, *self._chain.arrays(self._device)))
+            cores = self._n_threads
+            self._steps.append(Launch([step], n, self._device, cores, k.shared_threads))
+            self._kept.append(self._chain)
+            self._chain = Chain(k)
 
     def _hidden(
         self, inputs: Tensor, matrix: Tensor, bias: Tensor, name: Any
@@ -97,8 +138,7 @@ class Steps:
         width = matrix.shape[1]
         hidden = self._room((name, "hidden"), self._n, width)
         active = self._room(("active", width), self._n, width)
-        self._product(inputs, matrix, hidden, bias)
-        self._steps.append(partial(torch.ops.aten.silu, hidden, out=active))
+        self._product(inputs, matrix, hidden, bias, active)
         return hidden, active
 
     def _network(self, inputs: Tensor, weights: list[Tensor], name: Any) -> tuple[Tensor, Tensor]:
@@ -113,7 +153,7 @@ class Steps:
         gates_bar = self._rooms["gates_bar"][: self._n * width].view(self._n, width)
         bar = self._room(("active", hidden.shape[1]), *hidden.shape)
         self._product(gates_bar, weights[2].T, bar)
-        self._steps.append(partial(torch.ops.aten.silu_backward, bar, hidden, grad_input=bar))
+        self._slope(hidden, bar, bar)
         self._product(bar, weights[0].T, inputs_bar)
 
     # -- layers --------------------------------------------------------------------------------
@@ -198,11 +238,10 @@ class Steps:
         (matrix, bias), (last, last_bias) = self._weights["readout"], self._weights["last"]
         hidden, active = self._hidden(s, matrix, bias, "readout")
         self.last_hidden = hidden
-        site = self._common("site", self._n, 1).view(-1)
-        self._steps.append(partial(torch.addmv, last_bias, active, last, out=site))
+        self._product(active, last.view(-1, 1), self._common("site", self._n, 1), last_bias)
         bar = self._room("readout_bar", *hidden.shape)
         each = last.expand(hidden.shape).contiguous()
-        self._steps.append(partial(torch.ops.aten.silu_backward, each, hidden, grad_input=bar))
+        self._slope(hidden, each, bar)
         self._product(bar, matrix.T, self._s_bar)
 
     # -- moments of the neighbourhood ----------------------------------------------------------
