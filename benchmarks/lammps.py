@@ -43,7 +43,8 @@ def in_lammps(folder, atoms, n_ranks, n_stretches, lmp, plugin, style):
     steps = STRETCH // len(atoms)
     text = (folder / "in.lammps").read_text().replace("./mlffdplugin.so", str(plugin))
     text = re.sub(r"pair_style .*", f"pair_style {style}", text)
-    text = re.sub(r"^(dump|thermo_style).*\n", "", text, flags=re.MULTILINE)
+    watch = r"^(dump|thermo_style|fix +(errors|guard)|compute|variable).*\n"
+    text = re.sub(watch, "", text, flags=re.MULTILINE)
     write_data(folder / "structure.data", atoms, ("Si",))
     text = text.replace("run           1000", f"run {steps}\n" * (1 + n_stretches))
     (folder / "in.speed").write_text(text)

@@ -28,7 +28,6 @@ from threading import Thread
 
 import numpy as np
 from ase.build import bulk
-from calorine.calculators import CPUNEP
 
 from mlff_distiller.engines.loading import ready_student
 from mlff_distiller.engines.nep import NEPEngine
@@ -51,6 +50,8 @@ def processor() -> str:
 
 
 def calorine(path, atoms):
+    from calorine.calculators import CPUNEP  # benchmarks/lammps.py runs without it
+
     atoms = atoms.copy()
     atoms.calc = CPUNEP(str(path))
 
