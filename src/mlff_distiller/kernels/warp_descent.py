@@ -16,7 +16,7 @@ EPSILON = 1e-8
 NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)
 ITERATIONS = 5
 SHARED_BYTES = 44 * 1024
-"""Of the 48 KB that a block has without asking: for a matrix, its transpose and a square."""
+"""48 KB is what a block has without asking; these hold a matrix, its transpose and a square."""
 vec8i = wp.types.vector(8, wp.int32)
 
 
