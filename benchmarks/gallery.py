@@ -35,6 +35,19 @@ atoms.write("cuco.extxyz")
         "The structure is the first frame of `tests/data/systems/hfo2.extxyz` in SevenNet's "
         "repository, without its labels: save it as `hfo2.extxyz`.",
     ),
+    "cuni": (
+        "CuNi alloy, 108 atoms",
+        """```python
+import numpy as np
+from ase.build import bulk
+
+atoms = bulk("Cu", "fcc", a=3.58, cubic=True) * 3
+atoms.symbols[np.random.default_rng(0).permutation(108)[:54]] = "Ni"
+atoms.write("cuni.extxyz")
+```
+
+This run drew other places.""",
+    ),
     "water": (
         "Liquid water, 64 molecules",
         "The structure is the first frame of `examples/water/data/data_0` in the repository of "
@@ -59,7 +72,7 @@ END = """
 
 *Held out* and *own MD* are fidelities of forces, on structures that did not train and on the
 student's own dynamics: 1 − Σ|F_student − F_teacher| / Σ|F_teacher|. *Speed-up* is of a step in ASE,
-on the smallest system. *Seconds* are those of the whole command, with three to six runs on the card
+on the smallest system. *Seconds* are those of the whole command, with two to six runs on the card
 at a time.
 
 Of {n} systems {left} were rejected with this budget: [Results](results.md) has them too.

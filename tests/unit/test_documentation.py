@@ -145,7 +145,7 @@ def test_the_structures_of_the_gallery_can_be_built(tmp_path, monkeypatch):
     for code in blocks(ROOT / "docs" / "gallery.md", "python"):
         exec(code, {})
     sizes = {path.stem: len(read(path)) for path in tmp_path.glob("*.extxyz")}
-    assert sizes == {"si": 64, "nacl": 64, "cuco": 38, "ethanol": 9}
+    assert sizes == {"si": 64, "nacl": 64, "cuco": 38, "cuni": 108, "ethanol": 9}
 
 
 def test_the_table_of_the_readme_shows_the_committed_results():

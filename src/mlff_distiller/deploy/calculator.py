@@ -52,10 +52,10 @@ class StudentCalculator(Calculator):
     dtype
         Precision of the network; positions, cells and energy sums are float64 in either case.
     backend
-        ``warp`` runs compiled kernels, which there are for nep and painn students; the first call
-        with a new kind of model compiles them, for some seconds, and keeps them. ``torch`` runs
-        PyTorch. ``auto`` takes the former for nep, and on a CPU for painn, and plain PyTorch where
-        kernels cannot be compiled.
+        ``warp`` runs compiled kernels, where the student has some (``mlff-distiller students``
+        tells); the first call with a new kind of model compiles them, for some seconds, and keeps
+        them. ``torch`` runs PyTorch. ``auto`` takes the former on devices where they were measured
+        to be faster, and plain PyTorch elsewhere and where kernels cannot be compiled.
     compile
         Whether PyTorch's kernels, where they run the student, are fused at the first call, and
         again whenever the elements change or neighbours outgrow their room: that takes most of a

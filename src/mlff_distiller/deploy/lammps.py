@@ -178,7 +178,7 @@ def _refuse(program: Any, elements: Sequence[str]) -> None:
             "a student as a fix of LAMMPS runs on one MPI rank",
             expected="python, or mpiexec -n 1 python",
             found=f"{ranks} ranks",
-            remedy="for MPI export a nep student by 'mlff-distiller export lammps'",
+            remedy="for MPI take a student with a pair style, by 'mlff-distiller export lammps'",
         )
     if (units := program.extract_global("units")) != "metal":
         raise DynamicsError("LAMMPS has other units", expected="units metal", found=units)

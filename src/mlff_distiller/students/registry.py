@@ -25,6 +25,8 @@ _OURS = {
 
 LADDER = ("nep", "nep-large", "painn-32x2", "painn-64x2")
 """Students that ``distill`` tries one after the other, the fastest first."""
+FASTEST = "nep-small"
+"""What to take where none of these is fast enough."""
 UPDATE_COST = {"nep-small": 0.6, "nep": 1.0, "nep-large": 1.7}
 """Estimates of what an update costs, times that of a ``nep``, until one has been trained."""
 

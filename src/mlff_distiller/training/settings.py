@@ -27,7 +27,7 @@ class TrainingSettings:
     of MD. ``trackers``: tensorboard, wandb, mlflow; the latter two may use the network.
     ``weight_decay``: by default what suits the student's architecture.
     ``compile``: fuse the step's kernels, which takes about a minute at first; by default where it
-    pays, on a GPU for 10,000 updates or more, and never for a ``nep``, which has kernels.
+    pays, on a GPU for 10,000 updates or more, and never for a student that has kernels to train.
     ``memory_GB``: how much of the training data is kept in memory, or in a GPU's; half of what is
     free by default. What does not fit is read again from the dataset whenever it is needed, which
     costs time and changes no result.

@@ -7,6 +7,7 @@ from typing import Any
 
 from ase import units
 
+from mlff_distiller.students.registry import FASTEST
 from mlff_distiller.workflows.goal import Goal, Turn
 from mlff_distiller.workflows.turns import Turns
 
@@ -64,9 +65,11 @@ def sentence(check: Mapping[str, Any], best: Turn, goal: Goal) -> str:
         )
     if name == "speedup":
         found = "was not measured" if value is None else f"is {value:.3g} ×"
+        faster = f"take a faster student (--student {FASTEST}), or "
         return (
-            f"The speed-up {found}, and {limit:g} × is needed: take a faster student "
-            "(--student nep-small), or accept it (evaluation.limits.speedup=1)."
+            f"The speed-up {found}, and {limit:g} × is needed: "
+            f"{'' if best.step.student == FASTEST else faster}"
+            "accept it (evaluation.limits.speedup=1)."
         )
     found = "was not measured" if value is None else f"is {value:.3g}"
     return f"{name} {found}, and the limit is {limit:g}: {_more(best, goal)}."

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from mlff_distiller.students.registry import FASTEST, architectures
 from mlff_distiller.workflows.advice import sentence
 from mlff_distiller.workflows.goal import (
     Goal,
@@ -39,6 +40,19 @@ def test_advice_asks_for_more_hours_than_a_long_turn_took(seconds, hours):
     )
     check = {"name": "test_forces_fidelity", "value": 0.9, "limit": 0.95}
     assert sentence(check, best, goal).endswith(f"goes on with --max-hours {hours}.")
+
+
+@pytest.mark.parametrize(
+    ("student", "remedy"),
+    [
+        ("painn-32x2", f"take a faster student (--student {FASTEST}), or accept it"),
+        (FASTEST, "needed: accept it"),
+    ],
+)
+def test_advice_names_a_faster_student_where_there_is_one(student, remedy):
+    assert any(next(iter(own.presets)) == FASTEST for own in architectures().values())
+    check = {"name": "speedup", "value": 3.0, "limit": 10.0}
+    assert remedy in sentence(check, turn(0.02, 0.03, student=student), GOAL)
 
 
 def test_an_approved_student_ends_the_run():
