@@ -100,7 +100,8 @@ def export(
         )
     if check and (missing := target.missing()):
         raise ExportError(
-            f"{engine} cannot be run here: {missing}", remedy=f"{target.install}, or leave --check"
+            f"{engine} cannot be run here: {missing}",
+            remedy=f"{target.remedy()}, or leave out --check",
         )
     with claimed(out):
         record = {

