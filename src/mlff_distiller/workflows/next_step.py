@@ -18,6 +18,9 @@ Where the suite trained a student longer twice in a row, the second time took 0.
 0.29 (water) of what the first did (``benchmarks/results/suite_h200.json``); this law says 0.22 and
 0.25.
 
+Where a student errs more beyond its training structures than on them, longer training widens that
+gap, and labels come first.
+
 A larger student is for where this one misses the goal with all that is left of the budgets: at
 once if its fit does, which labels do not mend; else when labels, which serve every student to come,
 promise less.
@@ -152,6 +155,8 @@ def _cheapest(turns: Sequence[Turn], goal: Goal, seconds_left: float) -> Decisio
         kinds = ("larger",)
     elif "larger" in by_kind and least_fit + least_gap > goal.error:
         kinds = ("labels", "larger")
+    elif "labels" in by_kind and last.error - last.fit > last.fit:
+        kinds = ("labels",)
     wanted = [by_kind[kind] for kind in kinds if kind in by_kind] or affordable
     best = max(wanted, key=lambda offer: math.log(last.error / offer[1]) / offer[2])
     limit = {"labels": "labels are", "longer": "training is", "larger": "its capacity is"}

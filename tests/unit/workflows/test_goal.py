@@ -164,6 +164,14 @@ def test_what_a_run_on_an_h200_does_next(turns, kinds, hours):
     assert [step.kind for step in steps] == kinds
 
 
+def test_a_gap_above_the_fit_asks_for_labels_however_much_they_cost():
+    """A molecule on an H200, where longer training took such a student's dynamics apart."""
+    dear = {"label_seconds": 900.0}
+    for fit, kind in ((0.031, "labels"), (0.04, "longer")):
+        decision = decide([turn(fit, 0.045, 0.068, student="nep-large", **dear)], GOAL)
+        assert decision.step.kind == kind
+
+
 def test_training_goes_on_where_it_has_helped_and_labels_are_dear():
     dear = [replace(ALLOY[0], label_seconds=4000.0), *ALLOY[1:]]
     assert decide(dear[:2], GOAL).step.kind == "longer"
