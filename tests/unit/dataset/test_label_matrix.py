@@ -302,6 +302,11 @@ REFUSED = {
         {},
         "(?s)numbers for the energy.*numbers for the forces.*DFT_E; dft_force.*--energy-unit eV",
     ),
+    "shorter names": (
+        xyz(column="dft_F", energy="dft_E=-1.5"),
+        {},
+        "(?s)numbers for the energy.*numbers for the forces.*dft_E; dft_F.*--forces-unit eV",
+    ),
     "no unit": (xyz(column="f_force"), {"forces_key": "f_force"}, "unit of 'f_force' is not given"),
     "two energies": (xyz("REF_energy=-3"), {}, "numbers for the energy"),
     "one unit": (xyz(), {"energy_unit": "hartree"}, "unit of 'forces' is not given"),

@@ -32,7 +32,10 @@ from mlff_distiller.structure import bare
 _VOIGT = {"xx": (0, 0), "yy": (1, 1), "zz": (2, 2), "yz": (1, 2), "xz": (0, 2), "xy": (0, 1)}
 _UNIT_KEY = re.compile(r"units?$|^units?[_-](energy|forces?|length)")
 _OWN_UNITS = re.compile(r"(?i)(metal|ase|ev|ang(stroms?)?|a|å|[\s/;,^3*-])*$")
-_SHORT_ENERGY = re.compile(r"(?i)(^|_)(e|en|e_?tot|e_?total|toten)(_|$)")
+_SHORT = {
+    "energy": re.compile(r"(?i)(^|_)(e|en|e_?tot|e_?total|toten)(_|$)"),
+    "forces": re.compile(r"(?i)(^|_)(f|frc|fxyz|f_?tot)(_|$)"),
+}
 _SPELT = _VOIGT | {"zy": (1, 2), "zx": (0, 2), "yx": (0, 1)}
 
 
@@ -200,8 +203,8 @@ def _candidates(label: str, results: Mapping[str, Any], places: Mapping[str, Any
         for key, value in places.items()
         if not (own and key == label) and _looks_like(label, key, np.asarray(value))
     ]
-    if label == "energy" and not own + others:
-        others = [key for key in _numbers(label, places) if _SHORT_ENERGY.search(key)]
+    if label in _SHORT and not own + others:
+        others = [key for key in _numbers(label, places) if _SHORT[label].search(key)]
     return own + others
 
 
