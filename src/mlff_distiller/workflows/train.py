@@ -109,19 +109,19 @@ def train_and_test(
     return read_json(path)
 
 
-def split_labels(labels: Dataset, config: Config) -> Split:
+def split_labels(labels: Dataset, config: Config, *, in_reach: bool = False) -> Split:
     """Whole trees to each part; the seeds themselves train, and labels in dispute do not.
 
-    Structures `out_of_reach` of the dynamics asked for neither validate nor test, and a group that
-    is mostly of these trains, as does an element that is in no other group. Where that leaves fewer
-    than three groups, each is cut into blocks, see `in_blocks`.
+    With ``in_reach``, structures `out_of_reach` of the dynamics asked for neither validate nor
+    test, and a group that is mostly of these trains. So does an element that is in no other group.
+    Where that leaves fewer than three groups, each is cut into blocks, see `in_blocks`.
     """
     rest = 1.0 - config.test_fraction - config.validation_fraction
     fractions = rest, config.validation_fraction, config.test_fraction
     groups, are_cut = labels.groups, False
     names = {int(group) for group in groups}
     train = {name for name in names if name % BRANCHES_PER_SEED == 0}
-    far = out_of_reach(labels)
+    far = out_of_reach(labels) if in_reach else np.zeros(len(labels), dtype=bool)
     train |= _mostly(far, groups)
     if len(names - train) < FEWEST_GROUPS:
         train = set()

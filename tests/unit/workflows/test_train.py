@@ -308,7 +308,7 @@ def test_probes_train_but_not_around_structures_that_test(labels, tmp_path):
 
 def test_structures_out_of_reach_only_train(labels, tmp_path):
     records = list(Dataset(labels).iterate())
-    origin = {"seed": 0, "temperature_K": 1e4}
+    origin = {"source": "student", "seed": 0, "temperature_K": 1e4}
     chosen = load_config(None, SMALL)
     before = split_labels(Dataset(labels), chosen)
     alone, part_of = int(before.test[0]), before.validation.tolist()
@@ -320,7 +320,7 @@ def test_structures_out_of_reach_only_train(labels, tmp_path):
     moved = [above(record, 100.0 * (k == alone)) for k, record in enumerate(records)]
     with DatasetWriter(tmp_path / "one", {"teacher": None}) as writer:
         writer.append(moved)
-    split = split_labels(Dataset(tmp_path / "one"), chosen)
+    split = split_labels(Dataset(tmp_path / "one"), chosen, in_reach=True)
     assert alone in split.train  # a group of its own
     assert len(np.concatenate([split.train, split.validation, split.test])) == len(records)
     kin = {k: records[part_of[0]].group for k in part_of}
@@ -333,7 +333,7 @@ def test_structures_out_of_reach_only_train(labels, tmp_path):
         writer.append(joined)
     for seed in range(20):
         split = split_labels(
-            Dataset(tmp_path / "joined"), load_config(None, [*SMALL, f"seed={seed}"])
+            Dataset(tmp_path / "joined"), load_config(None, [*SMALL, f"seed={seed}"]), in_reach=True
         )
         held_out = np.concatenate([split.validation, split.test])
         assert part_of[0] not in held_out
