@@ -331,7 +331,7 @@ def test_a_finished_run_learns_what_production_runs_met(bench, straight):
     labels = Dataset(out / "dataset")
     met = [k for k in range(len(labels)) if labels.provenance(k).get("source") == "harvest"]
     assert len(met) == turns[-1]["n_new_labels"] == 2
-    split = split_labels(labels, config_of(read_inputs(out)["config"]), in_reach=True)
+    split = split_labels(labels, config_of(read_inputs(out)["config"]))
     assert set(met) <= set(split.train.tolist())
     again = bench.run("harvested", "--harvest", "pool")
     assert "0 new" in again.stdout

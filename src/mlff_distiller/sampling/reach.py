@@ -29,15 +29,14 @@ def out_of_reach(labels: Dataset) -> np.ndarray:
     """(n,) bool: labels whose energy no dynamics at the hottest temperature of the set would have.
 
     Energies are compared with the lowest one of that composition, seed and pressure; frames of a
-    student's final dynamics, which name no seed, with that of the seed least bound. The temperature
-    is that of the labels' provenance: in a set that names none, or that no student's dynamics has
-    met, none is out of reach. Reads the dataset once.
+    student's final dynamics, which may be of any seed, with that of the seed least bound. The
+    temperature is that of the labels' provenance: in a set that names none, none is out of reach.
+    Reads the dataset once.
     """
     origins = labels.provenances()
     hottest = max((float(origin.get("temperature_K") or 0.0) for origin in origins), default=0.0)
     far = np.zeros(len(labels), dtype=bool)
-    walked = any(origin.get("source") in ("student", "student_md") for origin in origins)
-    if hottest <= 0.0 or not walked:
+    if hottest <= 0.0:
         return far
     energies, kinds = [], []
     lowest: dict[bytes, dict[tuple[object, ...], float]] = defaultdict(dict)

@@ -17,7 +17,6 @@ from mlff_distiller.labeling import Labeler, open_labels
 from mlff_distiller.md.record import ForceField, Trajectory
 from mlff_distiller.reports.evidence import Curve, Evidence, ParitySet, Sampling
 from mlff_distiller.reports.evidence import Trajectory as Drawn
-from mlff_distiller.sampling.reach import out_of_reach
 from mlff_distiller.students import Student
 from mlff_distiller.teachers import TeacherCalculator
 from mlff_distiller.validation.accuracy import Answers, Compared, no_errors
@@ -113,7 +112,7 @@ def assess(
         "certificate": "certificate.json",
         "teacher": _teacher_block(teacher),
         "student": _student_block(student),
-        "data": _data_block(labels, split),
+        "data": _data_block(labels, split, config),
         "accuracy": _accuracy(subjects),
         "error_estimates": found[0].measurements.get("error_estimates"),
         "stability": _stability(subjects, found),
@@ -291,16 +290,16 @@ def _student_block(student: Student) -> dict[str, Any]:
     }
 
 
-def _data_block(labels: Dataset, split: Split) -> dict[str, Any]:
+def _data_block(labels: Dataset, split: Split, config: Config) -> dict[str, Any]:
     seconds = [origin.get("seconds", 0.0) for origin in labels.provenances()]
     unused = np.setdiff1d(
         np.arange(len(labels)), np.concatenate([split.train, split.validation, split.test])
     )
-    far = int(out_of_reach(labels)[unused].sum())
+    n_disputed = int((labels.disagreement[unused] > config.max_disagreement_eV_per_A).sum())
     return {
         "n_labels": len(labels),
-        "n_disputed": len(unused) - far,
-        "n_out_of_reach": far,
+        "n_disputed": n_disputed,
+        "n_out_of_reach": len(unused) - n_disputed,
         "n_train": len(split.train),
         "n_validation": len(split.validation),
         "n_test": len(split.test),

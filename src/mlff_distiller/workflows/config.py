@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, field, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -65,6 +65,8 @@ def _known(student: str) -> str:
 class Config:
     """Everything ``distill`` depends on, besides the structures and the teacher.
 
+    ``held_out``: which structures of the groups held out validate and test, those that motion at
+    the temperatures sampled can reach (in_reach), or all.
     ``max_disagreement_eV_per_A``: where a committee's members differ by more on the force of some
     atom, their mean is not worth learning; such structures only test.
     ``repulsion_A``: where ZBL begins, Å by pair of elements such as ``O-O``; else the data decide.
@@ -79,6 +81,7 @@ class Config:
     seed: Annotated[int, Field(ge=0)] = 0
     test_fraction: Fraction = 0.1
     validation_fraction: Fraction = 0.1
+    held_out: Literal["in_reach", "all"] = "in_reach"
     max_disagreement_eV_per_A: Annotated[float, Field(gt=0)] = 6.0
     repulsion_A: dict[Pair, Annotated[float, Field(gt=0)]] = field(default_factory=dict)
     sampling: RattleSettings = field(default_factory=RattleSettings)

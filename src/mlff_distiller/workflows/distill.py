@@ -28,7 +28,7 @@ from mlff_distiller.validation.certificate import write_certificate
 from mlff_distiller.workflows.advice import advice
 from mlff_distiller.workflows.assess import some_of
 from mlff_distiller.workflows.config import Config
-from mlff_distiller.workflows.folder import files_of_run, fix_inputs, is_begun
+from mlff_distiller.workflows.folder import as_begun, files_of_run, fix_inputs, is_begun
 from mlff_distiller.workflows.goal import to_plain as plain_turn
 from mlff_distiller.workflows.harvest import bring
 from mlff_distiller.workflows.seeds import read_seeds, ready_seeds, save_structures
@@ -94,6 +94,7 @@ def distill(
         if not is_begun(out):  # what cannot start binds no folder
             _start(source, on_progress)
         has_turn = (out / "turns" / "00" / "turn.json").exists() or (out / "report.json").exists()
+        config = as_begun(out, config)
         fix_inputs(out, config, inputs, _MAY_GROW if has_turn else ())
         if harvest:
             bring(out, harvest, on_progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,17 @@ def read_inputs(out: Path) -> dict[str, Any]:
             found=", ".join(map(str, content)) or "nothing",
             remedy="restore it from a copy, or choose another folder",
         )
+    content["config"].setdefault("held_out", "all")  # so runs of earlier versions began
     return content
+
+
+def as_begun(out: Path, config: Config) -> Config:
+    """``config``, but which structures are held out stays as it was when a run in ``out`` began.
+
+    Earlier versions held out all: what one of their students trained on must not test it.
+    """
+    began = read_inputs(out)["config"]["held_out"] if is_begun(out) else config.held_out
+    return replace(config, held_out="all") if began == "all" else config
 
 
 def fix_inputs(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from mlff_distiller.training.sources import NO_EXTRA, NO_SOURCES, Extra, Sources
 from mlff_distiller.validation.accuracy import student_errors
 from mlff_distiller.workflows.config import Config, to_plain
 from mlff_distiller.workflows.doubts import warn_of_labels
-from mlff_distiller.workflows.folder import fix_inputs, identity_of
+from mlff_distiller.workflows.folder import as_begun, fix_inputs, identity_of
 
 OnProgress = Callable[[str, int, int, str], None]
 """Called with stage, done, total and a few words of news."""
@@ -76,6 +75,7 @@ def train(
         if init is not None:
             file = init if init.is_file() else init / "weights.safetensors"
             inputs["init"] = sha256_of_file(file)
+        config = as_begun(out, config)
         if workers.leads:
             fix_inputs(out, config, inputs)
         return train_and_test(out, dataset, config, on_progress, start, sources, workers)
@@ -109,19 +109,20 @@ def train_and_test(
     return read_json(path)
 
 
-def split_labels(labels: Dataset, config: Config, *, in_reach: bool = False) -> Split:
+def split_labels(labels: Dataset, config: Config) -> Split:
     """Whole trees to each part; the seeds themselves train, and labels in dispute do not.
 
-    With ``in_reach``, structures `out_of_reach` of the dynamics asked for neither validate nor
-    test, and a group that is mostly of these trains. So does an element that is in no other group.
-    Where that leaves fewer than three groups, each is cut into blocks, see `in_blocks`.
+    Unless ``config.held_out`` is all, structures `out_of_reach` of the temperatures sampled neither
+    validate nor test, and a group that is mostly of these trains. So does an element that is in no
+    other group. Where that leaves fewer than three groups, each is cut into blocks, see
+    `in_blocks`.
     """
     rest = 1.0 - config.test_fraction - config.validation_fraction
     fractions = rest, config.validation_fraction, config.test_fraction
     groups, are_cut = labels.groups, False
     names = {int(group) for group in groups}
     train = {name for name in names if name % BRANCHES_PER_SEED == 0}
-    far = out_of_reach(labels) if in_reach else np.zeros(len(labels), dtype=bool)
+    far = np.zeros(len(labels), dtype=bool) if config.held_out == "all" else out_of_reach(labels)
     train |= _mostly(far, groups)
     if len(names - train) < FEWEST_GROUPS:
         train = set()
@@ -135,12 +136,8 @@ def split_labels(labels: Dataset, config: Config, *, in_reach: bool = False) -> 
         train |= rare
     limit = config.max_disagreement_eV_per_A
     disputed = labels.disagreement > limit
-    agreed = replace(
-        split,
-        train=split.train[~disputed[split.train]],
-        validation=split.validation[~(disputed | far)[split.validation]],
-        test=split.test[~far[split.test]],
-    )
+    validation, test = _near(split.validation, far), _near(split.test, far)
+    agreed = Split(split.train[~disputed[split.train]], validation[~disputed[validation]], test)
     if not len(agreed.train) or not len(agreed.validation):
         raise DatasetError(
             "the committee agrees on too few structures to train on",
@@ -149,6 +146,12 @@ def split_labels(labels: Dataset, config: Config, *, in_reach: bool = False) -> 
             remedy="take another teacher, or raise max_disagreement_eV_per_A",
         )
     return agreed
+
+
+def _near(part: np.ndarray, far: np.ndarray) -> np.ndarray:
+    """Those of ``part`` that are not ``far``, or all where all are."""
+    near: np.ndarray = part[~far[part]]
+    return near if len(near) else part
 
 
 def _mostly(far: np.ndarray, groups: np.ndarray) -> set[int]:

@@ -132,7 +132,7 @@ class Turns:
         began = time.monotonic()
         labels, label_seconds = self._label(step, number)
         config = self._config(step, number)
-        split = split_labels(labels, config, in_reach=True)
+        split = split_labels(labels, config)
         home = self._home(number)
         home.mkdir(parents=True, exist_ok=True)
         log = EventLog(home / "log.jsonl")
@@ -177,7 +177,7 @@ class Turns:
         """What was found of a turn's student; examined again if another process found it."""
         if turn.number not in self.assessments:
             labels = Dataset(self.out / "dataset")
-            split = split_labels(labels, self._config(turn.step, turn.number), in_reach=True)
+            split = split_labels(labels, self._config(turn.step, turn.number))
             student = load_student(self.folder(turn.number) / "student")
             done = self._assess(labels, split, student, turn.step, turn.number)
             self.assessments[turn.number] = done

@@ -419,7 +419,7 @@ def _config_of_run(run: Path) -> Config:
 def _data_of_run(run: Path, config: Config) -> dict[str, list[Atoms]]:
     """Structures that a run's student was trained and tested on, with their labels."""
     labels = Dataset(run / "dataset")
-    split = split_labels(labels, config, in_reach=(run / "turns").exists())  # of `distill`
+    split = split_labels(labels, config)
     return {
         name: labels.read(part).to_atoms()
         for name, part in (("training", split.train), ("test", split.test))

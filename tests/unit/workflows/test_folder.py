@@ -22,7 +22,7 @@ from mlff_distiller.students import save_student
 from mlff_distiller.validation.certificate import certified, write_certificate
 from mlff_distiller.workflows.config import Config, load_config, read_yaml
 from mlff_distiller.workflows.distill import distill
-from mlff_distiller.workflows.folder import fix_inputs
+from mlff_distiller.workflows.folder import as_begun, fix_inputs
 from mlff_distiller.workflows.sample import sample
 
 EMT = "ase:ase.calculators.emt:EMT"
@@ -62,6 +62,21 @@ def test_a_teacher_that_cannot_start_leaves_no_folder(tmp_path, monkeypatch):
     with pytest.raises(Exception, match="there is no module"):
         distill([bulk("Cu")], "ase:missing_module:Thing", "run")
     assert not Path("run").exists()
+
+
+def test_an_earlier_run_goes_on_holding_out_what_it_did(here, tmp_path):
+    """Else what its student trained on could come to test it."""
+    content = (here / "trained" / "config.yaml").read_text()
+    assert "held_out" not in content
+    assert as_begun(here / "trained", Config()).held_out == "all"
+    assert as_begun(tmp_path / "none", Config()).held_out == "in_reach"
+    for chosen in ("in_reach", "all"):
+        own = tmp_path / chosen
+        fix_inputs(own, Config(held_out=chosen), {"teacher": "a"})
+        assert as_begun(own, Config(held_out=chosen)).held_out == chosen
+    (tmp_path / "in_reach" / "student").mkdir()
+    with pytest.raises(ConfigError, match="held_out: in_reach -> all"):
+        fix_inputs(tmp_path / "in_reach", Config(held_out="all"), {"teacher": "a"})
 
 
 def test_inputs_without_labels_are_replaced(tmp_path):

@@ -320,9 +320,11 @@ def test_structures_out_of_reach_only_train(labels, tmp_path):
     moved = [above(record, 100.0 * (k == alone)) for k, record in enumerate(records)]
     with DatasetWriter(tmp_path / "one", {"teacher": None}) as writer:
         writer.append(moved)
-    split = split_labels(Dataset(tmp_path / "one"), chosen, in_reach=True)
+    split = split_labels(Dataset(tmp_path / "one"), chosen)
     assert alone in split.train  # a group of its own
     assert len(np.concatenate([split.train, split.validation, split.test])) == len(records)
+    every = split_labels(Dataset(tmp_path / "one"), replace(chosen, held_out="all"))
+    assert every.test.tolist() == before.test.tolist()
     kin = {k: records[part_of[0]].group for k in part_of}
     kin |= {int(k): records[before.train[0]].group for k in before.train[:5]}  # the largest trains
     joined = [
@@ -333,7 +335,7 @@ def test_structures_out_of_reach_only_train(labels, tmp_path):
         writer.append(joined)
     for seed in range(20):
         split = split_labels(
-            Dataset(tmp_path / "joined"), load_config(None, [*SMALL, f"seed={seed}"]), in_reach=True
+            Dataset(tmp_path / "joined"), load_config(None, [*SMALL, f"seed={seed}"])
         )
         held_out = np.concatenate([split.validation, split.test])
         assert part_of[0] not in held_out

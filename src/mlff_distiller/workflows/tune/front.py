@@ -16,7 +16,7 @@ from mlff_distiller.errors import ConfigError, TrainingError
 from mlff_distiller.reports.front import write_front
 from mlff_distiller.students import load_student
 from mlff_distiller.workflows.config import Config, with_settings
-from mlff_distiller.workflows.folder import fix_inputs, identity_of
+from mlff_distiller.workflows.folder import as_begun, fix_inputs, identity_of
 from mlff_distiller.workflows.train import OnProgress, train_and_test
 from mlff_distiller.workflows.tune.study import ask, ended_trials, import_optuna, open_study
 from mlff_distiller.workflows.tune.trial import Bench, Space, TuneSettings, try_out
@@ -61,6 +61,7 @@ def tune(
     dataset = Dataset(labels)
     with claimed(out):
         wanted = {**asdict(settings), "architectures": list(settings.architectures)}
+        config = as_begun(out, config)
         fix_inputs(out, config, {**identity_of(dataset), "tune": wanted})
         before = read_json(out / "tune.json", _FORM, remedy="remove it: it is made again")
         if before.get("student") is not None and (out / "student" / "config.json").exists():

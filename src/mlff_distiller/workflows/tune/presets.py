@@ -14,7 +14,7 @@ from mlff_distiller.errors import ConfigError, TrainingError
 from mlff_distiller.students import registry
 from mlff_distiller.validation.accuracy import student_errors
 from mlff_distiller.workflows.config import Config
-from mlff_distiller.workflows.folder import fix_inputs, identity_of
+from mlff_distiller.workflows.folder import as_begun, fix_inputs, identity_of
 from mlff_distiller.workflows.train import OnProgress, split_labels, train_and_test, train_stage
 from mlff_distiller.workflows.tune.trial import Bench
 
@@ -53,6 +53,7 @@ def fastest(
     with claimed(out):
         among = list(architectures or registry.architectures())
         wanted = {"target_fidelity": target_fidelity, "architectures": among}
+        config = as_begun(out, config)
         fix_inputs(out, config, {**identity_of(dataset), **wanted})
         found = read_json(out / "fastest.json", _FORM, remedy="remove it: it is made again")
         if found.get("chosen") is not None:
